@@ -1,0 +1,41 @@
+#pragma once
+
+#include "cells/inline.h"
+
+namespace fastrnn::cells {
+
+// Gated recurrent unit with the reset after the matmul, as torch.nn.GRU:
+//   r, z = sigmoid(x + h)    n = tanh(x_n + r h_n)     x, h: a gate's share from the input and from the hidden state
+//   h' = (1 - z) n + z h = n + z (h - n)
+struct Gru {
+  static constexpr const char* name = "gru";
+  static constexpr int gates = 3;  // r z n
+  static constexpr int saved = 4;  // r z n h_n
+  static constexpr bool has_c = false;
+  static constexpr bool split_gate = true;  // n: the hidden side passes through r
+
+  template <class M, class V>
+  static FASTRNN_INLINE void forward(const V* gx, const V* gh, const V& h_prev, V* s, V& /*c*/, V& h) {
+    s[0] = M::sigmoid(gx[0] + gh[0]);
+    s[1] = M::sigmoid(gx[1] + gh[1]);
+    s[2] = M::tanh(gx[2] + s[0] * gh[2]);
+    s[3] = gh[2];
+    h = s[2] + s[1] * (h_prev - s[2]);
+  }
+
+  // dz = dh (h - n)    dn = dh (1 - z)    dr = dn' h_n    dh_n = dn' r    dh_prev = dh z      dn': before the tanh
+  template <class M, class V>
+  static FASTRNN_INLINE void backward(const V* s, const V& h_prev, const V& /*h*/, const V& /*c_prev*/,
+                                      const V& /*c*/, const V& dh, V& /*dc*/, V* dgx, V* dgh, V& dh_prev) {
+    const V r = s[0], z = s[1], n = s[2], h_n = s[3];
+    dgx[2] = dh * (1 - z) * (1 - n * n);
+    dgx[1] = dh * (h_prev - n) * z * (1 - z);
+    dgx[0] = dgx[2] * h_n * r * (1 - r);
+    dgh[0] = dgx[0];
+    dgh[1] = dgx[1];
+    dgh[2] = dgx[2] * r;
+    dh_prev = dh * z;
+  }
+};
+
+}  // namespace fastrnn::cells

@@ -1,0 +1,358 @@
+#pragma once
+
+#include <cstring>
+
+#include "cells/registry.h"
+#include "cpu/math.h"
+#include "cpu/sweep.h"
+#include "cpu/workspace.h"
+
+namespace fastrnn::cpu::FASTRNN_ISA {
+
+// The backward sweep of one direction, from its last step to its first. A step multiplies the gate gradients of the
+// step after it with W_hh, which gives dh, and computes its own gate gradients panel by panel as dh leaves the tile. The
+// gate gradients of a chunk of steps then give their part of dW_ih, dW_hh, the biases and dx while they are in cache.
+template <class Cell, class T>
+class Backward {
+  using V = Vector<T>;
+  static constexpr int L = kLanes<T>;
+
+ public:
+  Backward(const BackwardParams<T>& params, int d, const Plan& plan)
+      : p(params),
+        d(d),
+        direction{p.rows.T, d == 1},
+        by_batch(plan.by_batch),
+        w(p.weights[d]),
+        dw(p.dweights[d]),
+        projected(w.W_hr != nullptr),
+        wants_dh0(p.dh0 != nullptr),
+        GH(Cell::gates * p.H),
+        R(p.rows.total()),
+        out_panels(make_panels<T>(p.P, 1, p.rows.B, by_batch ? 1 : plan.threads)),
+        unit_panels(make_panels<T>(p.H, 1, p.rows.B, by_batch ? 1 : plan.threads)),
+        input_panels{p.I, 1, kTileVectors, L},
+        P_padded(ceil_div(p.P, L) * L),
+        H_padded(ceil_div(p.H, L) * L) {
+    const int64_t B = p.rows.B;
+    chunk_steps = steps_in_chunk(p.rows, kChunkRows);
+    chunk_rows = chunk_steps * B;
+    if (p.rows.T > 1 || wants_dh0) W_hh = workspace.take<T>(out_panels.padded_width() * GH);
+    if (p.dx) W_ih = workspace.take<T>(input_panels.padded_width() * GH);
+    dgx = workspace.take<T>(chunk_rows * GH);
+    dgh = Cell::split_gate ? workspace.take<T>(chunk_rows * GH) : dgx;
+    carry = workspace.take<T>(B * GH);
+    dh = workspace.take<T>(B * P_padded);
+    if (Cell::has_c) dc = workspace.take<T>(B * H_padded);
+    if (projected) {
+      W_hr = workspace.take<T>(unit_panels.padded_width() * p.P);
+      dh_rows = workspace.take<T>(chunk_rows * p.P);
+      m_rows = workspace.take<T>(chunk_rows * p.H);
+    }
+    zeros = workspace.take<T>(std::max(p.P, p.H));
+    std::memset(zeros, 0, std::max(p.P, p.H) * sizeof(T));
+    operand = workspace.take<T>(plan.threads * operand_size());
+    operand_rows = workspace.take<const T*>(plan.threads * chunk_rows);
+  }
+
+  void run(const Team& team) {
+    prepare(team);
+    const Range batch = by_batch ? team.share(p.rows.B) : Range{0, p.rows.B};
+    const Range own_out = by_batch ? Range{0, out_panels.count()} : team.share(out_panels.count());
+    const Range own_units = by_batch ? Range{0, unit_panels.count()} : team.share(unit_panels.count());
+    Later later{nullptr, 0};
+    for (int64_t i1 = p.rows.T; i1 > 0; i1 -= std::min(chunk_steps, i1)) {
+      const int64_t i0 = std::max<int64_t>(i1 - chunk_steps, 0);
+      const Chunk chunk = chunk_of(p.rows, direction, i0, i1);
+      for (int64_t i = i1 - 1; i >= i0; --i) {
+        const int64_t t = direction.time(i);
+        hidden_gradient(chunk, t, p.rows.n(t), own_out, batch, later);
+        if (projected) {
+          if (!by_batch) team.wait();
+          unproject(chunk, t, own_units, batch);
+        }
+        if (!by_batch) team.wait();
+        later = {dgh + chunk.row(t) * GH, p.rows.n(t)};
+      }
+      if (by_batch) team.wait();
+      weight_gradients(chunk, team, i1 == p.rows.T ? Store::set : Store::add);
+      if (p.dx) input_gradient(chunk, team);
+      const Range rows = team.share(later.n);
+      std::memcpy(carry + rows.begin * GH, later.dgh + rows.begin * GH, (rows.end - rows.begin) * GH * sizeof(T));
+      later.dgh = carry;
+      team.wait();  // before the next chunk is written over this one
+    }
+    if (wants_dh0) hidden_gradient({p.rows, 0, 0}, -1, 0, own_out, batch, later);
+    if (!by_batch) team.wait();
+    write_initial(team);
+  }
+
+ private:
+  // Rows whose gate gradients are multiplied at a time: enough that reading and writing dW again costs little.
+  static constexpr int64_t kChunkRows = 512;
+
+  // The gate gradients of the step after the present one, which covers n sequences.
+  struct Later {
+    const T* dgh;  // [n, GH]
+    int64_t n;
+  };
+
+  // One panel of a weight matrix [K, N] for the product with it.
+  struct Panel {
+    const T* B;
+    int64_t ldb;
+  };
+  // A short call reads whole panels from where they stand.
+  bool in_place(const Panels& of, int64_t i) const { return R <= kUnpackedRows && of.last(i) == L; }
+  Panel panel(const Panels& of, int64_t i, int64_t K, const T* W, const T* packed) const {
+    if (in_place(of, i)) return {W + of.first_vector(i) * L, of.units};
+    return {packed + of.offset(i) * K, of.width(i)};
+  }
+  void pack(const Panels& of, int64_t K, const T* W, T* packed, const Team& team) const {
+    const Range share = team.share(of.count());
+    for (int64_t i = share.begin; i < share.end; ++i) {
+      if (in_place(of, i)) continue;
+      pack_rows(of, i, K, [&](int64_t k) { return W + k * of.units; }, packed + of.offset(i) * K);
+    }
+  }
+
+  int64_t operand_size() const { return chunk_rows * kTileVectors * L; }
+
+  void prepare(const Team& team) {
+    if (W_hh) pack(out_panels, GH, w.W_hh, W_hh, team);
+    if (W_ih) pack(input_panels, GH, w.W_ih, W_ih, team);
+    if (projected) pack(unit_panels, p.P, w.W_hr, W_hr, team);
+    const Range rows = team.share(p.rows.B);
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      initial_gradient(p.dhn, b, p.P, dh + b * P_padded);
+      if (Cell::has_c) initial_gradient(p.dcn, b, p.H, dc + b * H_padded);
+    }
+    team.wait();
+  }
+
+  void initial_gradient(const T* given, int64_t b, int64_t size, T* state) const {
+    std::memcpy(state, given ? given + (d * p.rows.B + b) * size : zeros, size * sizeof(T));
+  }
+
+  // dh of step t's n sequences, and with it their gate gradients. `dh` holds what reaches a state past the product: the
+  // gradient of the final state, and what the cell passes on element by element. Sequences that the later step had and
+  // this one has not (a packed batch in reverse) have reached their initial state: their dh stays as it is.
+  void hidden_gradient(const Chunk& chunk, int64_t t, int64_t n, Range own, Range batch, const Later& later) {
+    alignas(64) T block[kRowBlock * kTileVectors * L];
+    const int64_t end = std::min(batch.end, std::max(n, later.n));
+    for (int64_t i = own.begin; i < own.end; ++i) {
+      const int64_t width = out_panels.width(i);
+      for (int64_t b0 = batch.begin; b0 < end; b0 += kRowBlock) {
+        const int64_t b1 = std::min(b0 + kRowBlock, end);
+        const int64_t multiplied = std::clamp<int64_t>(later.n - b0, 0, b1 - b0);
+        if (multiplied > 0) {
+          const Panel B = panel(out_panels, i, GH, w.W_hh, W_hh);
+          multiply_panel(multiplied, GH, later.dgh + b0 * GH, GH, 1, B.B, B.ldb, out_panels.nv(i), block, width, L,
+                         Store::set);
+        }
+        for (int64_t b = b0; b < b1; ++b) {
+          for (int j = 0; j < out_panels.u(i); ++j) {
+            const int64_t unit = (out_panels.first_vector(i) + j) * L;
+            const int64_t lanes = std::min<int64_t>(L, p.P - unit);
+            V dh_b = load(dh + b * P_padded + unit);
+            if (b < later.n) dh_b += load(block + (b - b0) * width + j * L);
+            if (b >= n) {
+              store(dh + b * P_padded + unit, dh_b);
+              continue;
+            }
+            if (p.dy) dh_b += load_upto(p.dy + (p.rows.row(t, b) * p.D + d) * p.P + unit, lanes);
+            if (projected) {
+              store_upto(dh_rows + (chunk.row(t) + b) * p.P + unit, dh_b, lanes);
+              store(dh + b * P_padded + unit, V{});
+            } else {
+              store(dh + b * P_padded + unit, cell(chunk, t, b, unit, dh_b));
+            }
+          }
+        }
+      }
+    }
+  }
+
+  // With a projection the gradient of the cell's output m is dh W_hr.
+  void unproject(const Chunk& chunk, int64_t t, Range own, Range batch) {
+    alignas(64) T block[kRowBlock * kTileVectors * L];
+    const int64_t end = std::min(batch.end, p.rows.n(t));
+    for (int64_t i = own.begin; i < own.end; ++i) {
+      const int64_t width = unit_panels.width(i);
+      for (int64_t b0 = batch.begin; b0 < end; b0 += kRowBlock) {
+        const int64_t b1 = std::min(b0 + kRowBlock, end);
+        const Panel B = panel(unit_panels, i, p.P, w.W_hr, W_hr);
+        multiply_panel(b1 - b0, p.P, dh_rows + (chunk.row(t) + b0) * p.P, p.P, 1, B.B, B.ldb, unit_panels.nv(i), block,
+                       width, L, Store::set);
+        for (int64_t b = b0; b < b1; ++b) {
+          for (int j = 0; j < unit_panels.u(i); ++j) {
+            const int64_t unit = (unit_panels.first_vector(i) + j) * L;
+            cell(chunk, t, b, unit, load(block + (b - b0) * width + j * L));
+          }
+        }
+      }
+    }
+  }
+
+  // Gate gradients of one vector of units. Returns the share of dh that reaches h_prev past W_hh.
+  FASTRNN_INLINE V cell(const Chunk& chunk, int64_t t, int64_t b, int64_t unit, V dh_b) {
+    constexpr int G = Cell::gates;
+    const int64_t lanes = std::min<int64_t>(L, p.H - unit);
+    const int64_t row = p.rows.row(t, b);
+    V s[std::max(Cell::saved, 1)], dgx_b[G], dgh_b[G], h_prev{}, h{}, c_prev{}, c{}, dc_b{}, dh_prev{};
+    for (int k = 0; k < Cell::saved; ++k) {
+      s[k] = load_upto(p.s + ((d * R + row) * Cell::saved + k) * p.H + unit, lanes);
+    }
+    if (!projected) {
+      h = load_upto(p.y + (row * p.D + d) * p.P + unit, lanes);
+      h_prev = load_upto(previous_h(t, b) + unit, lanes);
+    }
+    if constexpr (Cell::has_c) {
+      c = load_upto(p.c + (d * R + row) * p.H + unit, lanes);
+      c_prev = load_upto(previous_c(t, b) + unit, lanes);
+      dc_b = load(dc + b * H_padded + unit);
+    }
+    Cell::template backward<VectorMath<T>>(s, h_prev, h, c_prev, c, dh_b, dc_b, dgx_b, dgh_b, dh_prev);
+    if constexpr (Cell::has_c) {
+      store(dc + b * H_padded + unit, dc_b);
+      if (projected) {
+        store_upto(m_rows + (chunk.row(t) + b) * p.H + unit, Cell::template output<VectorMath<T>>(s, c), lanes);
+      }
+    }
+    const int64_t at = (chunk.row(t) + b) * GH + unit;
+    for (int g = 0; g < G; ++g) {
+      store_upto(dgx + at + g * p.H, dgx_b[g], lanes);
+      if (Cell::split_gate) store_upto(dgh + at + g * p.H, dgh_b[g], lanes);
+    }
+    return dh_prev;
+  }
+
+  // The row that held the state before step t, or -1 if that was the initial state.
+  int64_t previous_row(int64_t t, int64_t b) const {
+    const int64_t before = direction.reverse ? t + 1 : t - 1;
+    const bool initial = before < 0 || before >= p.rows.T || b >= p.rows.n(before);
+    return initial ? -1 : p.rows.row(before, b);
+  }
+  const T* previous_h(int64_t t, int64_t b) const {
+    const int64_t row = previous_row(t, b);
+    if (row >= 0) return p.y + (row * p.D + d) * p.P;
+    return p.h0 ? p.h0 + (d * p.rows.B + b) * p.P : zeros;
+  }
+  const T* previous_c(int64_t t, int64_t b) const {
+    const int64_t row = previous_row(t, b);
+    if (row >= 0) return p.c + (d * R + row) * p.H;
+    return p.c0 ? p.c0 + (d * p.rows.B + b) * p.H : zeros;
+  }
+
+  void weight_gradients(const Chunk& chunk, const Team& team, Store store) {
+    const Range gates = team.share(GH);
+    const T** rows = operand_rows + team.rank * chunk_rows;
+    const int64_t K = chunk.count();
+    if (dw.W_ih) {
+      for_each_row(chunk, [&](int64_t k, int64_t t, int64_t b) { rows[k] = p.x + p.rows.row(t, b) * p.I; });
+      multiply_by_rows(team, K, dgx, GH, gates, rows, p.I, dw.W_ih, store);
+    }
+    if (dw.W_hh) {
+      for_each_row(chunk, [&](int64_t k, int64_t t, int64_t b) { rows[k] = previous_h(t, b); });
+      multiply_by_rows(team, K, dgh, GH, gates, rows, p.P, dw.W_hh, store);
+    }
+    if (dw.W_hr) {
+      for (int64_t k = 0; k < K; ++k) rows[k] = m_rows + k * p.H;
+      multiply_by_rows(team, K, dh_rows, p.P, team.share(p.P), rows, p.H, dw.W_hr, store);
+    }
+    if (dw.b_ih) sum_rows(K, dgx, gates, dw.b_ih, store);
+    if (dw.b_hh) sum_rows(K, dgh, gates, dw.b_hh, store);
+  }
+
+  template <class F>
+  void for_each_row(const Chunk& chunk, const F& f) const {
+    int64_t k = 0;
+    for (int64_t t = chunk.begin; t < chunk.end; ++t) {
+      for (int64_t b = 0; b < p.rows.n(t); ++b) f(k++, t, b);
+    }
+  }
+
+  // dW[m, n] (+)= sum_k gradient[k, m] rows[k][n] for m in `share` and all n < N; gradient is [K, M].
+  void multiply_by_rows(const Team& team, int64_t K, const T* gradient, int64_t M, Range share, const T* const* rows,
+                        int64_t N, T* dW, Store store) const {
+    if (share.begin == share.end) return;
+    T* packed = operand + team.rank * operand_size();
+    const Panels columns{N, 1, kTileVectors, L};
+    for (int64_t i = 0; i < columns.count(); ++i) {
+      pack_rows(columns, i, K, [&](int64_t k) { return rows[k]; }, packed);
+      multiply_panel(share.end - share.begin, K, gradient + share.begin, 1, M, packed, columns.width(i), columns.nv(i),
+                     dW + share.begin * N + columns.first_vector(i) * L, N, columns.last(i), store);
+    }
+  }
+
+  void sum_rows(int64_t K, const T* gradient, Range share, T* db, Store how) const {
+    for (int64_t m = share.begin; m < share.end; m += L) {
+      const int64_t lanes = std::min<int64_t>(L, share.end - m);
+      V sum{};
+      for (int64_t k = 0; k < K; ++k) sum += load_upto(gradient + k * GH + m, lanes);
+      if (how == Store::add) sum += load_upto(db + m, lanes);
+      store_upto(db + m, sum, lanes);
+    }
+  }
+
+  // dx = dgx W_ih, the second direction's added to the first's.
+  void input_gradient(const Chunk& chunk, const Team& team) {
+    const Store store = d == 0 ? Store::set : Store::add;
+    chunk.for_each_run({0, p.rows.B}, [&](int64_t row, int64_t step, int64_t chunk_row, int64_t chunk_step,
+                                          int64_t count) {
+      const Range share = team.share(count);
+      for (int64_t i = 0; i < input_panels.count(); ++i) {
+        const Panel B = panel(input_panels, i, GH, w.W_ih, W_ih);
+        multiply_panel(share.end - share.begin, GH, dgx + (chunk_row + share.begin * chunk_step) * GH, chunk_step * GH,
+                       1, B.B, B.ldb, input_panels.nv(i),
+                       p.dx + (row + share.begin * step) * p.I + input_panels.first_vector(i) * L, step * p.I,
+                       input_panels.last(i), store);
+      }
+    });
+  }
+
+  void write_initial(const Team& team) const {
+    const Range rows = team.share(p.rows.B);
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      const int64_t to = d * p.rows.B + b;
+      if (p.dh0) std::memcpy(p.dh0 + to * p.P, dh + b * P_padded, p.P * sizeof(T));
+      if (Cell::has_c && p.dc0) std::memcpy(p.dc0 + to * p.H, dc + b * H_padded, p.H * sizeof(T));
+    }
+  }
+
+  const BackwardParams<T>& p;
+  const int d;
+  const Direction direction;
+  const bool by_batch;
+  const Weights<T>& w;
+  const WeightGradients<T>& dw;
+  const bool projected, wants_dh0;
+  const int64_t GH, R;
+  const Panels out_panels;    // columns of W_hh
+  const Panels unit_panels;   // columns of W_hr
+  const Panels input_panels;  // columns of W_ih
+  const int64_t P_padded, H_padded;
+  int64_t chunk_steps, chunk_rows;
+  Workspace workspace;
+  T *W_hh = nullptr, *W_ih = nullptr, *W_hr = nullptr;  // packed
+  T *dgx, *dgh;                                         // [rows of a chunk, GH]; one buffer unless split_gate
+  T* carry;                                             // [B, GH], dgh of the chunk before
+  T* dh;                                                // [B, P_padded]
+  T* dc = nullptr;                                      // [B, H_padded]
+  T *dh_rows = nullptr, *m_rows = nullptr;              // [rows of a chunk, P] and [rows of a chunk, H]
+  T* zeros;                                             // [max(P, H)]
+  T* operand;                                           // a packed panel a thread
+  const T** operand_rows;                               // [rows of a chunk] a thread
+};
+
+template <class Cell, class T>
+void backward(const BackwardParams<T>& p) {
+  const Plan plan = make_plan<Cell>(p);
+  for (int d = 0; d < p.D; ++d) {
+    Backward<Cell, T> sweep(p, d, plan);
+    Barrier barrier;
+    parallel(plan.threads, [&](int rank, int size) { sweep.run({rank, size, &barrier}); });
+  }
+}
+
+}  // namespace fastrnn::cpu::FASTRNN_ISA

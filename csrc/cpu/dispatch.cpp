@@ -1,0 +1,101 @@
+#include "cpu/dispatch.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+namespace fastrnn::cpu {
+
+namespace baseline {
+extern const CellTable cells;
+}
+#if defined(__x86_64__)
+namespace avx2 {
+extern const CellTable cells;
+}
+namespace avx512 {
+extern const CellTable cells;
+}
+#endif
+
+namespace {
+
+struct Isa {
+  const char* name;
+  bool available;
+  const CellTable& cells;
+};
+
+const std::vector<Isa>& all() {
+  static const std::vector<Isa> isas = [] {
+    std::vector<Isa> list;
+    list.push_back({"baseline", true, baseline::cells});
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    list.push_back({"avx2", avx2, avx2::cells});
+    list.push_back({"avx512", avx512, avx512::cells});
+#endif
+    return list;
+  }();
+  return isas;
+}
+
+template <class Predicate>
+std::vector<std::string> names(const Predicate& wanted) {
+  std::vector<std::string> result;
+  for (const Isa& isa : all()) {
+    if (wanted(isa)) result.push_back(isa.name);
+  }
+  return result;
+}
+
+std::string join(const std::vector<std::string>& words) {
+  std::string text;
+  for (const std::string& word : words) text += (text.empty() ? "" : ", ") + word;
+  return text;
+}
+
+const Isa& find_available(const std::string& name, const std::string& who) {
+  for (const Isa& isa : all()) {
+    if (name == isa.name && isa.available) return isa;
+  }
+  throw std::runtime_error(who + ": expected an instruction set that this build and this processor have (" +
+                           join(isas_available()) + "), got '" + name + "'");
+}
+
+const Isa& initial() {
+  const char* forced = std::getenv("FASTRNN_CPU_ISA");
+  if (forced != nullptr && *forced != '\0') return find_available(forced, "FASTRNN_CPU_ISA");
+  return find_available(isas_available().back(), "fastrnn");
+}
+
+std::atomic<const Isa*>& current() {
+  static std::atomic<const Isa*> isa{&initial()};
+  return isa;
+}
+
+}  // namespace
+
+std::vector<std::string> isas_built() {
+  return names([](const Isa&) { return true; });
+}
+std::vector<std::string> isas_available() {
+  return names([](const Isa& isa) { return isa.available; });
+}
+std::string isa() { return current().load()->name; }
+void set_isa(const std::string& name) { current() = &find_available(name, "set_isa"); }
+const CellTable& cells() { return current().load()->cells; }
+
+const CellKernels& find_cell(const std::string& name) {
+  std::vector<std::string> known;
+  for (const CellKernels& cell : cells()) {
+    if (name == cell.name) return cell;
+    known.push_back(cell.name);
+  }
+  throw std::invalid_argument("cell: expected one of " + join(known) + ", got '" + name + "'");
+}
+
+}  // namespace fastrnn::cpu

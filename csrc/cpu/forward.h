@@ -1,0 +1,245 @@
+#pragma once
+
+#include <array>
+#include <cstring>
+#include <memory>
+
+#include "cells/registry.h"
+#include "cpu/math.h"
+#include "cpu/sweep.h"
+#include "cpu/workspace.h"
+
+namespace fastrnn::cpu::FASTRNN_ISA {
+
+// The forward sweep of one direction. A chunk of steps at a time: the gates' shares from the input as one product over
+// all rows of the chunk, then step after step the product with W_hh and, panel by panel as it leaves the tile, the
+// cell.
+template <class Cell, class T>
+class Forward {
+  using V = Vector<T>;
+  static constexpr int G = Cell::gates;
+  static constexpr int L = kLanes<T>;
+
+ public:
+  Forward(const ForwardParams<T>& params, int d, const Plan& plan)
+      : p(params),
+        d(d),
+        direction{p.rows.T, d == 1},
+        by_batch(plan.by_batch),
+        packed(p.rows.total() > kUnpackedRows),
+        w(p.weights[d]),
+        projected(w.W_hr != nullptr),
+        panels(make_panels<T>(p.H, G, p.rows.B, by_batch ? 1 : plan.threads)),
+        out_panels(make_panels<T>(p.P, 1, p.rows.B, by_batch ? 1 : plan.threads)),
+        H_padded(ceil_div(p.H, L) * L),
+        P_padded(ceil_div(p.P, L) * L) {
+    const int64_t B = p.rows.B, width = panels.padded_width();
+    chunk_steps = steps_in_chunk(p.rows, std::max<int64_t>(kChunkBytes / (width * sizeof(T)), kRowBlock));
+    if (packed) {
+      W_ih = workspace.take<T>(width * p.I);
+      W_hh = workspace.take<T>(width * p.P);
+      if (projected) W_hr = workspace.take<T>(out_panels.padded_width() * p.H);
+    }
+    b_ih = workspace.take<T>(width);
+    b_hh = workspace.take<T>(width);
+    gx = workspace.take<T>(chunk_steps * B * width);
+    h[0] = workspace.take<T>(B * P_padded);
+    h[1] = workspace.take<T>(B * P_padded);
+    if (Cell::has_c) c = workspace.take<T>(B * H_padded);
+    if (projected) m = workspace.take<T>(B * H_padded);
+  }
+
+  void run(const Team& team) {
+    pack(team);
+    const Range batch = by_batch ? team.share(p.rows.B) : Range{0, p.rows.B};
+    const Range own = by_batch ? Range{0, panels.count()} : team.share(panels.count());
+    const Range own_out = by_batch ? Range{0, out_panels.count()} : team.share(out_panels.count());
+    for (int64_t i0 = 0; i0 < p.rows.T; i0 += chunk_steps) {
+      const int64_t i1 = std::min(i0 + chunk_steps, p.rows.T);
+      const Chunk chunk = chunk_of(p.rows, direction, i0, i1);
+      input_gates(chunk, own, batch);
+      for (int64_t i = i0; i < i1; ++i) {
+        const int64_t t = direction.time(i);
+        const Range rows{batch.begin, std::min(batch.end, p.rows.n(t))};
+        const T* h_prev = h[i % 2];
+        T* h_next = h[(i + 1) % 2];
+        step(t, chunk.row(t), own, rows, h_prev, projected ? m : h_next);
+        if (projected) {
+          if (!by_batch) team.wait();
+          project(t, own_out, rows, h_next);
+        }
+        if (!by_batch) team.wait();
+      }
+    }
+    write_final(team);
+  }
+
+ private:
+  // About what a core's second-level cache holds.
+  static constexpr int64_t kChunkBytes = 1 << 20;
+
+  void pack(const Team& team) {
+    const Range share = team.share(panels.count());
+    for (int64_t i = share.begin; i < share.end; ++i) {
+      if (packed) {
+        pack_transposed(panels, i, w.W_ih, p.I, W_ih);
+        pack_transposed(panels, i, w.W_hh, p.P, W_hh);
+      }
+      pack_bias(panels, i, w.b_ih, b_ih);
+      pack_bias(panels, i, w.b_hh, b_hh);
+    }
+    if (packed && projected) {
+      const Range out = team.share(out_panels.count());
+      for (int64_t i = out.begin; i < out.end; ++i) pack_transposed(out_panels, i, w.W_hr, p.H, W_hr);
+    }
+    // Both buffers: a packed sequence that starts later finds its initial state in whichever is read then.
+    const Range rows = team.share(p.rows.B);
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      for (T* buffer : h) initial_state(p.h0, b, p.P, buffer + b * P_padded);
+      if (Cell::has_c) initial_state(p.c0, b, p.H, c + b * H_padded);
+    }
+    team.wait();
+  }
+
+  void initial_state(const T* given, int64_t b, int64_t size, T* state) const {
+    if (given) {
+      std::memcpy(state, given + (d * p.rows.B + b) * size, size * sizeof(T));
+    } else {
+      std::memset(state, 0, size * sizeof(T));
+    }
+  }
+
+  void multiply(const Panels& of, int64_t i, int64_t M, int64_t K, const T* A, int64_t a_row, const T* W,
+                const T* W_packed, T* C, int64_t ldc) const {
+    if (packed) {
+      multiply_panel(M, K, A, a_row, 1, W_packed + of.offset(i) * K, of.width(i), of.nv(i), C, ldc, L, Store::set);
+    } else {
+      multiply_unpacked(of, i, M, K, A, a_row, W, C, ldc);
+    }
+  }
+
+  void input_gates(const Chunk& chunk, Range own, Range batch) {
+    const int64_t width = panels.padded_width();
+    chunk.for_each_run(batch, [&](int64_t row, int64_t step, int64_t chunk_row, int64_t chunk_step, int64_t count) {
+      for (int64_t i = own.begin; i < own.end; ++i) {
+        multiply(panels, i, count, p.I, p.x + row * p.I, step * p.I, w.W_ih, W_ih,
+                 gx + chunk_row * width + panels.offset(i), chunk_step * width);
+      }
+    });
+  }
+
+  // out: the next hidden state, or what the projection takes.
+  void step(int64_t t, int64_t chunk_row, Range own, Range rows, const T* h_prev, T* out) {
+    alignas(64) T gh[kRowBlock * kTileVectors * L];
+    for (int64_t i = own.begin; i < own.end; ++i) {
+      const int64_t width = panels.width(i);
+      for (int64_t b0 = rows.begin; b0 < rows.end; b0 += kRowBlock) {
+        const int64_t b1 = std::min(b0 + kRowBlock, rows.end);
+        multiply(panels, i, b1 - b0, p.P, h_prev + b0 * P_padded, P_padded, w.W_hh, W_hh, gh, width);
+        for (int64_t b = b0; b < b1; ++b) {
+          const T* gx_row = gx + (chunk_row + b) * panels.padded_width() + panels.offset(i);
+          cells(t, b, i, gx_row, gh + (b - b0) * width, h_prev, out);
+        }
+      }
+    }
+  }
+
+  FASTRNN_INLINE void cells(int64_t t, int64_t b, int64_t i, const T* gx_row, const T* gh_row, const T* h_prev,
+                            T* out) {
+    const int u = panels.u(i);
+    const T* b_ih_panel = b_ih + panels.offset(i);
+    const T* b_hh_panel = b_hh + panels.offset(i);
+    const int64_t row = p.rows.row(t, b), R = p.rows.total();
+    for (int j = 0; j < u; ++j) {
+      const int64_t unit = (panels.first_vector(i) + j) * L;
+      const int64_t n = std::min<int64_t>(L, p.H - unit);
+      V x[G], h[G], s[std::max(Cell::saved, 1)], h_out, c_state{};
+      for (int g = 0; g < G; ++g) {
+        const int64_t at = (g * u + j) * L;
+        x[g] = load(gx_row + at) + load(b_ih_panel + at);
+        h[g] = load(gh_row + at) + load(b_hh_panel + at);
+      }
+      // With a projection h_prev has other units; no such cell uses it here.
+      const V h_old = projected ? V{} : load(h_prev + b * P_padded + unit);
+      if (Cell::has_c) c_state = load(c + b * H_padded + unit);
+      Cell::template forward<VectorMath<T>>(x, h, h_old, s, c_state, h_out);
+      store(out + b * H_padded + unit, h_out);
+      if (!projected) store_upto(p.y + (row * p.D + d) * p.P + unit, h_out, n);
+      if (Cell::has_c) store(c + b * H_padded + unit, c_state);
+      if (Cell::has_c && p.c) store_upto(p.c + (d * R + row) * p.H + unit, c_state, n);
+      if (p.s) {
+        for (int k = 0; k < Cell::saved; ++k) {
+          store_upto(p.s + ((d * R + row) * Cell::saved + k) * p.H + unit, s[k], n);
+        }
+      }
+    }
+  }
+
+  void project(int64_t t, Range own, Range rows, T* h_next) {
+    alignas(64) T block[kRowBlock * kTileVectors * L];
+    for (int64_t i = own.begin; i < own.end; ++i) {
+      const int64_t width = out_panels.width(i), unit = out_panels.first_vector(i) * L;
+      for (int64_t b0 = rows.begin; b0 < rows.end; b0 += kRowBlock) {
+        const int64_t b1 = std::min(b0 + kRowBlock, rows.end);
+        multiply(out_panels, i, b1 - b0, p.H, m + b0 * H_padded, H_padded, w.W_hr, W_hr, block, width);
+        for (int64_t b = b0; b < b1; ++b) {
+          const size_t bytes = std::min(width, p.P - unit) * sizeof(T);
+          std::memcpy(h_next + b * P_padded + unit, block + (b - b0) * width, bytes);
+          std::memcpy(p.y + (p.rows.row(t, b) * p.D + d) * p.P + unit, block + (b - b0) * width, bytes);
+        }
+      }
+    }
+  }
+
+  void write_final(const Team& team) const {
+    const Range rows = team.share(p.rows.B);
+    int64_t steps = p.rows.T;
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      if (p.rows.packed() && !direction.reverse) {
+        while (p.rows.n(steps - 1) <= b) --steps;  // sorted: later sequences are shorter
+      }
+      const int64_t to = d * p.rows.B + b;
+      if (p.hn) std::memcpy(p.hn + to * p.P, h[steps % 2] + b * P_padded, p.P * sizeof(T));
+      if (Cell::has_c) std::memcpy(p.cn + to * p.H, c + b * H_padded, p.H * sizeof(T));
+    }
+  }
+
+  const ForwardParams<T>& p;
+  const int d;
+  const Direction direction;
+  const bool by_batch, packed;
+  const Weights<T>& w;
+  const bool projected;
+  const Panels panels;      // gates of the hidden units
+  const Panels out_panels;  // projected units
+  const int64_t H_padded, P_padded;
+  int64_t chunk_steps;
+  Workspace workspace;
+  T *W_ih = nullptr, *W_hh = nullptr, *W_hr = nullptr;  // packed
+  T *b_ih, *b_hh;                                       // one row of panels
+  T* gx;                                                // [rows of a chunk, padded_width]
+  std::array<T*, 2> h;                                  // [B, P_padded], read and written in turn
+  T* c = nullptr;                                       // [B, H_padded]
+  T* m = nullptr;                                       // [B, H_padded], o tanh(c) before the projection
+};
+
+template <class Cell, class T>
+void forward(const ForwardParams<T>& p) {
+  const Plan plan = make_plan<Cell>(p);
+  // Two directions run side by side, each with half of the threads.
+  const bool side_by_side = p.D == 2 && plan.threads >= 2;
+  const Plan each{side_by_side ? plan.threads / 2 : plan.threads, plan.by_batch};
+  std::unique_ptr<Forward<Cell, T>> sweeps[2];
+  for (int d = 0; d < p.D; ++d) sweeps[d] = std::make_unique<Forward<Cell, T>>(p, d, each);
+  Barrier barriers[2];
+  parallel(plan.threads, [&](int rank, int size) {
+    if (side_by_side && size >= 2) {
+      const int first = size / 2, d = rank >= first;
+      sweeps[d]->run({d ? rank - first : rank, d ? size - first : first, &barriers[d]});
+    } else {
+      for (int d = 0; d < p.D; ++d) sweeps[d]->run({rank, size, &barriers[d]});
+    }
+  });
+}
+
+}  // namespace fastrnn::cpu::FASTRNN_ISA

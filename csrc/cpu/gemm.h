@@ -1,0 +1,243 @@
+#pragma once
+
+// The matrix product under every sweep: C[m, n] (+)= sum_k A[m, k] B[k, n].
+//
+// B stands in panels: a panel is nv vectors wide and its rows k follow each other, so the register tile of up to
+// max_rows(nv) x nv vectors reads it front to back. A is read in place, one broadcast an element, with any strides.
+// The order of the sum over k depends on K alone: not on the tile, the panel or the thread that an element falls to.
+
+#include <algorithm>
+#include <array>
+
+#include "cpu/simd.h"
+#include "cpu/team.h"
+
+namespace fastrnn::cpu::FASTRNN_ISA {
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Widest panel: with a single row the accumulators must cover the latency of the multiply-add by themselves.
+constexpr int kMaxVectors = 8;
+// Widest panel for which a tile of several rows is as fast as any other.
+constexpr int kTileVectors = 4;
+constexpr int max_rows(int nv) {
+  constexpr int rows_32[] = {12, 12, 8, 6, 4, 4, 3, 3};
+  constexpr int rows_16[] = {8, 6, 4, 3, 2, 2, 1, 1};
+  return (kRegisters == 32 ? rows_32 : rows_16)[nv - 1];
+}
+constexpr int kMaxRows = max_rows(1);
+// A sum over k is taken in blocks of this many terms: a block of a panel stays in cache, and shorter partial sums
+// round less.
+constexpr int64_t kBlockK = 256;
+
+enum class Store { set, add };
+
+template <class T>
+struct Tile {
+  const T* A;
+  int64_t a_row, a_k;  // strides of A
+  const T* B;
+  int64_t ldb;
+  T* C;
+  int64_t ldc;
+  int64_t K;
+  int64_t last;  // lanes of the last vector that C has
+  Store store;
+};
+
+template <class T, int rows, int nv>
+void multiply_tile(const Tile<T>& t) {
+  using V = Vector<T>;
+  V acc[rows][nv] = {};
+  const T* A = t.A;
+  const T* B = t.B;
+  const int64_t a_row = t.a_row, a_k = t.a_k, ldb = t.ldb;
+  for (int64_t k = 0; k < t.K; ++k, A += a_k, B += ldb) {
+    V b[nv];
+#pragma GCC unroll 8
+    for (int v = 0; v < nv; ++v) b[v] = load(B + v * kLanes<T>);
+#pragma GCC unroll 12
+    for (int m = 0; m < rows; ++m) {
+      const T a = A[m * a_row];
+#pragma GCC unroll 8
+      for (int v = 0; v < nv; ++v) acc[m][v] += a * b[v];
+    }
+  }
+#pragma GCC unroll 12
+  for (int m = 0; m < rows; ++m) {
+#pragma GCC unroll 8
+    for (int v = 0; v < nv; ++v) {
+      T* c = t.C + m * t.ldc + v * kLanes<T>;
+      const int64_t n = v == nv - 1 ? t.last : kLanes<T>;
+      if (t.store == Store::add) acc[m][v] += load_upto(c, n);
+      store_upto(c, acc[m][v], n);
+    }
+  }
+}
+
+template <class T>
+using TileFunction = void (*)(const Tile<T>&);
+
+template <class T, int nv, size_t... M>
+constexpr std::array<TileFunction<T>, kMaxRows> tiles_of_width(std::index_sequence<M...>) {
+  return {(static_cast<int>(M) < max_rows(nv) ? multiply_tile<T, std::min<int>(M + 1, max_rows(nv)), nv> : nullptr)...};
+}
+template <class T, size_t... N>
+constexpr std::array<std::array<TileFunction<T>, kMaxRows>, kMaxVectors> all_tiles(std::index_sequence<N...>) {
+  return {tiles_of_width<T, N + 1>(std::make_index_sequence<kMaxRows>{})...};
+}
+// [nv - 1][rows - 1]
+template <class T>
+constexpr auto kTiles = all_tiles<T>(std::make_index_sequence<kMaxVectors>{});
+
+// Rows [0, M) of one panel, in tiles of nearly equal height. A block of rows keeps its part of C in the first-level
+// cache while the blocks of K go by.
+template <class T>
+void multiply_panel(int64_t M, int64_t K, const T* A, int64_t a_row, int64_t a_k, const T* B, int64_t ldb, int nv,
+                    T* C, int64_t ldc, int64_t last, Store store) {
+  constexpr int64_t kTilesInBlock = 8;
+  const int64_t tiles = ceil_div(M, max_rows(nv));
+  for (int64_t i0 = 0; i0 < tiles; i0 += kTilesInBlock) {
+    const int64_t i1 = std::min(i0 + kTilesInBlock, tiles);
+    for (int64_t k = 0; k < K; k += kBlockK) {
+      Tile<T> tile{nullptr, a_row, a_k,  B + k * ldb, ldb, nullptr, ldc, std::min(kBlockK, K - k),
+                   last,    k == 0 ? store : Store::add};
+      for (int64_t i = i0; i < i1; ++i) {
+        const int64_t m = M * i / tiles, next = M * (i + 1) / tiles;
+        tile.A = A + m * a_row + k * a_k;
+        tile.C = C + m * ldc;
+        kTiles<T>[nv - 1][next - m - 1](tile);
+      }
+    }
+  }
+}
+
+// How `units` hidden units with G gates each are cut into panels of U vectors of units. Within a panel the vectors
+// are gate after gate: vector g * u + j holds gate g of the panel's j-th vector of units.
+struct Panels {
+  int64_t units;
+  int G, U, lanes;
+
+  int64_t vectors() const { return ceil_div(units, lanes); }
+  int64_t count() const { return ceil_div(vectors(), U); }
+  int64_t first_vector(int64_t p) const { return p * U; }
+  int u(int64_t p) const { return static_cast<int>(std::min<int64_t>(U, vectors() - p * U)); }
+  int nv(int64_t p) const { return G * u(p); }
+  int64_t width(int64_t p) const { return static_cast<int64_t>(nv(p)) * lanes; }
+  int64_t offset(int64_t p) const { return p * U * G * lanes; }  // columns before panel p
+  int64_t padded_width() const { return vectors() * G * lanes; }
+  // Lanes of the panel's last vector of units that are units.
+  int64_t last(int64_t p) const { return std::min<int64_t>(lanes, units - (p * U + u(p) - 1) * lanes); }
+};
+
+// The widest panels that still share out evenly: a thread's time goes with the vectors it holds, and narrow panels
+// reuse a broadcast of A less often. rows is what a tile can hope for.
+template <class T>
+Panels make_panels(int64_t units, int G, int64_t rows, int threads) {
+  const int most = rows == 1 ? kMaxVectors : kTileVectors;
+  Panels best{units, G, 1, kLanes<T>};
+  double best_cost = 0;
+  for (int U = 1; U * G <= most; ++U) {
+    const Panels panels{units, G, U, kLanes<T>};
+    const double slowdown = 1 + 0.1 / (U * G);
+    const double cost = slowdown * static_cast<double>(ceil_div(panels.count(), threads) * U);
+    if (U == 1 || cost <= best_cost) {
+      best = panels;
+      best_cost = cost;
+    }
+  }
+  return best;
+}
+
+// Packs W [G * units, K] so that B[k, n] = W[n, k].
+template <class T>
+void pack_transposed(const Panels& panels, int64_t p, const T* W, int64_t K, T* packed) {
+  constexpr int L = kLanes<T>;
+  const int u = panels.u(p);
+  const int64_t width = panels.width(p);
+  T* panel = packed + panels.offset(p) * K;
+  for (int g = 0; g < panels.G; ++g) {
+    for (int j = 0; j < u; ++j) {
+      const int64_t unit = (panels.first_vector(p) + j) * L;
+      const int64_t n = std::min<int64_t>(L, panels.units - unit);
+      const T* rows = W + (g * panels.units + unit) * K;
+      T* out = panel + (g * u + j) * L;
+      for (int64_t k = 0; k < K; k += L) {
+        Vector<T> v[L] = {};
+        const int64_t k_count = std::min<int64_t>(L, K - k);
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) {
+          if (i < n) v[i] = load_upto(rows + i * K + k, k_count);
+        }
+        transpose<T>(v);
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) {
+          if (i < k_count) store(out + (k + i) * width, v[i]);
+        }
+      }
+    }
+  }
+}
+
+// Packs B [K, units], row k at row(k), tails with zeros.
+template <class T, class Row>
+void pack_rows(const Panels& panels, int64_t p, int64_t K, Row row, T* panel) {
+  constexpr int L = kLanes<T>;
+  const int64_t width = panels.width(p), unit = panels.first_vector(p) * L;
+  const int u = panels.u(p);
+  for (int64_t k = 0; k < K; ++k) {
+    const T* from = row(k) + unit;
+    for (int j = 0; j < u - 1; ++j) store(panel + k * width + j * L, load(from + j * L));
+    store(panel + k * width + (u - 1) * L, load_upto(from + (u - 1) * L, panels.last(p)));
+  }
+}
+
+// Packs a bias [G * units] (zeros if null) as one row of panels.
+template <class T>
+void pack_bias(const Panels& panels, int64_t p, const T* bias, T* packed) {
+  constexpr int L = kLanes<T>;
+  const int u = panels.u(p);
+  for (int g = 0; g < panels.G; ++g) {
+    for (int j = 0; j < u; ++j) {
+      const int64_t unit = (panels.first_vector(p) + j) * L;
+      const int64_t n = std::min<int64_t>(L, panels.units - unit);
+      store(packed + panels.offset(p) + (g * u + j) * L,
+            bias ? load_upto(bias + g * panels.units + unit, n) : Vector<T>{});
+    }
+  }
+}
+
+// Rows [0, M) of panel p with W [G * units, K] as it stands: for a call too short to pay for packing. Each vector of
+// results is a vector of dot products along K.
+template <class T>
+void multiply_unpacked(const Panels& panels, int64_t p, int64_t M, int64_t K, const T* A, int64_t a_row, const T* W,
+                       T* C, int64_t ldc) {
+  constexpr int L = kLanes<T>;
+  const int u = panels.u(p);
+  for (int g = 0; g < panels.G; ++g) {
+    for (int j = 0; j < u; ++j) {
+      const int64_t unit = (panels.first_vector(p) + j) * L;
+      // Lanes beyond the last unit repeat it; nobody reads them.
+      const int64_t last = std::min<int64_t>(L, panels.units - unit) - 1;
+      const T* W_unit = W + (g * panels.units + unit) * K;
+      for (int64_t m = 0; m < M; ++m) {
+        const T* a = A + m * a_row;
+        Vector<T> acc[L] = {};
+        int64_t k = 0;
+        for (; k + L <= K; k += L) {
+          const Vector<T> a_k = load(a + k);
+#pragma GCC unroll 16
+          for (int i = 0; i < L; ++i) acc[i] += a_k * load(W_unit + std::min<int64_t>(i, last) * K + k);
+        }
+        if (k < K) {
+          const Vector<T> a_k = load_first(a + k, K - k);
+#pragma GCC unroll 16
+          for (int i = 0; i < L; ++i) acc[i] += a_k * load_first(W_unit + std::min<int64_t>(i, last) * K + k, K - k);
+        }
+        store(C + m * ldc + (g * u + j) * L, sum_each<T>(acc));
+      }
+    }
+  }
+}
+
+}  // namespace fastrnn::cpu::FASTRNN_ISA

@@ -1,0 +1,84 @@
+#pragma once
+
+// What the forward and the backward sweep over time share: how a layer is cut up among threads and into chunks of steps.
+
+#include <algorithm>
+
+#include "core/params.h"
+#include "cpu/gemm.h"
+#include "cpu/team.h"
+
+namespace fastrnn::cpu::FASTRNN_ISA {
+
+// Up to this many rows in all, packing the weights costs more than it saves.
+constexpr int64_t kUnpackedRows = 8;
+// Rows of a step that are multiplied before their cells are computed.
+constexpr int64_t kRowBlock = 48;
+
+// Two ways to share a step among threads. By units: each thread keeps its part of W_hh in its own cache, and all meet
+// at a barrier every step. By batch: each thread runs its own sequences through all of W_hh, and no barrier is needed.
+struct Plan {
+  int threads;
+  bool by_batch;
+};
+
+template <class Cell, class T>
+Plan make_plan(const ForwardParams<T>& p) {
+  constexpr int64_t kThreadWork = 64 * 1024;  // multiply-adds that pay for waking a thread
+  constexpr int64_t kBarrierWork = 24 * 1024;  // multiply-adds a step that pay for a barrier a step
+  constexpr int64_t kCacheBytes = 512 * 1024;  // weights that every thread can keep beside its other data
+  const int64_t B = p.rows.B, GH = Cell::gates * p.H;
+  const int64_t all = p.rows.total() * GH * (p.I + p.P);
+  const int threads = static_cast<int>(std::clamp<int64_t>(all / kThreadWork, 1, p.threads));
+  const bool even = !p.rows.packed();  // later steps of a packed batch have fewer sequences
+  const bool enough_rows = B >= 4 * threads;
+  if (even && enough_rows && GH * p.P * static_cast<int64_t>(sizeof(T)) <= kCacheBytes) return {threads, true};
+  if (p.rows.T > 1 && B * GH * p.P < kBarrierWork) return {enough_rows ? threads : 1, enough_rows};
+  return {threads, false};
+}
+
+// The steps of a direction in the order of its sweep.
+struct Direction {
+  int64_t T;
+  bool reverse;
+  int64_t time(int64_t i) const { return reverse ? T - 1 - i : i; }
+};
+
+// Steps [begin, end) in time. Buffers that hold one chunk are time-major, without gaps.
+struct Chunk {
+  const Rows& rows;
+  int64_t begin, end;
+
+  int64_t row(int64_t t) const {
+    return rows.packed() ? rows.first(t) - rows.first(begin) : (t - begin) * rows.B;
+  }
+  int64_t count() const { return row(end); }
+
+  // Calls f(row, step, chunk_row, chunk_step, count) for runs of evenly spaced rows of sequences [batch.begin, batch.end),
+  // as few and long as they come.
+  template <class F>
+  void for_each_run(Range batch, const F& f) const {
+    if (rows.stride_b == 1 && batch.begin == 0 && batch.end == rows.B) {
+      f(rows.first(begin), 1, 0, 1, count());
+    } else if (rows.stride_b == 1 || batch.end - batch.begin >= end - begin) {
+      for (int64_t t = begin; t < end; ++t) {
+        const int64_t n = std::min(batch.end, rows.n(t)) - batch.begin;
+        if (n > 0) f(rows.row(t, batch.begin), rows.stride_b, row(t) + batch.begin, 1, n);
+      }
+    } else {
+      for (int64_t b = batch.begin; b < batch.end; ++b) {
+        f(rows.row(begin, b), rows.stride_t, row(begin) + b, rows.B, end - begin);
+      }
+    }
+  }
+};
+
+// A sequence of B rows a step, cut so that a chunk has about `target` rows: steps [i, i + steps) of the sweep.
+inline int64_t steps_in_chunk(const Rows& rows, int64_t target) {
+  return std::clamp<int64_t>(target / std::max<int64_t>(rows.B, 1), 1, rows.T);
+}
+inline Chunk chunk_of(const Rows& rows, const Direction& direction, int64_t i0, int64_t i1) {
+  return direction.reverse ? Chunk{rows, rows.T - i1, rows.T - i0} : Chunk{rows, i0, i1};
+}
+
+}  // namespace fastrnn::cpu::FASTRNN_ISA

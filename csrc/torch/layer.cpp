@@ -1,0 +1,424 @@
+#include "torch/layer.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <c10/util/irange.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "cpu/dispatch.h"
+
+namespace fastrnn::torch_ops {
+
+WeightLayout weight_layout(at::TensorList weights, bool bidirectional) {
+  const int64_t D = bidirectional ? 2 : 1, count = static_cast<int64_t>(weights.size());
+  TORCH_CHECK(count % D == 0 && count / D >= 2 && count / D <= 5,
+              "weights: expected W_ih, W_hh[, b_ih, b_hh][, W_hr] for each of ", D, " direction(s), got ", count,
+              " tensors");
+  return {D, count / D};
+}
+
+namespace {
+
+using c10::SymInt;
+
+const cpu::CellKernels& find_cell(const std::string& name) {
+  try {
+    return cpu::find_cell(name);
+  } catch (const std::invalid_argument& error) {
+    TORCH_CHECK_VALUE(false, error.what());
+  }
+}
+
+void check_tensor(const Tensor& tensor, const char* name, at::SymIntArrayRef expected, const Tensor& x) {
+  TORCH_CHECK(tensor.sym_sizes() == expected, name, ": expected size ", expected, ", got ", tensor.sym_sizes());
+  TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), name, ": expected dtype ", x.scalar_type(),
+              " as the input's, got ", tensor.scalar_type());
+  TORCH_CHECK(tensor.device() == x.device(), name, ": expected device ", x.device(), " as the input's, got ",
+              tensor.device());
+}
+
+// The sizes of a layer, once all tensors are known to agree with them.
+struct Shape {
+  SymInt T, B, R, I, H, P;
+  int64_t D, S;
+  bool step, has_c, projected;
+};
+
+Shape check_shape(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx, at::TensorList weights,
+                  const cpu::CellKernels& cell, bool bidirectional, bool batch_first) {
+  const WeightLayout layout = weight_layout(weights, bidirectional);
+  TORCH_CHECK_NOT_IMPLEMENTED(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
+                              "input: expected dtype Float or Double, got ", x.scalar_type());
+  TORCH_CHECK(x.dim() == (batch_sizes || !bidirectional ? 2 : 3) || (x.dim() == 3 && !batch_sizes),
+              "input: expected [T, B, I], packed [R, I] or a single step [B, I], got ", x.dim(), " dimensions");
+  TORCH_CHECK(weights[0].dim() == 2 && weights[1].dim() == 2, "weights: expected W_ih and W_hh to be matrices");
+  TORCH_CHECK(cell.has_c || !layout.projected(), "W_hr: only an LSTM has a projection");
+  Shape s;
+  s.D = layout.D;
+  s.S = cell.saved;
+  s.has_c = cell.has_c;
+  s.projected = layout.projected();
+  s.step = x.dim() == 2 && !batch_sizes;
+  s.I = x.sym_size(-1);
+  s.P = weights[1].sym_size(1);
+  s.H = s.projected ? weights[layout.each - 1].sym_size(-1) : s.P;
+  const size_t states = cell.has_c ? 2 : 1;
+  TORCH_CHECK(hx.empty() || hx.size() == states, "hx: expected ", states, " state(s), got ", hx.size());
+  if (batch_sizes) {
+    TORCH_CHECK(batch_sizes->dim() == 1 && batch_sizes->scalar_type() == at::kLong,
+                "batch_sizes: expected a vector of int64");
+    TORCH_CHECK(!hx.empty() && hx[0].dim() == 3, "hx: expected [D, B, H] with a packed input");
+    s.T = batch_sizes->sym_size(0);
+    s.R = x.sym_size(0);
+    s.B = hx[0].sym_size(1);
+  } else {
+    s.T = s.step ? SymInt(1) : x.sym_size(batch_first ? 1 : 0);
+    s.B = x.sym_size(s.step || batch_first ? 0 : 1);
+    s.R = s.T * s.B;
+  }
+  const SymInt GH = cell.gates * s.H, D = s.D;
+  for (const auto i : c10::irange(hx.size())) {
+    const SymInt width = i == 0 ? s.P : s.H;
+    const SymInt layered[] = {D, s.B, width}, single[] = {s.B, width};
+    check_tensor(hx[i], i == 0 ? "h_0" : "c_0", s.step ? at::SymIntArrayRef(single) : at::SymIntArrayRef(layered), x);
+  }
+  for (const auto d : c10::irange(layout.D)) {
+    const at::TensorList w = weights.slice(d * layout.each, layout.each);
+    check_tensor(w[0], "W_ih", {GH, s.I}, x);
+    check_tensor(w[1], "W_hh", {GH, s.P}, x);
+    if (layout.bias()) {
+      check_tensor(w[2], "b_ih", {GH}, x);
+      check_tensor(w[3], "b_hh", {GH}, x);
+    }
+    if (layout.projected()) check_tensor(w[layout.each - 1], "W_hr", {s.P, s.H}, x);
+  }
+  return s;
+}
+
+// [y, h_n(, c_n)][, s(, c)]
+variable_list empty_outputs(const Tensor& x, const Shape& s, bool save) {
+  const auto empty = [&](at::SymIntArrayRef size) { return at::empty_symint(size, x.options()); };
+  std::vector<SymInt> y_size = x.sym_sizes().vec();
+  y_size.back() = s.D * s.P;
+  variable_list outputs{empty(y_size)};
+  if (!s.step) outputs.push_back(empty({s.D, s.B, s.P}));
+  if (s.has_c) outputs.push_back(s.step ? empty({s.B, s.H}) : empty({s.D, s.B, s.H}));
+  if (save) {
+    outputs.push_back(empty({s.D, s.R, s.S * s.H}));
+    if (s.has_c) outputs.push_back(empty({s.D, s.R, s.H}));
+  }
+  return outputs;
+}
+
+// Holds what the pointers in a parameter struct point to.
+class Arguments {
+ public:
+  Arguments(const Tensor& x, const optional<Tensor>& batch_sizes, const Shape& s, bool batch_first)
+      : rows{s.T.expect_int(), s.B.expect_int(), 0, 1, nullptr, nullptr} {
+    if (batch_sizes) {
+      batch_sizes_ = batch_sizes->contiguous();
+      rows.batch_sizes = batch_sizes_.const_data_ptr<int64_t>();
+      offsets_.resize(rows.T + 1, 0);
+      for (const auto t : c10::irange(rows.T)) {
+        const int64_t n = rows.batch_sizes[t], most = t == 0 ? rows.B : rows.batch_sizes[t - 1];
+        TORCH_CHECK(n > 0 && n <= most && (t > 0 || n == rows.B),
+                    "batch_sizes: expected to begin with the batch size ", rows.B, " of hx and never to grow, got ", n,
+                    " at step ", t);
+        offsets_[t + 1] = offsets_[t] + n;
+      }
+      TORCH_CHECK(offsets_[rows.T] == x.size(0), "batch_sizes: expected to add up to the ", x.size(0),
+                  " rows of the input, got ", offsets_[rows.T]);
+      rows.offsets = offsets_.data();
+    } else if (batch_first && !s.step && rows.B > 1) {
+      rows.stride_t = 1;
+      rows.stride_b = rows.T;
+    } else {
+      rows.stride_t = rows.B;
+    }
+  }
+
+  template <class T>
+  const T* read(const Tensor& tensor) {
+    if (!tensor.defined()) return nullptr;
+    kept_.push_back(tensor.contiguous());
+    return kept_.back().const_data_ptr<T>();
+  }
+
+  Rows rows;
+
+ private:
+  Tensor batch_sizes_;
+  std::vector<int64_t> offsets_;
+  std::vector<Tensor> kept_;
+};
+
+template <class T>
+void fill_forward(ForwardParams<T>& p, Arguments& arguments, const Tensor& x, at::TensorList hx,
+                  at::TensorList weights, const Shape& s) {
+  p.rows = arguments.rows;
+  p.I = s.I.expect_int();
+  p.H = s.H.expect_int();
+  p.P = s.P.expect_int();
+  p.D = static_cast<int>(s.D);
+  const int64_t each = static_cast<int64_t>(weights.size()) / s.D;
+  for (const auto d : c10::irange(s.D)) {
+    const at::TensorList w = weights.slice(d * each, each);
+    const bool bias = each >= 4;
+    p.weights[d] = {arguments.read<T>(w[0]), arguments.read<T>(w[1]), bias ? arguments.read<T>(w[2]) : nullptr,
+                    bias ? arguments.read<T>(w[3]) : nullptr, s.projected ? arguments.read<T>(w[each - 1]) : nullptr};
+  }
+  p.x = arguments.read<T>(x);
+  p.h0 = hx.empty() ? nullptr : arguments.read<T>(hx[0]);
+  p.c0 = hx.size() < 2 ? nullptr : arguments.read<T>(hx[1]);
+  p.threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+}
+
+template <class T>
+T* data(const Tensor& tensor) {
+  return tensor.defined() ? tensor.mutable_data_ptr<T>() : nullptr;
+}
+
+// Calls f with a zero of the tensor's type.
+template <class F>
+void with_dtype(const Tensor& x, const F& f) {
+  if (x.scalar_type() == at::kFloat) {
+    f(0.0f);
+  } else {
+    f(0.0);
+  }
+}
+
+template <bool compute>
+variable_list layer_forward(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
+                            at::TensorList weights, const std::string& cell_name, bool bidirectional,
+                            bool batch_first, bool save) {
+  const cpu::CellKernels& cell = find_cell(cell_name);
+  const Shape s = check_shape(x, batch_sizes, hx, weights, cell, bidirectional, batch_first);
+  variable_list outputs = empty_outputs(x, s, save);
+  if constexpr (compute) {
+    if (x.numel() == 0) {  // no rows: the states stay as they are
+      for (const auto i : c10::irange(hx.size())) outputs[s.step ? i : i + 1].copy_(hx[i]);
+      for (const auto i : c10::irange<size_t>(1, hx.empty() ? outputs.size() : 1)) outputs[i].zero_();
+      return outputs;
+    }
+    with_dtype(x, [&](auto zero) {
+      using T = decltype(zero);
+      Arguments arguments(x, batch_sizes, s, batch_first);
+      ForwardParams<T> p{};
+      fill_forward(p, arguments, x, hx, weights, s);
+      size_t i = 0;
+      p.y = data<T>(outputs[i++]);
+      if (!s.step) p.hn = data<T>(outputs[i++]);
+      if (s.has_c) p.cn = data<T>(outputs[i++]);
+      if (save) {
+        if (s.S > 0) p.s = data<T>(outputs[i]);
+        ++i;
+        if (s.has_c) p.c = data<T>(outputs[i++]);
+      }
+      if constexpr (std::is_same_v<T, float>) {
+        cell.forward_float(p);
+      } else {
+        cell.forward_double(p);
+      }
+    });
+  }
+  return outputs;
+}
+
+template <bool compute>
+variable_list layer(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx, at::TensorList weights,
+                    const std::string& cell, bool bidirectional, bool batch_first) {
+  return layer_forward<compute>(x, batch_sizes, hx, weights, cell, bidirectional, batch_first, false);
+}
+
+// Gradients of those of x, hx and weights, in this order, that `wanted` marks.
+template <bool compute>
+variable_list layer_backward(const c10::List<optional<Tensor>>& grads, const Tensor& x,
+                             const optional<Tensor>& batch_sizes, at::TensorList hx, at::TensorList weights,
+                             const std::string& cell_name, bool bidirectional, bool batch_first, const Tensor& y,
+                             at::TensorList saved, c10::List<bool> wanted) {
+  const cpu::CellKernels& cell = find_cell(cell_name);
+  const Shape s = check_shape(x, batch_sizes, hx, weights, cell, bidirectional, batch_first);
+  std::vector<Tensor> inputs{x};
+  inputs.insert(inputs.end(), hx.begin(), hx.end());
+  inputs.insert(inputs.end(), weights.begin(), weights.end());
+  TORCH_CHECK(wanted.size() == inputs.size(), "wanted: expected ", inputs.size(), " flags, got ", wanted.size());
+  std::vector<Tensor> all(inputs.size());
+  variable_list result;
+  for (const auto i : c10::irange(inputs.size())) {
+    if (!wanted[i]) continue;
+    all[i] = at::empty_like(inputs[i], inputs[i].options(), at::MemoryFormat::Contiguous);
+    result.push_back(all[i]);
+  }
+  if constexpr (compute) {
+    const auto grad = [&](size_t i) { return grads.get(i).value_or(Tensor()); };
+    const size_t h_grad = s.step ? 0 : 1;  // where h_n's would be; for a step c_n follows y
+    if (x.numel() == 0) {
+      for (const auto i : c10::irange(all.size())) {
+        if (all[i].defined()) all[i].zero_();
+      }
+      for (const auto i : c10::irange(hx.size())) {
+        if (all[1 + i].defined() && !(s.step && i == 0) && grad(h_grad + i).defined()) all[1 + i].copy_(grad(h_grad + i));
+      }
+      return result;
+    }
+    with_dtype(x, [&](auto zero) {
+      using T = decltype(zero);
+      Arguments arguments(x, batch_sizes, s, batch_first);
+      BackwardParams<T> p{};
+      fill_forward(p, arguments, x, hx, weights, s);
+      p.y = const_cast<T*>(arguments.read<T>(y));
+      if (s.S > 0) p.s = const_cast<T*>(arguments.read<T>(saved[0]));
+      if (s.has_c) p.c = const_cast<T*>(arguments.read<T>(saved[1]));
+      p.dy = arguments.read<T>(grad(0));
+      if (!s.step) p.dhn = arguments.read<T>(grad(1));
+      if (s.has_c) p.dcn = arguments.read<T>(grad(h_grad + 1));
+      p.dx = data<T>(all[0]);
+      if (!hx.empty()) p.dh0 = data<T>(all[1]);
+      if (hx.size() == 2) p.dc0 = data<T>(all[2]);
+      const size_t each = weights.size() / s.D;
+      for (const auto d : c10::irange(s.D)) {
+        const Tensor* w = &all[1 + hx.size() + d * each];
+        const bool bias = each >= 4;
+        p.dweights[d] = {data<T>(w[0]), data<T>(w[1]), bias ? data<T>(w[2]) : nullptr, bias ? data<T>(w[3]) : nullptr,
+                         s.projected ? data<T>(w[each - 1]) : nullptr};
+      }
+      if constexpr (std::is_same_v<T, float>) {
+        cell.backward_float(p);
+      } else {
+        cell.backward_double(p);
+      }
+    });
+  }
+  return result;
+}
+
+const auto& forward_operator() {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("fastrnn::layer_forward", "")
+                             .typed<decltype(layer_forward<true>)>();
+  return op;
+}
+const auto& backward_operator() {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("fastrnn::layer_backward", "")
+                             .typed<decltype(layer_backward<true>)>();
+  return op;
+}
+
+// inputs: x, hx, weights.
+struct LayerFunction : torch::autograd::Function<LayerFunction> {
+  static variable_list forward(torch::autograd::AutogradContext* ctx, at::TensorList inputs,
+                               const optional<Tensor>& batch_sizes, const std::string& cell, int64_t states,
+                               bool bidirectional, bool batch_first) {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    variable_list outputs = forward_operator().call(inputs[0], batch_sizes, inputs.slice(1, states),
+                                                    inputs.slice(1 + states), cell, bidirectional, batch_first, true);
+    const bool has_c = find_cell(cell).has_c;
+    const size_t kept = has_c ? 2 : 1;
+    variable_list saved = inputs.vec();
+    saved.push_back(batch_sizes.value_or(Tensor()));
+    saved.push_back(outputs[0]);
+    saved.insert(saved.end(), outputs.end() - kept, outputs.end());
+    ctx->save_for_backward(std::move(saved));
+    ctx->saved_data["cell"] = cell;
+    ctx->saved_data["sizes"] = std::vector<int64_t>{static_cast<int64_t>(inputs.size()), states, bidirectional, batch_first};
+    ctx->set_materialize_grads(false);
+    outputs.resize(outputs.size() - kept);
+    return outputs;
+  }
+
+  static variable_list backward(torch::autograd::AutogradContext* ctx, variable_list grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const std::string cell = ctx->saved_data["cell"].toStringRef();
+    const std::vector<int64_t> sizes = ctx->saved_data["sizes"].toIntVector();
+    const size_t count = sizes[0], states = sizes[1];
+    const bool bidirectional = sizes[2], batch_first = sizes[3];
+    const at::TensorList inputs = at::TensorList(saved).slice(0, count);
+    const optional<Tensor> batch_sizes = saved[count].defined() ? optional<Tensor>(saved[count]) : std::nullopt;
+    const at::TensorList hx = inputs.slice(1, states), weights = inputs.slice(1 + states);
+
+    variable_list result(count + 5);  // none for the arguments that are not differentiable
+    variable_list needed;
+    c10::List<bool> wanted;
+    for (const auto i : c10::irange(count)) {
+      wanted.push_back(ctx->needs_input_grad(i));
+      if (wanted[i]) needed.push_back(inputs[i]);
+    }
+    variable_list found;
+    if (at::GradMode::is_enabled()) {  // create_graph=True
+      const variable_list outputs =
+          differentiable_layer(inputs[0], batch_sizes, hx, weights, cell, bidirectional, batch_first);
+      variable_list used, used_grads;
+      for (const auto i : c10::irange(outputs.size())) {
+        if (!grads[i].defined()) continue;
+        used.push_back(outputs[i]);
+        used_grads.push_back(grads[i]);
+      }
+      found = torch::autograd::grad(used, needed, used_grads, /*retain_graph=*/true, /*create_graph=*/true,
+                                    /*allow_unused=*/true);
+    } else {
+      c10::List<optional<Tensor>> given;
+      for (const Tensor& grad : grads) given.push_back(grad.defined() ? optional<Tensor>(grad) : std::nullopt);
+      found = backward_operator().call(given, inputs[0], batch_sizes, hx, weights, cell, bidirectional, batch_first,
+                                       saved[count + 1], at::TensorList(saved).slice(count + 2), wanted);
+    }
+    size_t next = 0;
+    for (const auto i : c10::irange(count)) {
+      if (wanted[i]) result[i] = found[next++];
+    }
+    return result;
+  }
+};
+
+variable_list layer_autograd(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
+                             at::TensorList weights, const std::string& cell, bool bidirectional, bool batch_first) {
+  variable_list inputs;
+  inputs.reserve(1 + hx.size() + weights.size());
+  inputs.push_back(x);
+  inputs.insert(inputs.end(), hx.begin(), hx.end());
+  inputs.insert(inputs.end(), weights.begin(), weights.end());
+  const auto requires_grad = [](const Tensor& tensor) { return tensor.requires_grad(); };
+  if (at::GradMode::is_enabled() && std::any_of(inputs.begin(), inputs.end(), requires_grad)) {
+    return LayerFunction::apply(at::TensorList(inputs), batch_sizes, cell, static_cast<int64_t>(hx.size()),
+                                bidirectional, batch_first);
+  }
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  return forward_operator().call(x, batch_sizes, hx, weights, cell, bidirectional, batch_first, false);
+}
+
+}  // namespace
+
+TORCH_LIBRARY(fastrnn, m) {
+  m.def(
+      "rnn(Tensor input, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str cell, bool has_biases, int num_layers, "
+      "float dropout, bool train, bool bidirectional, bool batch_first) -> Tensor[]");
+  m.def("cell(Tensor input, Tensor[] hx, Tensor[] weights, str cell) -> Tensor[]");
+  m.def(
+      "layer(Tensor x, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str cell, bool bidirectional, "
+      "bool batch_first) -> Tensor[]");
+  m.def(
+      "layer_forward(Tensor x, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str cell, bool bidirectional, "
+      "bool batch_first, bool save) -> Tensor[]");
+  m.def(
+      "layer_backward(Tensor?[] grads, Tensor x, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str cell, "
+      "bool bidirectional, bool batch_first, Tensor y, Tensor[] saved, bool[] wanted) -> Tensor[]");
+}
+
+TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
+  m.impl("layer", layer<true>);
+  m.impl("layer_forward", layer_forward<true>);
+  m.impl("layer_backward", layer_backward<true>);
+}
+TORCH_LIBRARY_IMPL(fastrnn, Meta, m) {
+  m.impl("layer", layer<false>);
+  m.impl("layer_forward", layer_forward<false>);
+  m.impl("layer_backward", layer_backward<false>);
+}
+TORCH_LIBRARY_IMPL(fastrnn, Autograd, m) { m.impl("layer", layer_autograd); }
+
+}  // namespace fastrnn::torch_ops

@@ -1,0 +1,27 @@
+// fastrnn._C: what was built and what is in use. Importing it registers the operators.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/version.h>
+
+#include "cpu/dispatch.h"
+
+namespace py = pybind11;
+namespace cpu = fastrnn::cpu;
+
+PYBIND11_MODULE(_C, m) {
+  m.attr("torch_version") = TORCH_VERSION;
+  m.attr("cuda_archs") = std::vector<std::string>{};
+  m.def("isas_built", &cpu::isas_built, "Instruction sets this build has kernels for.");
+  m.def("isas_available", &cpu::isas_available, "Those of them that this processor runs, best last.");
+  m.def("isa", &cpu::isa, "The instruction set in use. RuntimeError if FASTRNN_CPU_ISA names one that is not available.");
+  m.def("set_isa", &cpu::set_isa, py::arg("name"), "Use another instruction set from now on. For tests.");
+  m.def(
+      "cells",
+      [] {
+        std::vector<std::string> names;
+        for (const cpu::CellKernels& cell : cpu::cells()) names.push_back(cell.name);
+        return names;
+      },
+      "Names of the registered cells.");
+}

@@ -1,0 +1,133 @@
+// The operators that modules call: a stack of layers, and a single step. Both are composed of fastrnn::layer.
+
+#include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/util/irange.h>
+#include <torch/library.h>
+
+#include "torch/layer.h"
+
+namespace fastrnn::torch_ops {
+namespace {
+
+variable_list call_layer(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
+                         at::TensorList weights, const std::string& cell, bool bidirectional, bool batch_first) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("fastrnn::layer", "")
+                             .typed<variable_list(const Tensor&, const optional<Tensor>&, at::TensorList,
+                                                  at::TensorList, const std::string&, bool, bool)>();
+  return op.call(x, batch_sizes, hx, weights, cell, bidirectional, batch_first);
+}
+
+const char* state_name(size_t i) { return i == 0 ? "h_0" : "c_0"; }
+
+void check_input_size(const Tensor& input, const Tensor& W_ih) {
+  TORCH_CHECK(input.sym_size(-1) == W_ih.sym_size(1), "input: expected last size input_size = ", W_ih.sym_size(1),
+              ", got ", input.sym_size(-1));
+}
+
+// Dropout between layers. torch.nn draws its mask for time-major data, so this does too: same seed, same mask.
+Tensor dropout_between(const Tensor& y, double p, bool batch_first) {
+  if (!batch_first) return at::dropout(y, p, /*train=*/true);
+  return at::dropout(y.transpose(0, 1).contiguous(), p, /*train=*/true).transpose(0, 1);
+}
+
+variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::TensorList hx, at::TensorList weights,
+                  const std::string& cell, bool has_biases, int64_t num_layers, double dropout, bool train,
+                  bool bidirectional, bool batch_first) {
+  const int64_t D = bidirectional ? 2 : 1;
+  TORCH_CHECK_VALUE(num_layers > 0, "num_layers: expected at least 1, got ", num_layers);
+  TORCH_CHECK_VALUE(dropout >= 0 && dropout <= 1, "dropout: expected a probability, got ", dropout);
+  const int64_t count = static_cast<int64_t>(weights.size()), each = count / (num_layers * D);
+  TORCH_CHECK(count == each * num_layers * D && each >= (has_biases ? 4 : 2) && each <= (has_biases ? 5 : 3),
+              "weights: expected W_ih, W_hh", has_biases ? ", b_ih, b_hh" : "", "[, W_hr] for each of ", num_layers,
+              " layer(s) and ", D, " direction(s), got ", count, " tensors");
+  const bool packed = batch_sizes.has_value();
+  const bool unbatched = !packed && input.dim() == 2;
+  if (packed) {
+    TORCH_CHECK(input.dim() == 2, "input: expected packed data with 2 dimensions, got ", input.dim());
+  } else {
+    TORCH_CHECK_VALUE(input.dim() == 2 || input.dim() == 3, "input: expected 2 or 3 dimensions, got ", input.dim());
+  }
+  TORCH_CHECK_VALUE(input.scalar_type() == weights[0].scalar_type(), "input: expected dtype ",
+                    weights[0].scalar_type(), " as the weights', got ", input.scalar_type());
+  check_input_size(input, weights[0]);
+  Tensor x = unbatched ? input.unsqueeze(batch_first ? 0 : 1) : input;
+  if (!packed) {
+    TORCH_CHECK(x.sym_size(batch_first ? 1 : 0) > 0, "input: expected a sequence length larger than 0");
+  }
+
+  std::vector<Tensor> states;
+  for (const auto i : c10::irange(hx.size())) {
+    TORCH_CHECK(hx[i].dim() == (unbatched ? 2 : 3), state_name(i), ": expected ", unbatched ? 2 : 3,
+                " dimensions for ", unbatched ? "unbatched" : "batched", " input, got ", hx[i].dim());
+    states.push_back(unbatched ? hx[i].unsqueeze(1) : hx[i]);
+    const bool is_h = i == 0;
+    const c10::SymInt B = packed ? states[0].sym_size(1) : x.sym_size(batch_first ? 0 : 1);
+    const c10::SymInt width =
+        is_h ? weights[1].sym_size(1) : (each % 2 ? weights[each - 1].sym_size(-1) : weights[1].sym_size(1));
+    const c10::SymInt expected[] = {num_layers * D, B, width};
+    TORCH_CHECK(states[i].sym_sizes() == at::SymIntArrayRef(expected), state_name(i), ": expected size ",
+                at::SymIntArrayRef(expected), ", got ", states[i].sym_sizes());
+  }
+  if (packed && states.empty()) {
+    const int64_t B = batch_sizes->select(0, 0).item<int64_t>();
+    states.push_back(at::zeros_symint({num_layers * D, B, weights[1].sym_size(1)}, x.options()));
+    if (cell == "lstm") {
+      const c10::SymInt H = each % 2 ? weights[each - 1].sym_size(-1) : weights[1].sym_size(1);
+      states.push_back(at::zeros_symint({num_layers * D, B, H}, x.options()));
+    }
+  }
+
+  std::vector<variable_list> finals;
+  for (const auto layer : c10::irange(num_layers)) {
+    std::vector<Tensor> layer_states = states;
+    if (num_layers > 1) {
+      for (Tensor& state : layer_states) state = state.narrow(0, layer * D, D);
+    }
+    variable_list outputs = call_layer(x, batch_sizes, layer_states, weights.slice(layer * D * each, D * each), cell,
+                                       bidirectional, batch_first);
+    x = outputs[0];
+    if (train && dropout > 0 && layer + 1 < num_layers) x = dropout_between(x, dropout, batch_first && !packed);
+    finals.push_back(std::move(outputs));
+  }
+  variable_list result{unbatched ? x.squeeze(batch_first ? 0 : 1) : x};
+  for (const auto i : c10::irange<size_t>(1, finals[0].size())) {
+    Tensor state = finals[0][i];
+    if (num_layers > 1) {
+      std::vector<Tensor> layers;
+      for (const variable_list& outputs : finals) layers.push_back(outputs[i]);
+      state = at::cat(layers);
+    }
+    result.push_back(unbatched ? state.squeeze(1) : state);
+  }
+  return result;
+}
+
+variable_list cell_step(const Tensor& input, at::TensorList hx, at::TensorList weights, const std::string& cell) {
+  TORCH_CHECK_VALUE(input.dim() == 1 || input.dim() == 2, "input: expected 1 or 2 dimensions, got ", input.dim());
+  TORCH_CHECK(weights.size() == 2 || weights.size() == 4, "weights: expected W_ih, W_hh[, b_ih, b_hh], got ",
+              weights.size(), " tensors");
+  check_input_size(input, weights[0]);
+  for (const auto i : c10::irange(hx.size())) {
+    TORCH_CHECK_VALUE(hx[i].dim() == 1 || hx[i].dim() == 2, state_name(i), ": expected 1 or 2 dimensions, got ",
+                      hx[i].dim());
+    TORCH_CHECK(hx[i].dim() == input.dim(), state_name(i), ": expected ", input.dim(),
+                      " dimension(s) as the input, got ", hx[i].dim());
+  }
+  if (input.dim() == 2) return call_layer(input, std::nullopt, hx, weights, cell, false, false);
+  std::vector<Tensor> states;
+  for (const Tensor& state : hx) states.push_back(state.unsqueeze(0));
+  variable_list outputs = call_layer(input.unsqueeze(0), std::nullopt, states, weights, cell, false, false);
+  for (Tensor& output : outputs) output = output.squeeze(0);
+  return outputs;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fastrnn, CompositeImplicitAutograd, m) {
+  m.impl("rnn", rnn);
+  m.impl("cell", cell_step);
+}
+
+}  // namespace fastrnn::torch_ops

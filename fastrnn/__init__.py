@@ -1,0 +1,63 @@
+"""fastrnn: LSTM, GRU and Elman RNN layers and cells that replace those of torch.nn one for one.
+
+    fastrnn.LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell    the modules
+    fastrnn.convert(model), fastrnn.revert(model)         switch the torch.nn layers inside a model, and back
+    fastrnn.functional                                    the same as functions of tensors
+
+`python -m fastrnn` prints what was built and what was chosen on this machine.
+"""
+
+import sys
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+_BUILD = "`pip install --no-build-isolation --force-reinstall --no-deps .` in fastrnn's source folder"
+
+
+def _load():
+    """Load fastrnn._C, which registers the operators, or say in one sentence what to do."""
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ImportError(f"fastrnn needs torch: install torch, then build fastrnn with {_BUILD}") from None
+
+    try:
+        _C = import_module("fastrnn._C")
+    except ModuleNotFoundError as error:
+        if error.name != "fastrnn._C":
+            raise
+        python = f"{sys.version_info.major}.{sys.version_info.minor}"
+        raise ImportError(
+            f"fastrnn is not built for Python {python} in {__path__[0]}: build it with {_BUILD}, "
+            "and start Python in another folder"
+        ) from None
+    except ImportError as error:
+        if error.path is None:  # not from the dynamic loader: fastrnn._C itself says what is wrong
+            raise
+        raise ImportError(
+            f"fastrnn._C does not load beside torch {torch.__version__}, it was probably built for another: "
+            f"build it again with {_BUILD} ({error})"
+        ) from error
+
+    if _C.torch_version.split(".")[:2] != torch.__version__.split(".")[:2]:
+        raise ImportError(
+            f"fastrnn was built for torch {_C.torch_version} and this is torch {torch.__version__}: "
+            f"build it again with {_BUILD}"
+        )
+    _C.isa()  # a wrong FASTRNN_CPU_ISA is an error of the import, not of the first forward
+
+
+_load()
+
+from . import functional  # noqa: E402  (needs the operators)
+from .conversion import convert, revert  # noqa: E402
+from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell  # noqa: E402
+
+try:
+    __version__ = version("fastrnn")
+except PackageNotFoundError:  # built in place, not installed
+    __version__ = "unknown"
+
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "convert", "functional", "revert"]

@@ -1,0 +1,351 @@
+r"""Recurrent layers and cells as functions of tensors.
+
+`lstm`, `gru` and `rnn` run a stack of layers over a whole sequence, `lstm_cell`, `gru_cell` and `rnn_cell`
+do one step. The modules of fastrnn call the same code. The equations are PyTorch's, which its documentation
+gives with torch.nn.LSTM, GRU and RNN; W @ x is written for a column x, sigma is the logistic sigmoid, * is
+elementwise.
+
+Sizes: T time, B batch, I input, H hidden, P projected hidden (H without a projection), L layers,
+D directions.
+
+Every tensor of a call has one dtype, float32 or float64, and one device, the CPU. Outputs have that dtype.
+Strides are free. Gradients flow to the input, the states and the weights.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+__all__ = ["KindError", "gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
+
+# The cells and the names of their states; the first is the one that the layer above sees.
+STATES = {"lstm": ("h", "c"), "gru": ("h",), "rnn_tanh": ("h",), "rnn_relu": ("h",)}
+
+_rnn = torch.ops.fastrnn.rnn.default
+_cell = torch.ops.fastrnn.cell.default
+
+
+class KindError(TypeError, AttributeError, IndexError, RuntimeError, ValueError):
+    """An argument is of the wrong kind, say a Tensor where a tuple of two is wanted.
+
+    It is a TypeError. torch.nn checks no kinds: what it raises depends on the shapes and may be any of
+    these; being all of them, this is caught wherever torch.nn's exception was.
+    """
+
+
+def lstm(
+    input: Tensor | PackedSequence,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Sequence[Tensor],
+    *,
+    bias: bool = True,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+    r"""Long short-term memory over a sequence. In each layer and direction, for every step::
+
+        i  = sigma(W_ii @ x + b_ii + W_hi @ h + b_hi)
+        f  = sigma(W_if @ x + b_if + W_hf @ h + b_hf)
+        g  = tanh (W_ig @ x + b_ig + W_hg @ h + b_hg)
+        o  = sigma(W_io @ x + b_io + W_ho @ h + b_ho)
+        c' = f * c + i * g
+        h' = o * tanh(c')                  with a projection: h' = W_hr @ (o * tanh(c'))
+
+    (torch.nn.LSTM; the projection is Sak et al. 2014, https://arxiv.org/abs/1402.1128.) A layer above the
+    first reads the h' of the layer below, both directions side by side.
+
+    Args:
+        input: `[T, B, I]`, or `[B, T, I]` with `batch_first`; `[T, I]` for one sequence without a batch; or a
+            PackedSequence with data `[sum of lengths, I]`, sorted or not.
+        hx: `(h_0, c_0)` of shapes `[L*D, B, P]` and `[L*D, B, H]`, without B for an unbatched input; None
+            for zeros. Layer by layer, the forward direction before the reverse one. For a PackedSequence, B
+            is in the order of the sequences before packing.
+        weights: flat, for each layer, for each direction: `W_ih, W_hh`, with `bias` then `b_ih, b_hh`, with a
+            projection then `W_hr`. Rows of the gates are stacked in the order i, f, g, o. `W_ih` is
+            `[4*H, I]` in the first layer and `[4*H, D*P]` above, `W_hh` `[4*H, P]`, `b_ih` and `b_hh`
+            `[4*H]`, `W_hr` `[P, H]`.
+        bias: whether `weights` has biases.
+        num_layers: L.
+        dropout: probability of zeroing an element of what goes from one layer to the next, when `training`.
+        training: whether dropout is active.
+        bidirectional: D = 2, with weights for the reverse direction, else D = 1.
+        batch_first: whether `input` and `output` have the batch before the time; states never do, unbatched
+            and packed input ignore it.
+
+    Returns:
+        `output, (h_n, c_n)`: the h' of the last layer, in the form of `input` with last size `D*P`, and the
+        last states, shaped and ordered as in `hx`.
+
+    Raises:
+        ValueError: an `input` that is not packed has not 2 or 3 dimensions, or its dtype is not that of the
+            weights.
+        RuntimeError: any other size or dtype that does not fit, or a count of weights that does not.
+        KindError: `input` or `hx` is something else than stated above (a TypeError).
+    """
+    return run_sequence(
+        "lstm", input, hx, weights, bias, num_layers, dropout, training, bidirectional, batch_first
+    )
+
+
+def gru(
+    input: Tensor | PackedSequence,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    bias: bool = True,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+) -> tuple[Tensor | PackedSequence, Tensor]:
+    r"""Gated recurrent units over a sequence. In each layer and direction, for every step::
+
+        r  = sigma(W_ir @ x + b_ir + W_hr @ h + b_hr)
+        z  = sigma(W_iz @ x + b_iz + W_hz @ h + b_hz)
+        n  = tanh (W_in @ x + b_in + r * (W_hn @ h + b_hn))
+        h' = (1 - z) * n + z * h
+
+    (torch.nn.GRU; r acts after the product with W_hn, unlike in Cho et al. 2014,
+    https://arxiv.org/abs/1406.1078.) A layer above the first reads the h' of the layer below, both
+    directions side by side.
+
+    Args:
+        input: `[T, B, I]`, or `[B, T, I]` with `batch_first`; `[T, I]` for one sequence without a batch; or a
+            PackedSequence with data `[sum of lengths, I]`, sorted or not.
+        hx: `h_0` of shape `[L*D, B, H]`, `[L*D, H]` for an unbatched input; None for zeros. Layer by layer,
+            the forward direction before the reverse one. For a PackedSequence, B is in the order of the
+            sequences before packing.
+        weights: flat, for each layer, for each direction: `W_ih, W_hh`, with `bias` then `b_ih, b_hh`. Rows
+            of the gates are stacked in the order r, z, n. `W_ih` is `[3*H, I]` in the first layer and
+            `[3*H, D*H]` above, `W_hh` `[3*H, H]`, `b_ih` and `b_hh` `[3*H]`.
+        bias, num_layers, dropout, training, bidirectional, batch_first: as for `lstm`.
+
+    Returns:
+        `output, h_n`: the h' of the last layer, in the form of `input` with last size `D*H`, and the last
+        state, shaped and ordered as `hx`.
+
+    Raises:
+        ValueError, RuntimeError, KindError: as `lstm`.
+    """
+    return run_sequence(
+        "gru", input, hx, weights, bias, num_layers, dropout, training, bidirectional, batch_first
+    )
+
+
+def rnn(
+    input: Tensor | PackedSequence,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    nonlinearity: str = "tanh",
+    bias: bool = True,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+) -> tuple[Tensor | PackedSequence, Tensor]:
+    r"""Elman's recurrent network over a sequence. In each layer and direction, for every step::
+
+        h' = tanh(W_ih @ x + b_ih + W_hh @ h + b_hh)          or relu(...)
+
+    (torch.nn.RNN.) A layer above the first reads the h' of the layer below, both directions side by side.
+
+    Args:
+        input: `[T, B, I]`, or `[B, T, I]` with `batch_first`; `[T, I]` for one sequence without a batch; or a
+            PackedSequence with data `[sum of lengths, I]`, sorted or not.
+        hx: `h_0` of shape `[L*D, B, H]`, `[L*D, H]` for an unbatched input; None for zeros. Layer by layer,
+            the forward direction before the reverse one. For a PackedSequence, B is in the order of the
+            sequences before packing.
+        weights: flat, for each layer, for each direction: `W_ih, W_hh`, with `bias` then `b_ih, b_hh`.
+            `W_ih` is `[H, I]` in the first layer and `[H, D*H]` above, `W_hh` `[H, H]`, `b_ih` and `b_hh`
+            `[H]`.
+        nonlinearity: "tanh" or "relu".
+        bias, num_layers, dropout, training, bidirectional, batch_first: as for `lstm`.
+
+    Returns:
+        `output, h_n`: the h' of the last layer, in the form of `input` with last size `D*H`, and the last
+        state, shaped and ordered as `hx`.
+
+    Raises:
+        ValueError: `nonlinearity` is neither of the two; and as `lstm`.
+        RuntimeError, KindError: as `lstm`.
+    """
+    cell = name_rnn(nonlinearity, ValueError)
+    return run_sequence(
+        cell, input, hx, weights, bias, num_layers, dropout, training, bidirectional, batch_first
+    )
+
+
+def lstm_cell(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    W_ih: Tensor,
+    W_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""One step of `lstm`, with its equations.
+
+    Args:
+        input: `[B, I]`, or `[I]` without a batch.
+        hx: `(h, c)`, each `[B, H]`, or `[H]` without a batch; None for zeros.
+        W_ih, W_hh: `[4*H, I]` and `[4*H, H]`, rows in the order i, f, g, o.
+        b_ih, b_hh: `[4*H]`, or None for zeros.
+
+    Returns:
+        `(h', c')`, each shaped as in `hx`.
+
+    Raises:
+        ValueError: `input` or a state has not 1 or 2 dimensions.
+        RuntimeError: any other size or dtype that does not fit.
+        KindError: `input` or `hx` is something else than stated above (a TypeError).
+    """
+    return run_step("lstm", input, hx, W_ih, W_hh, b_ih, b_hh)
+
+
+def gru_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    W_ih: Tensor,
+    W_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> Tensor:
+    r"""One step of `gru`, with its equations.
+
+    Args:
+        input: `[B, I]`, or `[I]` without a batch.
+        hx: `h`, `[B, H]`, or `[H]` without a batch; None for zeros.
+        W_ih, W_hh: `[3*H, I]` and `[3*H, H]`, rows in the order r, z, n.
+        b_ih, b_hh: `[3*H]`, or None for zeros.
+
+    Returns:
+        `h'`, shaped as `h`.
+
+    Raises:
+        ValueError, RuntimeError, KindError: as `lstm_cell`.
+    """
+    return run_step("gru", input, hx, W_ih, W_hh, b_ih, b_hh)
+
+
+def rnn_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    W_ih: Tensor,
+    W_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    nonlinearity: str = "tanh",
+) -> Tensor:
+    r"""One step of `rnn`, with its equation.
+
+    Args:
+        input: `[B, I]`, or `[I]` without a batch.
+        hx: `h`, `[B, H]`, or `[H]` without a batch; None for zeros.
+        W_ih, W_hh: `[H, I]` and `[H, H]`.
+        b_ih, b_hh: `[H]`, or None for zeros.
+        nonlinearity: "tanh" or "relu".
+
+    Returns:
+        `h'`, shaped as `h`.
+
+    Raises:
+        ValueError: `nonlinearity` is neither of the two; and as `lstm_cell`.
+        RuntimeError, KindError: as `lstm_cell`.
+    """
+    return run_step(name_rnn(nonlinearity, ValueError), input, hx, W_ih, W_hh, b_ih, b_hh)
+
+
+# ---- what the functions above and the modules share ----
+
+
+def run_sequence(cell, input, hx, weights, bias, num_layers, dropout, training, bidirectional, batch_first):
+    """The operator fastrnn::rnn in torch.nn's calling convention: hx None, a state or a tuple; packed input.
+
+    Kinds are checked here, every shape and dtype in the operator.
+    """
+    states = _list_states(cell, hx)
+    if isinstance(input, Tensor):
+        output, *states = _rnn(
+            input,
+            None,
+            states,
+            weights,
+            cell,
+            bias,
+            num_layers,
+            dropout,
+            training,
+            bidirectional,
+            batch_first,
+        )
+    elif isinstance(input, PackedSequence):
+        x, batch_sizes, sorted_indices, unsorted_indices = input
+        if sorted_indices is not None:
+            states = [state.index_select(1, sorted_indices) for state in states]
+        y, *states = _rnn(
+            x, batch_sizes, states, weights, cell, bias, num_layers, dropout, training, bidirectional, False
+        )
+        if unsorted_indices is not None:
+            states = [state.index_select(1, unsorted_indices) for state in states]
+        output = PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices)
+    else:
+        raise KindError(f"{cell}: input: expected Tensor or PackedSequence, got {_kind(input)}")
+    return output, _join_states(states)
+
+
+def run_step(cell, input, hx, W_ih, W_hh, b_ih, b_hh):
+    """The operator fastrnn::cell in torch.nn's calling convention."""
+    if not isinstance(input, Tensor):
+        raise KindError(f"{cell}: input: expected Tensor, got {_kind(input)}")
+    weights = [W_ih, W_hh]
+    if b_ih is not None or b_hh is not None:  # the operator takes both or none
+        weights.append(torch.zeros_like(b_hh) if b_ih is None else b_ih)
+        weights.append(torch.zeros_like(b_ih) if b_hh is None else b_hh)
+    return _join_states(_cell(input, _list_states(cell, hx), weights, cell))
+
+
+def name_rnn(nonlinearity, error):
+    """The cell of an Elman RNN; for an unknown nonlinearity raises `error`."""
+    if nonlinearity not in ("tanh", "relu"):
+        raise error(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
+    return "rnn_" + nonlinearity
+
+
+def _list_states(cell, hx):
+    """hx as the operators take it: one tensor a state, none for zeros."""
+    if hx is None:
+        return []
+    names = STATES[cell]
+    if len(names) == 1:
+        if isinstance(hx, Tensor):
+            return [hx]
+        expected = "Tensor"
+    else:
+        is_tuple = isinstance(hx, (tuple, list)) and len(hx) == len(names)
+        if is_tuple and all(isinstance(h, Tensor) for h in hx):
+            return hx
+        expected = f"tuple ({', '.join(names)}) of {len(names)} Tensors"
+    raise KindError(f"{cell}: hx: expected {expected}, got {_kind(hx)}")
+
+
+def _join_states(states):
+    """The inverse: one state as a tensor, more as a tuple."""
+    return states[0] if len(states) == 1 else tuple(states)
+
+
+def _kind(value):
+    """What an argument is, for an error message."""
+    if isinstance(value, Tensor):
+        return f"Tensor of shape {list(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return f"{type(value).__name__} of ({', '.join(type(item).__name__ for item in value)})"
+    return type(value).__name__
