@@ -149,6 +149,17 @@ Panels make_panels(int64_t units, int G, int64_t rows, int threads) {
   return best;
 }
 
+// out[j][i] = in[i][j], one vector square.
+template <class T>
+FASTRNN_INLINE void transpose_block(const T* in, int64_t in_row, T* out, int64_t out_row) {
+  Vector<T> v[kLanes<T>];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<T>; ++i) v[i] = load(in + i * in_row);
+  transpose<T>(v);
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<T>; ++i) store(out + i * out_row, v[i]);
+}
+
 // Packs W [G * units, K] so that B[k, n] = W[n, k].
 template <class T>
 void pack_transposed(const Panels& panels, int64_t p, const T* W, int64_t K, T* packed) {
@@ -162,18 +173,12 @@ void pack_transposed(const Panels& panels, int64_t p, const T* W, int64_t K, T* 
       const int64_t n = std::min<int64_t>(L, panels.units - unit);
       const T* rows = W + (g * panels.units + unit) * K;
       T* out = panel + (g * u + j) * L;
-      for (int64_t k = 0; k < K; k += L) {
-        Vector<T> v[L] = {};
-        const int64_t k_count = std::min<int64_t>(L, K - k);
-#pragma GCC unroll 16
-        for (int i = 0; i < L; ++i) {
-          if (i < n) v[i] = load_upto(rows + i * K + k, k_count);
-        }
-        transpose<T>(v);
-#pragma GCC unroll 16
-        for (int i = 0; i < L; ++i) {
-          if (i < k_count) store(out + (k + i) * width, v[i]);
-        }
+      int64_t k = 0;
+      if (n == L) {
+        for (; k + L <= K; k += L) transpose_block(rows + k, K, out + k * width, width);
+      }
+      for (; k < K; ++k) {
+        for (int64_t i = 0; i < L; ++i) out[k * width + i] = i < n ? rows[i * K + k] : T(0);
       }
     }
   }

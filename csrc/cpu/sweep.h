@@ -24,7 +24,7 @@ struct Plan {
 
 template <class Cell, class T>
 Plan make_plan(const ForwardParams<T>& p) {
-  constexpr int64_t kThreadWork = 64 * 1024;  // multiply-adds that pay for waking a thread
+  constexpr int64_t kThreadWork = 512 * 1024;  // multiply-adds that pay for waking a thread
   constexpr int64_t kBarrierWork = 24 * 1024;  // multiply-adds a step that pay for a barrier a step
   constexpr int64_t kCacheBytes = 512 * 1024;  // weights that every thread can keep beside its other data
   const int64_t B = p.rows.B, GH = Cell::gates * p.H;
