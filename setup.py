@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parent
 class CMakeBuild(build_ext):
     def build_extension(self, extension):
         target = Path(self.get_ext_fullpath(extension.name)).resolve()
-        build = Path(self.build_temp).resolve()
+        # One folder for each Python and torch, kept, so that every kind of install builds only what changed.
+        build = ROOT / "build" / f"{sys.implementation.cache_tag}-torch-{torch.__version__}"
         build.mkdir(parents=True, exist_ok=True)
         options = {
             "CMAKE_LIBRARY_OUTPUT_DIRECTORY": target.parent,

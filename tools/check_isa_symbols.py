@@ -1,0 +1,37 @@
+"""Checks that no object compiled for one instruction set shares code with the others.
+
+A function that the compiler emits out of line under a name that is not of the instruction set's own namespace (an inline
+function, a template of the standard library) is merged by the linker with its copies in other objects. The copy that stays
+may be the AVX-512 one, which then crashes an older processor.
+
+    python tools/check_isa_symbols.py    looks at the objects below build/; exit status 1 if it finds such a function
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+WEAK = {"W", "V", "u"}
+
+
+def main():
+    root = Path(__file__).resolve().parent.parent
+    objects = sorted((root / "build").glob("**/fastrnn_*.dir/**/*.o"))
+    if not objects:
+        sys.exit("no objects below build/: build fastrnn first")
+    failed = False
+    for path in objects:
+        isa = next(part for part in path.parts if part.startswith("fastrnn_")).removeprefix("fastrnn_").split(".")[0]
+        listing = subprocess.run(["nm", "-C", "--defined-only", path], check=True, capture_output=True, text=True).stdout
+        for line in listing.splitlines():
+            _, kind, name = line.split(maxsplit=2)
+            # DW.ref.* is a pointer for exception handling, the same in every object.
+            if kind in WEAK and f"fastrnn::cpu::{isa}::" not in name and not name.startswith("DW.ref."):
+                print(f"{path.relative_to(root)}: shared symbol {name}")
+                failed = True
+    print(f"{len(objects)} objects, " + ("shared symbols found" if failed else "none shares code"))
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
