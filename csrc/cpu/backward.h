@@ -140,7 +140,7 @@ class Backward {
   void hidden_gradient(const Chunk& chunk, int64_t t, int64_t n, Range own, Range batch, const Later& later) {
     alignas(64) T block[kRowBlock * kTileVectors * L];
     const int64_t end = std::min(batch.end, std::max(n, later.n));
-    for (int64_t i = own.begin; i < own.end; ++i) {
+    for_each_panel(own, t, [&](int64_t i) {
       const int64_t width = out_panels.width(i);
       for (int64_t b0 = batch.begin; b0 < end; b0 += kRowBlock) {
         const int64_t b1 = std::min(b0 + kRowBlock, end);
@@ -170,7 +170,7 @@ class Backward {
           }
         }
       }
-    }
+    });
   }
 
   // With a projection the gradient of the cell's output m is dh W_hr.

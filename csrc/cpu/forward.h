@@ -131,7 +131,7 @@ class Forward {
   // out: the next hidden state, or what the projection takes.
   void step(int64_t t, int64_t chunk_row, Range own, Range rows, const T* h_prev, T* out) {
     alignas(64) T gh[kRowBlock * kTileVectors * L];
-    for (int64_t i = own.begin; i < own.end; ++i) {
+    for_each_panel(own, t, [&](int64_t i) {
       const int64_t width = panels.width(i);
       for (int64_t b0 = rows.begin; b0 < rows.end; b0 += kRowBlock) {
         const int64_t b1 = std::min(b0 + kRowBlock, rows.end);
@@ -141,7 +141,7 @@ class Forward {
           cells(t, b, i, gx_row, gh + (b - b0) * width, h_prev, out);
         }
       }
-    }
+    });
   }
 
   FASTRNN_INLINE void cells(int64_t t, int64_t b, int64_t i, const T* gx_row, const T* gh_row, const T* h_prev,

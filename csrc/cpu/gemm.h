@@ -18,11 +18,11 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Widest panel: with a single row the accumulators must cover the latency of the multiply-add by themselves.
 constexpr int kMaxVectors = 8;
-// Widest panel for which a tile of several rows is as fast as any other.
+// Widest tile of several rows.
 constexpr int kTileVectors = 4;
 constexpr int max_rows(int nv) {
-  constexpr int rows_32[] = {12, 12, 8, 6, 4, 4, 3, 3};
-  constexpr int rows_16[] = {8, 6, 4, 3, 2, 2, 1, 1};
+  constexpr int rows_32[] = {12, 12, 8, 6, 1, 1, 1, 1};
+  constexpr int rows_16[] = {8, 6, 4, 3, 1, 1, 1, 1};
   return (kRegisters == 32 ? rows_32 : rows_16)[nv - 1];
 }
 constexpr int kMaxRows = max_rows(1);
@@ -95,6 +95,12 @@ constexpr auto kTiles = all_tiles<T>(std::make_index_sequence<kMaxVectors>{});
 template <class T>
 void multiply_panel(int64_t M, int64_t K, const T* A, int64_t a_row, int64_t a_k, const T* B, int64_t ldb, int nv,
                     T* C, int64_t ldc, int64_t last, Store store) {
+  if (M > 1 && nv > kTileVectors) {
+    const int left = nv / 2;
+    multiply_panel(M, K, A, a_row, a_k, B, ldb, left, C, ldc, kLanes<T>, store);
+    multiply_panel(M, K, A, a_row, a_k, B + left * kLanes<T>, ldb, nv - left, C + left * kLanes<T>, ldc, last, store);
+    return;
+  }
   constexpr int64_t kTilesInBlock = 8;
   const int64_t tiles = ceil_div(M, max_rows(nv));
   for (int64_t i0 = 0; i0 < tiles; i0 += kTilesInBlock) {

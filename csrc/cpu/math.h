@@ -40,7 +40,7 @@ struct InverseFactorials {
 };
 
 // exp(x) = scale (1 + p): x = n ln 2 + r, scale = 2^n, p = exp(r) - 1 by its Taylor series, |r| <= ln(2)/2. The
-// degree makes the truncation smaller than a rounding error.
+// degree makes the truncation smaller than a rounding error. x is NaN or in [lowest, highest].
 template <class T>
 struct Exp {
   using V = Vector<T>;
@@ -49,8 +49,6 @@ struct Exp {
   V scale, p;
 
   FASTRNN_INLINE explicit Exp(V x) {
-    x = x < K::lowest ? splat(K::lowest) : x;
-    x = x > K::highest ? splat(K::highest) : x;
     const V rounded = x * K::log2_e + K::round;
     const V n = rounded - K::round;
     const V r = (x - n * K::ln2_high) - n * K::ln2_low;
@@ -68,9 +66,10 @@ template <class T>
 struct VectorMath {
   using V = Vector<T>;
   using Bits = typename VectorOf<T>::bits;
+  using K = ExpConstants<T>;
 
   static FASTRNN_INLINE V sigmoid(V x) {
-    const Exp<T> e(-x);
+    const Exp<T> e(at_least(K::lowest, at_most(K::highest, -x)));
     return 1 / (1 + e.scale * (1 + e.p));
   }
 
@@ -78,7 +77,7 @@ struct VectorMath {
   static FASTRNN_INLINE V tanh(V x) {
     const Bits sign = reinterpret_cast<Bits>(x) & reinterpret_cast<Bits>(splat(T(-0.0)));
     const V magnitude = reinterpret_cast<V>(reinterpret_cast<Bits>(x) ^ sign);
-    const Exp<T> e(-2 * magnitude);
+    const Exp<T> e(at_least(K::lowest, -2 * magnitude));
     const V t = e.scale * e.p + (e.scale - 1);
     return reinterpret_cast<V>(reinterpret_cast<Bits>(-t / (2 + t)) | sign);
   }

@@ -59,6 +59,23 @@ FASTRNN_INLINE void store(T* p, Vector<T> v) {
   *reinterpret_cast<typename VectorOf<T>::unaligned*>(p) = v;
 }
 
+// The larger (smaller) of bound and v, and v where it is NaN. The instruction gives its second operand then.
+#if defined(__AVX512F__)
+FASTRNN_INLINE Vector<float> at_least(float bound, Vector<float> v) { return _mm512_max_ps(splat(bound), v); }
+FASTRNN_INLINE Vector<float> at_most(float bound, Vector<float> v) { return _mm512_min_ps(splat(bound), v); }
+FASTRNN_INLINE Vector<double> at_least(double bound, Vector<double> v) { return _mm512_max_pd(splat(bound), v); }
+FASTRNN_INLINE Vector<double> at_most(double bound, Vector<double> v) { return _mm512_min_pd(splat(bound), v); }
+#else
+template <class T>
+FASTRNN_INLINE Vector<T> at_least(T bound, Vector<T> v) {
+  return v < bound ? splat(bound) : v;
+}
+template <class T>
+FASTRNN_INLINE Vector<T> at_most(T bound, Vector<T> v) {
+  return v > bound ? splat(bound) : v;
+}
+#endif
+
 // The first n lanes; the others are read as zero and not written.
 #if defined(__AVX512F__)
 FASTRNN_INLINE Vector<float> load_first(const float* p, int64_t n) {

@@ -25,7 +25,7 @@ struct Plan {
 template <class Cell, class T>
 Plan make_plan(const ForwardParams<T>& p) {
   constexpr int64_t kThreadWork = 512 * 1024;  // multiply-adds that pay for waking a thread
-  constexpr int64_t kBarrierWork = 24 * 1024;  // multiply-adds a step that pay for a barrier a step
+  constexpr int64_t kBarrierWork = 8 * 1024;  // multiply-adds a step that pay for a barrier a step
   constexpr int64_t kCacheBytes = 512 * 1024;  // weights that every thread can keep beside its other data
   const int64_t B = p.rows.B, GH = Cell::gates * p.H;
   const int64_t all = p.rows.total() * GH * (p.I + p.P);
@@ -43,6 +43,13 @@ struct Direction {
   bool reverse;
   int64_t time(int64_t i) const { return reverse ? T - 1 - i : i; }
 };
+
+// Calls f(panel) for every panel of `own`, back and forth from step to step: weights that do not all fit the cache are then
+// found in it where the step before ended.
+template <class F>
+void for_each_panel(Range own, int64_t step, const F& f) {
+  for (int64_t i = own.begin; i < own.end; ++i) f(step % 2 == 0 ? i : own.begin + own.end - 1 - i);
+}
 
 // Steps [begin, end) in time. Buffers that hold one chunk are time-major, without gaps.
 struct Chunk {
