@@ -23,7 +23,6 @@ class CMakeBuild(build_ext):
             "CMAKE_LIBRARY_OUTPUT_DIRECTORY": target.parent,
             "CMAKE_BUILD_TYPE": "Debug" if self.debug else "Release",
             "Python_EXECUTABLE": sys.executable,
-            "PYTHON_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "FASTRNN_TORCH_INCLUDES": ";".join(include_paths()),
             "FASTRNN_TORCH_LIBRARIES": ";".join(library_paths()),

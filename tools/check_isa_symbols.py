@@ -1,10 +1,12 @@
 """Checks that no object compiled for one instruction set shares code with the others.
 
-A function that the compiler emits out of line under a name that is not of the instruction set's own namespace (an inline
-function, a template of the standard library) is merged by the linker with its copies in other objects. The copy that stays
-may be the AVX-512 one, which then crashes an older processor.
+A function that the compiler emits out of line under a name that is not of the instruction set's own namespace
+(an inline function, a template of the standard library) is merged by the linker with its copies in other
+objects. The copy that stays may be the AVX-512 one, which then crashes an older processor.
 
-    python tools/check_isa_symbols.py    looks at the objects below build/; exit status 1 if it finds such a function
+    python tools/check_isa_symbols.py
+
+looks at the objects below build/; exit status 1 if it finds such a function.
 """
 
 import subprocess
@@ -21,8 +23,10 @@ def main():
         sys.exit("no objects below build/: build fastrnn first")
     failed = False
     for path in objects:
-        isa = next(part for part in path.parts if part.startswith("fastrnn_")).removeprefix("fastrnn_").split(".")[0]
-        listing = subprocess.run(["nm", "-C", "--defined-only", path], check=True, capture_output=True, text=True).stdout
+        folder = next(part for part in path.parts if part.startswith("fastrnn_"))
+        isa = folder.removeprefix("fastrnn_").removesuffix(".dir")
+        command = ["nm", "-C", "--defined-only", path]
+        listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         for line in listing.splitlines():
             _, kind, name = line.split(maxsplit=2)
             # DW.ref.* is a pointer for exception handling, the same in every object.

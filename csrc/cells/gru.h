@@ -5,8 +5,9 @@
 namespace fastrnn::cells {
 
 // Gated recurrent unit with the reset after the matmul, as torch.nn.GRU:
-//   r, z = sigmoid(x + h)    n = tanh(x_n + r h_n)     x, h: a gate's share from the input and from the hidden state
+//   r, z = sigmoid(x + h)    n = tanh(x_n + r h_n)
 //   h' = (1 - z) n + z h = n + z (h - n)
+// x, h: a gate's share from the input and from the hidden state.
 struct Gru {
   static constexpr const char* name = "gru";
   static constexpr int gates = 3;  // r z n
@@ -23,7 +24,8 @@ struct Gru {
     h = s[2] + s[1] * (h_prev - s[2]);
   }
 
-  // dz = dh (h - n)    dn = dh (1 - z)    dr = dn' h_n    dh_n = dn' r    dh_prev = dh z      dn': before the tanh
+  // dz = dh (h - n)    dn = dh (1 - z)    dr = dn' h_n    dh_n = dn' r    dh_prev = dh z
+  // dn': the gradient before the tanh.
   template <class M, class V>
   static FASTRNN_INLINE void backward(const V* s, const V& h_prev, const V& /*h*/, const V& /*c_prev*/,
                                       const V& /*c*/, const V& dh, V& /*dc*/, V* dgx, V* dgh, V& dh_prev) {

@@ -5,15 +5,16 @@
 namespace fastrnn::cells {
 
 // Long short-term memory, as torch.nn.LSTM:
-//   i, f, o = sigmoid(x + h)    g = tanh(x + h)     x, h: a gate's share from the input and from the hidden state
+//   i, f, o = sigmoid(x + h)    g = tanh(x + h)
 //   c' = f c + i g
 //   h' = o tanh(c')
+// x, h: a gate's share from the input and from the hidden state.
 struct Lstm {
   static constexpr const char* name = "lstm";
-  static constexpr int gates = 4;           // i f g o
-  static constexpr int saved = 4;           // i f g o, kept for the backward
-  static constexpr bool has_c = true;       // a cell state beside the hidden state
-  static constexpr bool split_gate = false; // do the two sides of a gate have different gradients?
+  static constexpr int gates = 4;            // i f g o
+  static constexpr int saved = 4;            // i f g o, kept for the backward
+  static constexpr bool has_c = true;        // a cell state beside the hidden state
+  static constexpr bool split_gate = false;  // do the two sides of a gate have different gradients?
 
   template <class M, class V>
   static FASTRNN_INLINE void forward(const V* gx, const V* gh, const V& /*h_prev*/, V* s, V& c, V& h) {
@@ -31,11 +32,12 @@ struct Lstm {
     return s[3] * M::tanh(c);
   }
 
-  // do = dh tanh(c')    dc = dc + dh o (1 - tanh(c')^2)    di = dc g    df = dc c    dg = dc i    dc_prev = dc f
+  // do = dh tanh(c')    dc = dc + dh o (1 - tanh(c')^2)
+  // di = dc g    df = dc c    dg = dc i    dc_prev = dc f
   // tanh(c') is computed again rather than saved: it is cheaper than the memory.
   template <class M, class V>
-  static FASTRNN_INLINE void backward(const V* s, const V& /*h_prev*/, const V& /*h*/, const V& c_prev, const V& c,
-                                      const V& dh, V& dc, V* dgx, V* /*dgh*/, V& /*dh_prev*/) {
+  static FASTRNN_INLINE void backward(const V* s, const V& /*h_prev*/, const V& /*h*/, const V& c_prev,
+                                      const V& c, const V& dh, V& dc, V* dgx, V* /*dgh*/, V& /*dh_prev*/) {
     const V i = s[0], f = s[1], g = s[2], o = s[3];
     const V tanh_c = M::tanh(c);
     dc = dc + dh * o * (1 - tanh_c * tanh_c);

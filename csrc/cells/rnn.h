@@ -15,13 +15,15 @@ struct Rnn {
   static constexpr bool split_gate = false;
 
   template <class M, class V>
-  static FASTRNN_INLINE void forward(const V* gx, const V* gh, const V& /*h_prev*/, V* /*s*/, V& /*c*/, V& h) {
+  static FASTRNN_INLINE void forward(const V* gx, const V* gh, const V& /*h_prev*/, V* /*s*/, V& /*c*/,
+                                     V& h) {
     h = Activation::template forward<M>(gx[0] + gh[0]);
   }
 
   template <class M, class V>
   static FASTRNN_INLINE void backward(const V* /*s*/, const V& /*h_prev*/, const V& h, const V& /*c_prev*/,
-                                      const V& /*c*/, const V& dh, V& /*dc*/, V* dgx, V* /*dgh*/, V& /*dh_prev*/) {
+                                      const V& /*c*/, const V& dh, V& /*dc*/, V* dgx, V* /*dgh*/,
+                                      V& /*dh_prev*/) {
     dgx[0] = Activation::template backward<M>(h, dh);
   }
 };

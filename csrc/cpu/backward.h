@@ -9,9 +9,10 @@
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
-// The backward sweep of one direction, from its last step to its first. A step multiplies the gate gradients of the
-// step after it with W_hh, which gives dh, and computes its own gate gradients panel by panel as dh leaves the tile. The
-// gate gradients of a chunk of steps then give their part of dW_ih, dW_hh, the biases and dx while they are in cache.
+// The backward sweep of one direction, from its last step to its first. A step multiplies the gate gradients
+// of the step after it with W_hh, which gives dh, and computes its own gate gradients panel by panel as dh
+// leaves the tile. The gate gradients of a chunk of steps then give their part of dW_ih, dW_hh, the biases
+// and dx while they are in cache.
 template <class Cell, class T>
 class Backward {
   using V = Vector<T>;
@@ -78,7 +79,8 @@ class Backward {
       weight_gradients(chunk, team, i1 == p.rows.T ? Store::set : Store::add);
       if (p.dx) input_gradient(chunk, team);
       const Range rows = team.share(later.n);
-      std::memcpy(carry + rows.begin * GH, later.dgh + rows.begin * GH, (rows.end - rows.begin) * GH * sizeof(T));
+      std::memcpy(carry + rows.begin * GH, later.dgh + rows.begin * GH,
+                  (rows.end - rows.begin) * GH * sizeof(T));
       later.dgh = carry;
       team.wait();  // before the next chunk is written over this one
     }
@@ -88,7 +90,8 @@ class Backward {
   }
 
  private:
-  // Rows whose gate gradients are multiplied at a time: enough that reading and writing dW again costs little.
+  // Rows whose gate gradients are multiplied at a time: enough that reading and writing dW again costs
+  // little.
   static constexpr int64_t kChunkRows = 512;
 
   // The gate gradients of the step after the present one, which covers n sequences.
@@ -134,9 +137,10 @@ class Backward {
     std::memcpy(state, given ? given + (d * p.rows.B + b) * size : zeros, size * sizeof(T));
   }
 
-  // dh of step t's n sequences, and with it their gate gradients. `dh` holds what reaches a state past the product: the
-  // gradient of the final state, and what the cell passes on element by element. Sequences that the later step had and
-  // this one has not (a packed batch in reverse) have reached their initial state: their dh stays as it is.
+  // dh of step t's n sequences, and with it their gate gradients. `dh` holds what reaches a state past the
+  // product: the gradient of the final state, and what the cell passes on element by element. Sequences that
+  // the later step had and this one has not (a packed batch in reverse) have reached their initial state:
+  // their dh stays as it is.
   void hidden_gradient(const Chunk& chunk, int64_t t, int64_t n, Range own, Range batch, const Later& later) {
     alignas(64) T block[kRowBlock * kTileVectors * L];
     const int64_t end = std::min(batch.end, std::max(n, later.n));
@@ -147,8 +151,8 @@ class Backward {
         const int64_t multiplied = std::clamp<int64_t>(later.n - b0, 0, b1 - b0);
         if (multiplied > 0) {
           const Panel B = panel(out_panels, i, GH, w.W_hh, W_hh);
-          multiply_panel(multiplied, GH, later.dgh + b0 * GH, GH, 1, B.B, B.ldb, out_panels.nv(i), block, width, L,
-                         Store::set);
+          multiply_panel(multiplied, GH, later.dgh + b0 * GH, GH, 1, B.B, B.ldb, out_panels.nv(i), block,
+                         width, L, Store::set);
         }
         for (int64_t b = b0; b < b1; ++b) {
           for (int j = 0; j < out_panels.u(i); ++j) {
@@ -182,8 +186,8 @@ class Backward {
       for (int64_t b0 = batch.begin; b0 < end; b0 += kRowBlock) {
         const int64_t b1 = std::min(b0 + kRowBlock, end);
         const Panel B = panel(unit_panels, i, p.P, w.W_hr, W_hr);
-        multiply_panel(b1 - b0, p.P, dh_rows + (chunk.row(t) + b0) * p.P, p.P, 1, B.B, B.ldb, unit_panels.nv(i), block,
-                       width, L, Store::set);
+        multiply_panel(b1 - b0, p.P, dh_rows + (chunk.row(t) + b0) * p.P, p.P, 1, B.B, B.ldb,
+                       unit_panels.nv(i), block, width, L, Store::set);
         for (int64_t b = b0; b < b1; ++b) {
           for (int j = 0; j < unit_panels.u(i); ++j) {
             const int64_t unit = (unit_panels.first_vector(i) + j) * L;
@@ -216,7 +220,8 @@ class Backward {
     if constexpr (Cell::has_c) {
       store(dc + b * H_padded + unit, dc_b);
       if (projected) {
-        store_upto(m_rows + (chunk.row(t) + b) * p.H + unit, Cell::template output<VectorMath<T>>(s, c), lanes);
+        store_upto(m_rows + (chunk.row(t) + b) * p.H + unit, Cell::template output<VectorMath<T>>(s, c),
+                   lanes);
       }
     }
     const int64_t at = (chunk.row(t) + b) * GH + unit;
@@ -273,15 +278,16 @@ class Backward {
   }
 
   // dW[m, n] (+)= sum_k gradient[k, m] rows[k][n] for m in `share` and all n < N; gradient is [K, M].
-  void multiply_by_rows(const Team& team, int64_t K, const T* gradient, int64_t M, Range share, const T* const* rows,
-                        int64_t N, T* dW, Store store) const {
+  void multiply_by_rows(const Team& team, int64_t K, const T* gradient, int64_t M, Range share,
+                        const T* const* rows, int64_t N, T* dW, Store store) const {
     if (share.begin == share.end) return;
     T* packed = operand + team.rank * operand_size();
     const Panels columns{N, 1, kTileVectors, L};
     for (int64_t i = 0; i < columns.count(); ++i) {
       pack_rows(columns, i, K, [&](int64_t k) { return rows[k]; }, packed);
-      multiply_panel(share.end - share.begin, K, gradient + share.begin, 1, M, packed, columns.width(i), columns.nv(i),
-                     dW + share.begin * N + columns.first_vector(i) * L, N, columns.last(i), store);
+      multiply_panel(share.end - share.begin, K, gradient + share.begin, 1, M, packed, columns.width(i),
+                     columns.nv(i), dW + share.begin * N + columns.first_vector(i) * L, N, columns.last(i),
+                     store);
     }
   }
 
@@ -298,17 +304,17 @@ class Backward {
   // dx = dgx W_ih, the second direction's added to the first's.
   void input_gradient(const Chunk& chunk, const Team& team) {
     const Store store = d == 0 ? Store::set : Store::add;
-    chunk.for_each_run({0, p.rows.B}, [&](int64_t row, int64_t step, int64_t chunk_row, int64_t chunk_step,
-                                          int64_t count) {
-      const Range share = team.share(count);
-      for (int64_t i = 0; i < input_panels.count(); ++i) {
-        const Panel B = panel(input_panels, i, GH, w.W_ih, W_ih);
-        multiply_panel(share.end - share.begin, GH, dgx + (chunk_row + share.begin * chunk_step) * GH, chunk_step * GH,
-                       1, B.B, B.ldb, input_panels.nv(i),
-                       p.dx + (row + share.begin * step) * p.I + input_panels.first_vector(i) * L, step * p.I,
-                       input_panels.last(i), store);
-      }
-    });
+    chunk.for_each_run(
+        {0, p.rows.B}, [&](int64_t row, int64_t step, int64_t chunk_row, int64_t chunk_step, int64_t count) {
+          const Range share = team.share(count);
+          for (int64_t i = 0; i < input_panels.count(); ++i) {
+            const Panel B = panel(input_panels, i, GH, w.W_ih, W_ih);
+            multiply_panel(share.end - share.begin, GH, dgx + (chunk_row + share.begin * chunk_step) * GH,
+                           chunk_step * GH, 1, B.B, B.ldb, input_panels.nv(i),
+                           p.dx + (row + share.begin * step) * p.I + input_panels.first_vector(i) * L,
+                           step * p.I, input_panels.last(i), store);
+          }
+        });
   }
 
   void write_initial(const Team& team) const {

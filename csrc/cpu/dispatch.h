@@ -27,8 +27,8 @@ struct CellTable {
 // The instruction sets this build has kernels for, and those of them that this processor runs; best last.
 std::vector<std::string> isas_built();
 std::vector<std::string> isas_available();
-// The one in use: the best available, or what FASTRNN_CPU_ISA or set_isa names. Both throw std::runtime_error for a name that
-// is not available.
+// The one in use: the best available, or what FASTRNN_CPU_ISA or set_isa names. Both throw std::runtime_error
+// for a name that is not available.
 std::string isa();
 void set_isa(const std::string& name);
 

@@ -11,9 +11,9 @@
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
-// The forward sweep of one direction. A chunk of steps at a time: the gates' shares from the input as one product over
-// all rows of the chunk, then step after step the product with W_hh and, panel by panel as it leaves the tile, the
-// cell.
+// The forward sweep of one direction. A chunk of steps at a time: the gates' shares from the input as one
+// product over all rows of the chunk, then step after step the product with W_hh and, panel by panel as it
+// leaves the tile, the cell.
 template <class Cell, class T>
 class Forward {
   using V = Vector<T>;
@@ -112,7 +112,8 @@ class Forward {
   void multiply(const Panels& of, int64_t i, int64_t M, int64_t K, const T* A, int64_t a_row, const T* W,
                 const T* W_packed, T* C, int64_t ldc) const {
     if (packed) {
-      multiply_panel(M, K, A, a_row, 1, W_packed + of.offset(i) * K, of.width(i), of.nv(i), C, ldc, L, Store::set);
+      multiply_panel(M, K, A, a_row, 1, W_packed + of.offset(i) * K, of.width(i), of.nv(i), C, ldc, L,
+                     Store::set);
     } else {
       multiply_unpacked(of, i, M, K, A, a_row, W, C, ldc);
     }
@@ -120,12 +121,13 @@ class Forward {
 
   void input_gates(const Chunk& chunk, Range own, Range batch) {
     const int64_t width = panels.padded_width();
-    chunk.for_each_run(batch, [&](int64_t row, int64_t step, int64_t chunk_row, int64_t chunk_step, int64_t count) {
-      for (int64_t i = own.begin; i < own.end; ++i) {
-        multiply(panels, i, count, p.I, p.x + row * p.I, step * p.I, w.W_ih, W_ih,
-                 gx + chunk_row * width + panels.offset(i), chunk_step * width);
-      }
-    });
+    chunk.for_each_run(batch,
+                       [&](int64_t row, int64_t step, int64_t chunk_row, int64_t chunk_step, int64_t count) {
+                         for (int64_t i = own.begin; i < own.end; ++i) {
+                           multiply(panels, i, count, p.I, p.x + row * p.I, step * p.I, w.W_ih, W_ih,
+                                    gx + chunk_row * width + panels.offset(i), chunk_step * width);
+                         }
+                       });
   }
 
   // out: the next hidden state, or what the projection takes.
@@ -144,8 +146,8 @@ class Forward {
     });
   }
 
-  FASTRNN_INLINE void cells(int64_t t, int64_t b, int64_t i, const T* gx_row, const T* gh_row, const T* h_prev,
-                            T* out) {
+  FASTRNN_INLINE void cells(int64_t t, int64_t b, int64_t i, const T* gx_row, const T* gh_row,
+                            const T* h_prev, T* out) {
     const int u = panels.u(i);
     const T* b_ih_panel = b_ih + panels.offset(i);
     const T* b_hh_panel = b_hh + panels.offset(i);

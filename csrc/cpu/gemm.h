@@ -2,9 +2,10 @@
 
 // The matrix product under every sweep: C[m, n] (+)= sum_k A[m, k] B[k, n].
 //
-// B stands in panels: a panel is nv vectors wide and its rows k follow each other, so the register tile of up to
-// max_rows(nv) x nv vectors reads it front to back. A is read in place, one broadcast an element, with any strides.
-// The order of the sum over k depends on K alone: not on the tile, the panel or the thread that an element falls to.
+// B stands in panels: a panel is nv vectors wide and its rows k follow each other, so the register tile of up
+// to max_rows(nv) x nv vectors reads it front to back. A is read in place, one broadcast an element, with any
+// strides. The order of the sum over k depends on K alone: not on the tile, the panel or the thread that an
+// element falls to.
 
 #include <algorithm>
 #include <array>
@@ -26,8 +27,8 @@ constexpr int max_rows(int nv) {
   return (kRegisters == 32 ? rows_32 : rows_16)[nv - 1];
 }
 constexpr int kMaxRows = max_rows(1);
-// A sum over k is taken in blocks of this many terms: a block of a panel stays in cache, and shorter partial sums
-// round less.
+// A sum over k is taken in blocks of this many terms: a block of a panel stays in cache, and shorter partial
+// sums round less.
 constexpr int64_t kBlockK = 256;
 
 enum class Store { set, add };
@@ -80,25 +81,28 @@ using TileFunction = void (*)(const Tile<T>&);
 
 template <class T, int nv, size_t... M>
 constexpr std::array<TileFunction<T>, kMaxRows> tiles_of_width(std::index_sequence<M...>) {
-  return {(static_cast<int>(M) < max_rows(nv) ? multiply_tile<T, std::min<int>(M + 1, max_rows(nv)), nv> : nullptr)...};
+  return {(static_cast<int>(M) < max_rows(nv) ? multiply_tile<T, std::min<int>(M + 1, max_rows(nv)), nv>
+                                              : nullptr)...};
 }
 template <class T, size_t... N>
-constexpr std::array<std::array<TileFunction<T>, kMaxRows>, kMaxVectors> all_tiles(std::index_sequence<N...>) {
+constexpr std::array<std::array<TileFunction<T>, kMaxRows>, kMaxVectors> all_tiles(
+    std::index_sequence<N...>) {
   return {tiles_of_width<T, N + 1>(std::make_index_sequence<kMaxRows>{})...};
 }
 // [nv - 1][rows - 1]
 template <class T>
 constexpr auto kTiles = all_tiles<T>(std::make_index_sequence<kMaxVectors>{});
 
-// Rows [0, M) of one panel, in tiles of nearly equal height. A block of rows keeps its part of C in the first-level
-// cache while the blocks of K go by.
+// Rows [0, M) of one panel, in tiles of nearly equal height. A block of rows keeps its part of C in the
+// first-level cache while the blocks of K go by.
 template <class T>
-void multiply_panel(int64_t M, int64_t K, const T* A, int64_t a_row, int64_t a_k, const T* B, int64_t ldb, int nv,
-                    T* C, int64_t ldc, int64_t last, Store store) {
+void multiply_panel(int64_t M, int64_t K, const T* A, int64_t a_row, int64_t a_k, const T* B, int64_t ldb,
+                    int nv, T* C, int64_t ldc, int64_t last, Store store) {
   if (M > 1 && nv > kTileVectors) {
     const int left = nv / 2;
     multiply_panel(M, K, A, a_row, a_k, B, ldb, left, C, ldc, kLanes<T>, store);
-    multiply_panel(M, K, A, a_row, a_k, B + left * kLanes<T>, ldb, nv - left, C + left * kLanes<T>, ldc, last, store);
+    multiply_panel(M, K, A, a_row, a_k, B + left * kLanes<T>, ldb, nv - left, C + left * kLanes<T>, ldc, last,
+                   store);
     return;
   }
   constexpr int64_t kTilesInBlock = 8;
@@ -106,7 +110,10 @@ void multiply_panel(int64_t M, int64_t K, const T* A, int64_t a_row, int64_t a_k
   for (int64_t i0 = 0; i0 < tiles; i0 += kTilesInBlock) {
     const int64_t i1 = std::min(i0 + kTilesInBlock, tiles);
     for (int64_t k = 0; k < K; k += kBlockK) {
-      Tile<T> tile{nullptr, a_row, a_k,  B + k * ldb, ldb, nullptr, ldc, std::min(kBlockK, K - k),
+      Tile<T> tile{nullptr, a_row,
+                   a_k,     B + k * ldb,
+                   ldb,     nullptr,
+                   ldc,     std::min(kBlockK, K - k),
                    last,    k == 0 ? store : Store::add};
       for (int64_t i = i0; i < i1; ++i) {
         const int64_t m = M * i / tiles, next = M * (i + 1) / tiles;
@@ -118,8 +125,8 @@ void multiply_panel(int64_t M, int64_t K, const T* A, int64_t a_row, int64_t a_k
   }
 }
 
-// How `units` hidden units with G gates each are cut into panels of U vectors of units. Within a panel the vectors
-// are gate after gate: vector g * u + j holds gate g of the panel's j-th vector of units.
+// How `units` hidden units with G gates each are cut into panels of U vectors of units. Within a panel the
+// vectors are gate after gate: vector g * u + j holds gate g of the panel's j-th vector of units.
 struct Panels {
   int64_t units;
   int G, U, lanes;
@@ -136,8 +143,8 @@ struct Panels {
   int64_t last(int64_t p) const { return std::min<int64_t>(lanes, units - (p * U + u(p) - 1) * lanes); }
 };
 
-// The widest panels that still share out evenly: a thread's time goes with the vectors it holds, and narrow panels
-// reuse a broadcast of A less often. rows is what a tile can hope for.
+// The widest panels that still share out evenly: a thread's time goes with the vectors it holds, and narrow
+// panels reuse a broadcast of A less often. rows is what a tile can hope for.
 template <class T>
 Panels make_panels(int64_t units, int G, int64_t rows, int threads) {
   const int most = rows == 1 ? kMaxVectors : kTileVectors;
@@ -218,11 +225,11 @@ void pack_bias(const Panels& panels, int64_t p, const T* bias, T* packed) {
   }
 }
 
-// Rows [0, M) of panel p with W [G * units, K] as it stands: for a call too short to pay for packing. Each vector of
-// results is a vector of dot products along K.
+// Rows [0, M) of panel p with W [G * units, K] as it stands: for a call too short to pay for packing. Each
+// vector of results is a vector of dot products along K.
 template <class T>
-void multiply_unpacked(const Panels& panels, int64_t p, int64_t M, int64_t K, const T* A, int64_t a_row, const T* W,
-                       T* C, int64_t ldc) {
+void multiply_unpacked(const Panels& panels, int64_t p, int64_t M, int64_t K, const T* A, int64_t a_row,
+                       const T* W, T* C, int64_t ldc) {
   constexpr int L = kLanes<T>;
   const int u = panels.u(p);
   for (int g = 0; g < panels.G; ++g) {
@@ -243,7 +250,8 @@ void multiply_unpacked(const Panels& panels, int64_t p, int64_t M, int64_t K, co
         if (k < K) {
           const Vector<T> a_k = load_first(a + k, K - k);
 #pragma GCC unroll 16
-          for (int i = 0; i < L; ++i) acc[i] += a_k * load_first(W_unit + std::min<int64_t>(i, last) * K + k, K - k);
+          for (int i = 0; i < L; ++i)
+            acc[i] += a_k * load_first(W_unit + std::min<int64_t>(i, last) * K + k, K - k);
         }
         store(C + m * ldc + (g * u + j) * L, sum_each<T>(acc));
       }

@@ -1,4 +1,5 @@
-// The kernels of every cell for one instruction set. CMake compiles this file once for each, with FASTRNN_ISA its name.
+// The kernels of every cell for one instruction set. CMake compiles this file once for each, with FASTRNN_ISA
+// its name.
 
 #include "cpu/backward.h"
 #include "cpu/dispatch.h"

@@ -1,7 +1,7 @@
 #pragma once
 
-// Activation functions on vectors. NaN goes through and infinities saturate, so comparisons are written such that a
-// NaN takes the branch that keeps it.
+// Activation functions on vectors. NaN goes through and infinities saturate, so comparisons are written such
+// that a NaN takes the branch that keeps it.
 
 #include "cpu/simd.h"
 
@@ -13,7 +13,7 @@ template <>
 struct ExpConstants<float> {
   static constexpr float log2_e = 1.44269504f;
   static constexpr float ln2_high = 0.693145752f, ln2_low = 1.42860677e-6f;
-  static constexpr float round = 12582912.0f;           // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float round = 12582912.0f;               // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float lowest = -88.0f, highest = 89.0f;  // there 2^n becomes 0 and infinity
   static constexpr int mantissa_bits = 23, bias = 127, degree = 7;
 };
@@ -39,8 +39,8 @@ struct InverseFactorials {
   }
 };
 
-// exp(x) = scale (1 + p): x = n ln 2 + r, scale = 2^n, p = exp(r) - 1 by its Taylor series, |r| <= ln(2)/2. The
-// degree makes the truncation smaller than a rounding error. x is NaN or in [lowest, highest].
+// exp(x) = scale (1 + p): x = n ln 2 + r, scale = 2^n, p = exp(r) - 1 by its Taylor series, |r| <= ln(2)/2.
+// The degree makes the truncation smaller than a rounding error. x is NaN or in [lowest, highest].
 template <class T>
 struct Exp {
   using V = Vector<T>;

@@ -63,8 +63,12 @@ FASTRNN_INLINE void store(T* p, Vector<T> v) {
 #if defined(__AVX512F__)
 FASTRNN_INLINE Vector<float> at_least(float bound, Vector<float> v) { return _mm512_max_ps(splat(bound), v); }
 FASTRNN_INLINE Vector<float> at_most(float bound, Vector<float> v) { return _mm512_min_ps(splat(bound), v); }
-FASTRNN_INLINE Vector<double> at_least(double bound, Vector<double> v) { return _mm512_max_pd(splat(bound), v); }
-FASTRNN_INLINE Vector<double> at_most(double bound, Vector<double> v) { return _mm512_min_pd(splat(bound), v); }
+FASTRNN_INLINE Vector<double> at_least(double bound, Vector<double> v) {
+  return _mm512_max_pd(splat(bound), v);
+}
+FASTRNN_INLINE Vector<double> at_most(double bound, Vector<double> v) {
+  return _mm512_min_pd(splat(bound), v);
+}
 #else
 template <class T>
 FASTRNN_INLINE Vector<T> at_least(T bound, Vector<T> v) {

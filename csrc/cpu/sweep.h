@@ -1,6 +1,7 @@
 #pragma once
 
-// What the forward and the backward sweep over time share: how a layer is cut up among threads and into chunks of steps.
+// What the forward and the backward sweep over time share: how a layer is cut up among threads and into
+// chunks of steps.
 
 #include <algorithm>
 
@@ -15,8 +16,9 @@ constexpr int64_t kUnpackedRows = 8;
 // Rows of a step that are multiplied before their cells are computed.
 constexpr int64_t kRowBlock = 48;
 
-// Two ways to share a step among threads. By units: each thread keeps its part of W_hh in its own cache, and all meet
-// at a barrier every step. By batch: each thread runs its own sequences through all of W_hh, and no barrier is needed.
+// Two ways to share a step among threads. By units: each thread keeps its part of W_hh in its own cache, and
+// all meet at a barrier every step. By batch: each thread runs its own sequences through all of W_hh, and no
+// barrier is needed.
 struct Plan {
   int threads;
   bool by_batch;
@@ -25,14 +27,15 @@ struct Plan {
 template <class Cell, class T>
 Plan make_plan(const ForwardParams<T>& p) {
   constexpr int64_t kThreadWork = 512 * 1024;  // multiply-adds that pay for waking a thread
-  constexpr int64_t kBarrierWork = 8 * 1024;  // multiply-adds a step that pay for a barrier a step
+  constexpr int64_t kBarrierWork = 8 * 1024;   // multiply-adds a step that pay for a barrier a step
   constexpr int64_t kCacheBytes = 512 * 1024;  // weights that every thread can keep beside its other data
   const int64_t B = p.rows.B, GH = Cell::gates * p.H;
   const int64_t all = p.rows.total() * GH * (p.I + p.P);
   const int threads = static_cast<int>(std::clamp<int64_t>(all / kThreadWork, 1, p.threads));
   const bool even = !p.rows.packed();  // later steps of a packed batch have fewer sequences
   const bool enough_rows = B >= 4 * threads;
-  if (even && enough_rows && GH * p.P * static_cast<int64_t>(sizeof(T)) <= kCacheBytes) return {threads, true};
+  if (even && enough_rows && GH * p.P * static_cast<int64_t>(sizeof(T)) <= kCacheBytes)
+    return {threads, true};
   if (p.rows.T > 1 && B * GH * p.P < kBarrierWork) return {enough_rows ? threads : 1, enough_rows};
   return {threads, false};
 }
@@ -44,8 +47,8 @@ struct Direction {
   int64_t time(int64_t i) const { return reverse ? T - 1 - i : i; }
 };
 
-// Calls f(panel) for every panel of `own`, back and forth from step to step: weights that do not all fit the cache are then
-// found in it where the step before ended.
+// Calls f(panel) for every panel of `own`, back and forth from step to step: weights that do not all fit the
+// cache are then found in it where the step before ended.
 template <class F>
 void for_each_panel(Range own, int64_t step, const F& f) {
   for (int64_t i = own.begin; i < own.end; ++i) f(step % 2 == 0 ? i : own.begin + own.end - 1 - i);
@@ -61,8 +64,8 @@ struct Chunk {
   }
   int64_t count() const { return row(end); }
 
-  // Calls f(row, step, chunk_row, chunk_step, count) for runs of evenly spaced rows of sequences [batch.begin, batch.end),
-  // as few and long as they come.
+  // Calls f(row, step, chunk_row, chunk_step, count) for runs of evenly spaced rows of sequences
+  // [batch.begin, batch.end), as few and long as they come.
   template <class F>
   void for_each_run(Range batch, const F& f) const {
     if (rows.stride_b == 1 && batch.begin == 0 && batch.end == rows.B) {
@@ -80,7 +83,8 @@ struct Chunk {
   }
 };
 
-// A sequence of B rows a step, cut so that a chunk has about `target` rows: steps [i, i + steps) of the sweep.
+// A sequence of B rows a step, cut so that a chunk has about `target` rows: steps [i, i + steps) of the
+// sweep.
 inline int64_t steps_in_chunk(const Rows& rows, int64_t target) {
   return std::clamp<int64_t>(target / std::max<int64_t>(rows.B, 1), 1, rows.T);
 }

@@ -26,7 +26,8 @@ class Workspace {
   }
 
  private:
-  // Not a std::vector: its code would be compiled for this instruction set under a name that other objects share.
+  // Not a std::vector: its code would be compiled for this instruction set under a name that other objects
+  // share.
   static constexpr int kMost = 32;
   void* blocks_[kMost];
   int count_ = 0;

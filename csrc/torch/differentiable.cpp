@@ -60,8 +60,8 @@ DirectionResult sweep(const std::vector<Tensor>& x, bool reverse, Tensor h, Tens
 }
 
 template <class Cell>
-variable_list layer(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx, at::TensorList weights,
-                    bool bidirectional, bool batch_first) {
+variable_list layer(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
+                    at::TensorList weights, bool bidirectional, bool batch_first) {
   const WeightLayout layout = weight_layout(weights, bidirectional);
   const std::vector<Tensor> steps = split_steps(x, batch_sizes, batch_first);
   const bool step = x.dim() == 2 && !batch_sizes;
@@ -96,8 +96,8 @@ variable_list layer(const Tensor& x, const optional<Tensor>& batch_sizes, at::Te
 variable_list differentiable_layer(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
                                    at::TensorList weights, const std::string& cell, bool bidirectional,
                                    bool batch_first) {
-#define FASTRNN_CELL(Cell)            \
-  if (cell == cells::Cell::name) {    \
+#define FASTRNN_CELL(Cell)                                                              \
+  if (cell == cells::Cell::name) {                                                      \
     return layer<cells::Cell>(x, batch_sizes, hx, weights, bidirectional, batch_first); \
   }
   FASTRNN_FOR_EACH_CELL(FASTRNN_CELL)

@@ -16,8 +16,8 @@ namespace fastrnn::torch_ops {
 WeightLayout weight_layout(at::TensorList weights, bool bidirectional) {
   const int64_t D = bidirectional ? 2 : 1, count = static_cast<int64_t>(weights.size());
   TORCH_CHECK(count % D == 0 && count / D >= 2 && count / D <= 5,
-              "weights: expected W_ih, W_hh[, b_ih, b_hh][, W_hr] for each of ", D, " direction(s), got ", count,
-              " tensors");
+              "weights: expected W_ih, W_hh[, b_ih, b_hh][, W_hr] for each of ", D, " direction(s), got ",
+              count, " tensors");
   return {D, count / D};
 }
 
@@ -34,7 +34,8 @@ const cpu::CellKernels& find_cell(const std::string& name) {
 }
 
 void check_tensor(const Tensor& tensor, const char* name, at::SymIntArrayRef expected, const Tensor& x) {
-  TORCH_CHECK(tensor.sym_sizes() == expected, name, ": expected size ", expected, ", got ", tensor.sym_sizes());
+  TORCH_CHECK(tensor.sym_sizes() == expected, name, ": expected size ", expected, ", got ",
+              tensor.sym_sizes());
   TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), name, ": expected dtype ", x.scalar_type(),
               " as the input's, got ", tensor.scalar_type());
   TORCH_CHECK(tensor.device() == x.device(), name, ": expected device ", x.device(), " as the input's, got ",
@@ -48,14 +49,17 @@ struct Shape {
   bool step, has_c, projected;
 };
 
-Shape check_shape(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx, at::TensorList weights,
-                  const cpu::CellKernels& cell, bool bidirectional, bool batch_first) {
+Shape check_shape(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
+                  at::TensorList weights, const cpu::CellKernels& cell, bool bidirectional,
+                  bool batch_first) {
   const WeightLayout layout = weight_layout(weights, bidirectional);
   TORCH_CHECK_NOT_IMPLEMENTED(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
                               "input: expected dtype Float or Double, got ", x.scalar_type());
   TORCH_CHECK(x.dim() == (batch_sizes || !bidirectional ? 2 : 3) || (x.dim() == 3 && !batch_sizes),
-              "input: expected [T, B, I], packed [R, I] or a single step [B, I], got ", x.dim(), " dimensions");
-  TORCH_CHECK(weights[0].dim() == 2 && weights[1].dim() == 2, "weights: expected W_ih and W_hh to be matrices");
+              "input: expected [T, B, I], packed [R, I] or a single step [B, I], got ", x.dim(),
+              " dimensions");
+  TORCH_CHECK(weights[0].dim() == 2 && weights[1].dim() == 2,
+              "weights: expected W_ih and W_hh to be matrices");
   TORCH_CHECK(cell.has_c || !layout.projected(), "W_hr: only an LSTM has a projection");
   Shape s;
   s.D = layout.D;
@@ -84,7 +88,8 @@ Shape check_shape(const Tensor& x, const optional<Tensor>& batch_sizes, at::Tens
   for (const auto i : c10::irange(hx.size())) {
     const SymInt width = i == 0 ? s.P : s.H;
     const SymInt layered[] = {D, s.B, width}, single[] = {s.B, width};
-    check_tensor(hx[i], i == 0 ? "h_0" : "c_0", s.step ? at::SymIntArrayRef(single) : at::SymIntArrayRef(layered), x);
+    check_tensor(hx[i], i == 0 ? "h_0" : "c_0",
+                 s.step ? at::SymIntArrayRef(single) : at::SymIntArrayRef(layered), x);
   }
   for (const auto d : c10::irange(layout.D)) {
     const at::TensorList w = weights.slice(d * layout.each, layout.each);
@@ -126,8 +131,8 @@ class Arguments {
       for (const auto t : c10::irange(rows.T)) {
         const int64_t n = rows.batch_sizes[t], most = t == 0 ? rows.B : rows.batch_sizes[t - 1];
         TORCH_CHECK(n > 0 && n <= most && (t > 0 || n == rows.B),
-                    "batch_sizes: expected to begin with the batch size ", rows.B, " of hx and never to grow, got ", n,
-                    " at step ", t);
+                    "batch_sizes: expected to begin with the batch size ", rows.B,
+                    " of hx and never to grow, got ", n, " at step ", t);
         offsets_[t + 1] = offsets_[t] + n;
       }
       TORCH_CHECK(offsets_[rows.T] == x.size(0), "batch_sizes: expected to add up to the ", x.size(0),
@@ -168,8 +173,9 @@ void fill_forward(ForwardParams<T>& p, Arguments& arguments, const Tensor& x, at
   for (const auto d : c10::irange(s.D)) {
     const at::TensorList w = weights.slice(d * each, each);
     const bool bias = each >= 4;
-    p.weights[d] = {arguments.read<T>(w[0]), arguments.read<T>(w[1]), bias ? arguments.read<T>(w[2]) : nullptr,
-                    bias ? arguments.read<T>(w[3]) : nullptr, s.projected ? arguments.read<T>(w[each - 1]) : nullptr};
+    p.weights[d] = {arguments.read<T>(w[0]), arguments.read<T>(w[1]),
+                    bias ? arguments.read<T>(w[2]) : nullptr, bias ? arguments.read<T>(w[3]) : nullptr,
+                    s.projected ? arguments.read<T>(w[each - 1]) : nullptr};
   }
   p.x = arguments.read<T>(x);
   p.h0 = hx.empty() ? nullptr : arguments.read<T>(hx[0]);
@@ -230,8 +236,8 @@ variable_list layer_forward(const Tensor& x, const optional<Tensor>& batch_sizes
 }
 
 template <bool compute>
-variable_list layer(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx, at::TensorList weights,
-                    const std::string& cell, bool bidirectional, bool batch_first) {
+variable_list layer(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
+                    at::TensorList weights, const std::string& cell, bool bidirectional, bool batch_first) {
   return layer_forward<compute>(x, batch_sizes, hx, weights, cell, bidirectional, batch_first, false);
 }
 
@@ -239,14 +245,15 @@ variable_list layer(const Tensor& x, const optional<Tensor>& batch_sizes, at::Te
 template <bool compute>
 variable_list layer_backward(const c10::List<optional<Tensor>>& grads, const Tensor& x,
                              const optional<Tensor>& batch_sizes, at::TensorList hx, at::TensorList weights,
-                             const std::string& cell_name, bool bidirectional, bool batch_first, const Tensor& y,
-                             at::TensorList saved, c10::List<bool> wanted) {
+                             const std::string& cell_name, bool bidirectional, bool batch_first,
+                             const Tensor& y, at::TensorList saved, c10::List<bool> wanted) {
   const cpu::CellKernels& cell = find_cell(cell_name);
   const Shape s = check_shape(x, batch_sizes, hx, weights, cell, bidirectional, batch_first);
   std::vector<Tensor> inputs{x};
   inputs.insert(inputs.end(), hx.begin(), hx.end());
   inputs.insert(inputs.end(), weights.begin(), weights.end());
-  TORCH_CHECK(wanted.size() == inputs.size(), "wanted: expected ", inputs.size(), " flags, got ", wanted.size());
+  TORCH_CHECK(wanted.size() == inputs.size(), "wanted: expected ", inputs.size(), " flags, got ",
+              wanted.size());
   std::vector<Tensor> all(inputs.size());
   variable_list result;
   for (const auto i : c10::irange(inputs.size())) {
@@ -262,7 +269,8 @@ variable_list layer_backward(const c10::List<optional<Tensor>>& grads, const Ten
         if (all[i].defined()) all[i].zero_();
       }
       for (const auto i : c10::irange(hx.size())) {
-        if (all[1 + i].defined() && !(s.step && i == 0) && grad(h_grad + i).defined()) all[1 + i].copy_(grad(h_grad + i));
+        if (all[1 + i].defined() && !(s.step && i == 0) && grad(h_grad + i).defined())
+          all[1 + i].copy_(grad(h_grad + i));
       }
       return result;
     }
@@ -284,8 +292,8 @@ variable_list layer_backward(const c10::List<optional<Tensor>>& grads, const Ten
       for (const auto d : c10::irange(s.D)) {
         const Tensor* w = &all[1 + hx.size() + d * each];
         const bool bias = each >= 4;
-        p.dweights[d] = {data<T>(w[0]), data<T>(w[1]), bias ? data<T>(w[2]) : nullptr, bias ? data<T>(w[3]) : nullptr,
-                         s.projected ? data<T>(w[each - 1]) : nullptr};
+        p.dweights[d] = {data<T>(w[0]), data<T>(w[1]), bias ? data<T>(w[2]) : nullptr,
+                         bias ? data<T>(w[3]) : nullptr, s.projected ? data<T>(w[each - 1]) : nullptr};
       }
       if constexpr (std::is_same_v<T, float>) {
         cell.backward_float(p);
@@ -316,8 +324,9 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
                                const optional<Tensor>& batch_sizes, const std::string& cell, int64_t states,
                                bool bidirectional, bool batch_first) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
-    variable_list outputs = forward_operator().call(inputs[0], batch_sizes, inputs.slice(1, states),
-                                                    inputs.slice(1 + states), cell, bidirectional, batch_first, true);
+    variable_list outputs =
+        forward_operator().call(inputs[0], batch_sizes, inputs.slice(1, states), inputs.slice(1 + states),
+                                cell, bidirectional, batch_first, true);
     const bool has_c = find_cell(cell).has_c;
     const size_t kept = has_c ? 2 : 1;
     variable_list saved = inputs.vec();
@@ -326,7 +335,8 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
     saved.insert(saved.end(), outputs.end() - kept, outputs.end());
     ctx->save_for_backward(std::move(saved));
     ctx->saved_data["cell"] = cell;
-    ctx->saved_data["sizes"] = std::vector<int64_t>{static_cast<int64_t>(inputs.size()), states, bidirectional, batch_first};
+    ctx->saved_data["sizes"] =
+        std::vector<int64_t>{static_cast<int64_t>(inputs.size()), states, bidirectional, batch_first};
     ctx->set_materialize_grads(false);
     outputs.resize(outputs.size() - kept);
     return outputs;
@@ -339,7 +349,8 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
     const size_t count = sizes[0], states = sizes[1];
     const bool bidirectional = sizes[2], batch_first = sizes[3];
     const at::TensorList inputs = at::TensorList(saved).slice(0, count);
-    const optional<Tensor> batch_sizes = saved[count].defined() ? optional<Tensor>(saved[count]) : std::nullopt;
+    const optional<Tensor> batch_sizes =
+        saved[count].defined() ? optional<Tensor>(saved[count]) : std::nullopt;
     const at::TensorList hx = inputs.slice(1, states), weights = inputs.slice(1 + states);
 
     variable_list result(count + 5);  // none for the arguments that are not differentiable
@@ -363,9 +374,11 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
                                     /*allow_unused=*/true);
     } else {
       c10::List<optional<Tensor>> given;
-      for (const Tensor& grad : grads) given.push_back(grad.defined() ? optional<Tensor>(grad) : std::nullopt);
-      found = backward_operator().call(given, inputs[0], batch_sizes, hx, weights, cell, bidirectional, batch_first,
-                                       saved[count + 1], at::TensorList(saved).slice(count + 2), wanted);
+      for (const Tensor& grad : grads)
+        given.push_back(grad.defined() ? optional<Tensor>(grad) : std::nullopt);
+      found = backward_operator().call(given, inputs[0], batch_sizes, hx, weights, cell, bidirectional,
+                                       batch_first, saved[count + 1], at::TensorList(saved).slice(count + 2),
+                                       wanted);
     }
     size_t next = 0;
     for (const auto i : c10::irange(count)) {
@@ -376,7 +389,8 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
 };
 
 variable_list layer_autograd(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
-                             at::TensorList weights, const std::string& cell, bool bidirectional, bool batch_first) {
+                             at::TensorList weights, const std::string& cell, bool bidirectional,
+                             bool batch_first) {
   variable_list inputs;
   inputs.reserve(1 + hx.size() + weights.size());
   inputs.push_back(x);
@@ -395,17 +409,20 @@ variable_list layer_autograd(const Tensor& x, const optional<Tensor>& batch_size
 
 TORCH_LIBRARY(fastrnn, m) {
   m.def(
-      "rnn(Tensor input, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str cell, bool has_biases, int num_layers, "
+      "rnn(Tensor input, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str cell, bool has_biases, int "
+      "num_layers, "
       "float dropout, bool train, bool bidirectional, bool batch_first) -> Tensor[]");
   m.def("cell(Tensor input, Tensor[] hx, Tensor[] weights, str cell) -> Tensor[]");
   m.def(
       "layer(Tensor x, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str cell, bool bidirectional, "
       "bool batch_first) -> Tensor[]");
   m.def(
-      "layer_forward(Tensor x, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str cell, bool bidirectional, "
+      "layer_forward(Tensor x, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str cell, bool "
+      "bidirectional, "
       "bool batch_first, bool save) -> Tensor[]");
   m.def(
-      "layer_backward(Tensor?[] grads, Tensor x, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str cell, "
+      "layer_backward(Tensor?[] grads, Tensor x, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str "
+      "cell, "
       "bool bidirectional, bool batch_first, Tensor y, Tensor[] saved, bool[] wanted) -> Tensor[]");
 }
 

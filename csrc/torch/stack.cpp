@@ -11,7 +11,8 @@ namespace fastrnn::torch_ops {
 namespace {
 
 variable_list call_layer(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
-                         at::TensorList weights, const std::string& cell, bool bidirectional, bool batch_first) {
+                         at::TensorList weights, const std::string& cell, bool bidirectional,
+                         bool batch_first) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("fastrnn::layer", "")
                              .typed<variable_list(const Tensor&, const optional<Tensor>&, at::TensorList,
@@ -22,32 +23,34 @@ variable_list call_layer(const Tensor& x, const optional<Tensor>& batch_sizes, a
 const char* state_name(size_t i) { return i == 0 ? "h_0" : "c_0"; }
 
 void check_input_size(const Tensor& input, const Tensor& W_ih) {
-  TORCH_CHECK(input.sym_size(-1) == W_ih.sym_size(1), "input: expected last size input_size = ", W_ih.sym_size(1),
-              ", got ", input.sym_size(-1));
+  TORCH_CHECK(input.sym_size(-1) == W_ih.sym_size(1),
+              "input: expected last size input_size = ", W_ih.sym_size(1), ", got ", input.sym_size(-1));
 }
 
-// Dropout between layers. torch.nn draws its mask for time-major data, so this does too: same seed, same mask.
+// Dropout between layers. torch.nn draws its mask for time-major data, so this does too: same seed, same
+// mask.
 Tensor dropout_between(const Tensor& y, double p, bool batch_first) {
   if (!batch_first) return at::dropout(y, p, /*train=*/true);
   return at::dropout(y.transpose(0, 1).contiguous(), p, /*train=*/true).transpose(0, 1);
 }
 
-variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::TensorList hx, at::TensorList weights,
-                  const std::string& cell, bool has_biases, int64_t num_layers, double dropout, bool train,
-                  bool bidirectional, bool batch_first) {
+variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::TensorList hx,
+                  at::TensorList weights, const std::string& cell, bool has_biases, int64_t num_layers,
+                  double dropout, bool train, bool bidirectional, bool batch_first) {
   const int64_t D = bidirectional ? 2 : 1;
   TORCH_CHECK_VALUE(num_layers > 0, "num_layers: expected at least 1, got ", num_layers);
   TORCH_CHECK_VALUE(dropout >= 0 && dropout <= 1, "dropout: expected a probability, got ", dropout);
   const int64_t count = static_cast<int64_t>(weights.size()), each = count / (num_layers * D);
   TORCH_CHECK(count == each * num_layers * D && each >= (has_biases ? 4 : 2) && each <= (has_biases ? 5 : 3),
-              "weights: expected W_ih, W_hh", has_biases ? ", b_ih, b_hh" : "", "[, W_hr] for each of ", num_layers,
-              " layer(s) and ", D, " direction(s), got ", count, " tensors");
+              "weights: expected W_ih, W_hh", has_biases ? ", b_ih, b_hh" : "", "[, W_hr] for each of ",
+              num_layers, " layer(s) and ", D, " direction(s), got ", count, " tensors");
   const bool packed = batch_sizes.has_value();
   const bool unbatched = !packed && input.dim() == 2;
   if (packed) {
     TORCH_CHECK(input.dim() == 2, "input: expected packed data with 2 dimensions, got ", input.dim());
   } else {
-    TORCH_CHECK_VALUE(input.dim() == 2 || input.dim() == 3, "input: expected 2 or 3 dimensions, got ", input.dim());
+    TORCH_CHECK_VALUE(input.dim() == 2 || input.dim() == 3, "input: expected 2 or 3 dimensions, got ",
+                      input.dim());
   }
   TORCH_CHECK_VALUE(input.scalar_type() == weights[0].scalar_type(), "input: expected dtype ",
                     weights[0].scalar_type(), " as the weights', got ", input.scalar_type());
@@ -85,10 +88,12 @@ variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::
     if (num_layers > 1) {
       for (Tensor& state : layer_states) state = state.narrow(0, layer * D, D);
     }
-    variable_list outputs = call_layer(x, batch_sizes, layer_states, weights.slice(layer * D * each, D * each), cell,
-                                       bidirectional, batch_first);
+    variable_list outputs =
+        call_layer(x, batch_sizes, layer_states, weights.slice(layer * D * each, D * each), cell,
+                   bidirectional, batch_first);
     x = outputs[0];
-    if (train && dropout > 0 && layer + 1 < num_layers) x = dropout_between(x, dropout, batch_first && !packed);
+    if (train && dropout > 0 && layer + 1 < num_layers)
+      x = dropout_between(x, dropout, batch_first && !packed);
     finals.push_back(std::move(outputs));
   }
   variable_list result{unbatched ? x.squeeze(batch_first ? 0 : 1) : x};
@@ -104,16 +109,18 @@ variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::
   return result;
 }
 
-variable_list cell_step(const Tensor& input, at::TensorList hx, at::TensorList weights, const std::string& cell) {
-  TORCH_CHECK_VALUE(input.dim() == 1 || input.dim() == 2, "input: expected 1 or 2 dimensions, got ", input.dim());
+variable_list cell_step(const Tensor& input, at::TensorList hx, at::TensorList weights,
+                        const std::string& cell) {
+  TORCH_CHECK_VALUE(input.dim() == 1 || input.dim() == 2, "input: expected 1 or 2 dimensions, got ",
+                    input.dim());
   TORCH_CHECK(weights.size() == 2 || weights.size() == 4, "weights: expected W_ih, W_hh[, b_ih, b_hh], got ",
               weights.size(), " tensors");
   check_input_size(input, weights[0]);
   for (const auto i : c10::irange(hx.size())) {
-    TORCH_CHECK_VALUE(hx[i].dim() == 1 || hx[i].dim() == 2, state_name(i), ": expected 1 or 2 dimensions, got ",
-                      hx[i].dim());
+    TORCH_CHECK_VALUE(hx[i].dim() == 1 || hx[i].dim() == 2, state_name(i),
+                      ": expected 1 or 2 dimensions, got ", hx[i].dim());
     TORCH_CHECK(hx[i].dim() == input.dim(), state_name(i), ": expected ", input.dim(),
-                      " dimension(s) as the input, got ", hx[i].dim());
+                " dimension(s) as the input, got ", hx[i].dim());
   }
   if (input.dim() == 2) return call_layer(input, std::nullopt, hx, weights, cell, false, false);
   std::vector<Tensor> states;

@@ -1,0 +1,72 @@
+# Everything runs in .venv, which is made when it is missing. ARGS goes to the program: make demo ARGS="--cell lstm"
+PYTHON ?= python3
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+CPP := $(filter %.h %.cpp %.cu %.cuh,$(SOURCES))
+
+.PHONY: help demo test bench lint format clean
+.NOTPARALLEL:
+
+help:
+	@echo 'make demo     train a character model on fastrnn and on torch.nn'
+	@echo 'make test     run the tests'
+	@echo 'make bench    time fastrnn beside torch.nn'
+	@echo 'make lint     check style and include rules'
+	@echo 'make format   repair style'
+	@echo 'make clean    remove .venv and all that was built'
+	@echo 'Options: make demo ARGS="--help", make bench ARGS="--quick", make test PYTHON=python3.12'
+
+demo: $(VENV)/built
+	python examples/char_lm.py $(ARGS)
+
+test: $(VENV)/dev $(VENV)/built
+	python -m pytest $(ARGS)
+
+bench: $(VENV)/dev $(VENV)/built
+	python -m benchmarks $(ARGS)
+
+lint: $(VENV)/dev
+	ruff check
+	ruff format --check
+	clang-format --dry-run --Werror $(CPP)
+	python tools/check_includes.py
+
+format: $(VENV)/dev
+	ruff check --fix
+	ruff format
+	clang-format -i $(CPP)
+
+clean:
+	rm -rf $(VENV) build dist out *.egg-info fastrnn/*.so .pytest_cache .ruff_cache .benchmarks
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# made, runtime, dev and built are stamps: each is newer than what it was made from.
+DEBIAN = on Debian and Ubuntu: apt install
+$(VENV)/made:
+	@rm -rf $(VENV)
+	@command -v $(PYTHON) > /dev/null || { echo 'error: $(PYTHON) not found' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo 'error: Python 3.10 or newer is needed; name one: make PYTHON=python3.12' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || \
+	  { echo 'error: Python has no venv ($(DEBIAN) python3-venv)' >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sysconfig as s; os.stat(s.get_path("include") + "/Python.h")' 2> /dev/null || \
+	  { echo 'error: Python.h not found ($(DEBIAN) python3-dev)' >&2; exit 1; }
+	@command -v $(CXX) > /dev/null || \
+	  { echo 'error: no C++ compiler $(CXX) ($(DEBIAN) g++)' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/runtime: $(VENV)/made requirements.txt
+	python -m pip install -r requirements.txt
+	@touch $@
+
+$(VENV)/dev: $(VENV)/runtime requirements-dev.txt
+	python -m pip install -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/built: $(VENV)/runtime $(SOURCES)
+	python -m pip install --no-build-isolation --no-deps --editable .
+	@touch $@

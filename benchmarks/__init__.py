@@ -1,0 +1,1 @@
+"""How fast fastrnn is beside torch.nn: `python -m benchmarks`."""

@@ -1,0 +1,33 @@
+"""Hands the interleaved samples to pytest-benchmark, for its statistics, its JSON and --benchmark-compare.
+
+pytest-benchmark times one function after the other, which would give each peer another machine. So samples
+are taken before (see `timing.py`), and it reads them off a clock that each call advances by one sample. Run
+by `python -m benchmarks`, which chooses the problems.
+"""
+
+from dataclasses import asdict
+
+import pytest
+
+
+class SampleClock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float):
+        self.now += seconds
+
+
+clock = SampleClock()
+
+
+@pytest.mark.benchmark(timer=clock)
+def test_speed(problem, peer, samples, benchmark):
+    clock.now = 0.0  # small, so that differences lose no digits
+    replay = iter(samples[peer])
+    benchmark.group = problem.name
+    benchmark.extra_info.update(problem=asdict(problem), peer=peer, flops=problem.flops)
+    benchmark.pedantic(lambda: clock.advance(next(replay)), rounds=len(samples[peer]))

@@ -1,0 +1,298 @@
+"""Train a character language model on torch.nn and on fastrnn, and compare the two.
+
+Both models start from the same seed and see the same batches. Their training steps are interleaved, and who
+goes first alternates, so that neither gets a quieter machine. Without --text it reads the documentation that
+every Python ships.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, median
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor, nn
+
+import fastrnn
+
+LAYERS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
+LIBRARIES = {"torch": nn, "fastrnn": fastrnn}
+LEARNING_RATE = 2e-3
+CLIP_NORM = 1.0
+COMPARED_STEPS = 100  # over these steps the two losses must agree
+PROMPT_CHARS, SAMPLE_CHARS = 100, 600
+SAMPLE_TEMPERATURE = 0.6
+
+
+class CharModel(nn.Module):
+    """Predicts the next character: Embedding, recurrent layers from `library`, Linear."""
+
+    def __init__(self, library, cell: str, vocabulary: int, hidden: int, layers: int):
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, hidden)
+        self.rnn = getattr(library, LAYERS[cell])(hidden, hidden, layers)
+        self.head = nn.Linear(hidden, vocabulary)
+
+    def forward(self, chars: Tensor, state=None):  # chars [T, B] -> logits [T, B, vocabulary]
+        output, state = self.rnn(self.embedding(chars), state)
+        return self.head(output), state
+
+
+@dataclass
+class Trainer:
+    """One model with its optimizer, carried state and history."""
+
+    name: str
+    model: CharModel
+    steps: int
+    state: object = None
+    losses: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE, fused=True)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.steps)
+
+    def step(self, inputs: Tensor, targets: Tensor, fresh: bool):
+        """One step of truncated back-propagation through time; `fresh` starts again from a zero state."""
+        start = time.perf_counter()
+        self.optimizer.zero_grad()
+        logits, state = self.model(inputs, None if fresh else self.state)
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
+        self.optimizer.step()
+        self.schedule.step()
+        self.state = tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
+        self.losses.append(loss.item())
+        self.seconds.append(time.perf_counter() - start)
+
+
+def default_text() -> str:
+    from pydoc_data import topics
+
+    lines = "\n\n".join(topics.topics[name] for name in sorted(topics.topics)).split("\n")
+    return "\n".join(line for line in lines if not line.startswith(("|", "+")))  # no tables: mostly spaces
+
+
+def read_text(path: Path | None) -> str:
+    if path is None:
+        return default_text()
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SystemExit(f"--text {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise SystemExit(f"--text {path}: not UTF-8 text (byte {error.start})") from None
+
+
+def streams(text: str, vocabulary: str, batch: int, seq: int) -> Tensor:
+    """The text as `batch` streams read in parallel: [characters, batch]."""
+    length = len(text) // batch
+    if length < seq + 1:
+        raise SystemExit(
+            f"the text has {len(text)} characters, "
+            f"but --batch {batch} --seq {seq} need at least {batch * (seq + 1)}"
+        )
+    index = {char: i for i, char in enumerate(vocabulary)}
+    return torch.tensor([index[char] for char in text[: length * batch]]).view(batch, length).t().contiguous()
+
+
+def train(trainers: list[Trainer], data: Tensor, steps: int, seq: int, console: Console):
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[loss]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("training", total=steps, loss="")
+        position = 0
+        for step in range(steps):
+            if position + seq + 1 > len(data):
+                position = 0
+            inputs, targets = data[position : position + seq], data[position + 1 : position + seq + 1]
+            for trainer in trainers if step % 2 else reversed(trainers):
+                trainer.step(inputs, targets, fresh=position == 0)
+            position += seq
+            loss = " ".join(f"{trainer.name} {trainer.losses[-1]:.3f}" for trainer in trainers)
+            progress.update(task, advance=1, loss=f"loss {loss}")
+
+
+@torch.no_grad()
+def sample(model: CharModel, vocabulary: str, prompt: str, seed: int) -> str:
+    generator = torch.Generator().manual_seed(seed)
+    chars, state, text = torch.tensor([[vocabulary.index(char)] for char in prompt]), None, ""
+    for _ in range(SAMPLE_CHARS):
+        logits, state = model(chars, state)
+        chars = torch.multinomial((logits[-1] / SAMPLE_TEMPERATURE).softmax(-1), 1, generator=generator)
+        text += vocabulary[chars.item()]
+    return text
+
+
+def rounding_bounds(losses: list[float], seq: int, hidden: int, layers: int) -> list[float]:
+    """How far apart rounding alone may drive the losses of two float32 runs, at each of the first steps.
+
+    A value sums over seq steps, hidden units and layers. Rounding errors add up like a random walk, so its
+    relative error is e = u * sqrt(seq * hidden * layers), u = 2^-24, and the loss carries that error itself.
+    Adam moves a parameter by at most the learning rate, so n steps add an error of n * learning_rate * e to
+    it, and to the loss that times the norm of the gradient, at most CLIP_NORM. Two runs: hence the factor 2.
+    """
+    e = 2.0**-24 * math.sqrt(seq * hidden * layers)
+    return [2 * e * (loss + n * LEARNING_RATE * CLIP_NORM) for n, loss in enumerate(losses[:COMPARED_STEPS])]
+
+
+def report(trainers: list[Trainer], chars_per_step: int, console: Console):
+    table = Table("", "first loss", "mean of last 50", "median characters/s", "seconds")
+    for trainer in trainers:
+        table.add_row(
+            trainer.name,
+            f"{trainer.losses[0]:.4f}",
+            f"{mean(trainer.losses[-50:]):.4f}",
+            f"{chars_per_step / median(trainer.seconds):,.0f}",
+            f"{sum(trainer.seconds):.1f}",
+        )
+    console.print(table)
+
+
+def agreement(differences: list[float], bounds: list[float], console: Console) -> bool:
+    """Print how far apart the losses are over the first steps, and whether rounding explains it."""
+    worst = max(range(len(bounds)), key=lambda step: differences[step] / bounds[step])
+    held = differences[worst] <= bounds[worst]
+    console.print(
+        f"loss over the first {len(bounds)} steps: largest difference {max(differences):.1e}; "
+        f"rounding bound at step {worst}, where it comes nearest: {bounds[worst]:.1e}; "
+        f"{'the bound held' if held else 'THE BOUND DID NOT HOLD'}"
+    )
+    return held
+
+
+def plot(
+    trainers: list[Trainer],
+    differences: list[float],
+    bounds: list[float],
+    chars_per_step: int,
+    title: str,
+    path: Path,
+):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    colours = {"torch": "#e08214", "fastrnn": "#2166ac"}
+    widths = {"torch": 5, "fastrnn": 1.5}  # the curves coincide: the wide one shows behind the narrow one
+    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 11})
+    figure = plt.figure(figsize=(12, 5.5), layout="constrained")
+    figure.suptitle(title)
+    grid = figure.add_gridspec(2, 2, width_ratios=[1.7, 1])
+
+    axes = figure.add_subplot(grid[:, 0])
+    for trainer in trainers:
+        name = trainer.name
+        axes.plot(trainer.losses, color=colours[name], linewidth=widths[name], label=name)
+    axes.set(xlabel="training step", ylabel="loss, nats per character", title="Loss")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+
+    axes = figure.add_subplot(grid[0, 1] if differences else grid[:, 1])
+    speeds = [chars_per_step / median(trainer.seconds) for trainer in trainers]
+    names = [trainer.name for trainer in trainers]
+    bars = axes.barh(names, speeds, color=[colours[name] for name in names], height=0.55)
+    axes.bar_label(bars, [f"{speed:,.0f}" for speed in speeds], padding=4)
+    axes.set(title="Training speed, characters/s (median)", xlim=(0, 1.25 * max(speeds)))
+    axes.tick_params(left=False)
+    axes.spines.bottom.set_visible(False)
+    axes.xaxis.set_visible(False)
+
+    if differences:
+        axes = figure.add_subplot(grid[1, 1])
+        axes.plot(bounds, color="0.4", linestyle="--", label="rounding bound")
+        axes.plot(differences, ".", color=colours["fastrnn"], label="difference")
+        axes.set_yscale("symlog", linthresh=1e-7)
+        axes.set(xlabel="training step", title="Difference of the two losses")
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def parse_arguments() -> argparse.Namespace:
+    def positive(text: str) -> int:
+        value = int(text)
+        if value < 1:
+            raise argparse.ArgumentTypeError(f"{text} is not positive")
+        return value
+
+    def png(text: str) -> Path:
+        if not text.endswith(".png"):
+            raise argparse.ArgumentTypeError(f"{text} does not end in .png")
+        return Path(text)
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--text", type=Path, help="UTF-8 file to learn (Python's own documentation)")
+    add("--cell", choices=LAYERS, default="gru", help="kind of recurrent layer (%(default)s)")
+    add("--layers", type=positive, default=2, help="recurrent layers (%(default)s)")
+    add("--hidden", type=positive, default=256, help="hidden units of each layer (%(default)s)")
+    add("--steps", type=positive, default=600, help="training steps (%(default)s)")
+    add("--batch", type=positive, default=32, help="streams of text read in parallel (%(default)s)")
+    add("--seq", type=positive, default=64, help="characters back-propagated through (%(default)s)")
+    add("--layer-impl", choices=[*LIBRARIES, "both"], default="both", help="whose layers (%(default)s)")
+    add("--seed", type=int, default=0, help="seed of the weights and of the sample (%(default)s)")
+    add("--threads", type=positive, default=torch.get_num_threads(), help="of both alike (%(default)s)")
+    add("--out", type=png, default=Path("out/char_lm.png"), help="picture of the training (%(default)s)")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_arguments()
+    console = Console()
+    torch.set_num_threads(args.threads)
+    text = read_text(args.text)
+    vocabulary = "".join(sorted(set(text)))
+    data = streams(text, vocabulary, args.batch, args.seq)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+
+    trainers = []
+    for name in LIBRARIES if args.layer_impl == "both" else [args.layer_impl]:
+        torch.manual_seed(args.seed)
+        model = CharModel(LIBRARIES[name], args.cell, len(vocabulary), args.hidden, args.layers)
+        trainers.append(Trainer(name, model, args.steps))
+    title = (
+        f"Character model, {args.layers} x {LAYERS[args.cell]}({args.hidden}), batch {args.batch}, "
+        f"sequence {args.seq}, {args.threads} threads"
+    )
+    console.print(f"{title}\n{len(text):,} characters of text, {len(vocabulary)} different ones")
+    train(trainers, data, args.steps, args.seq, console)
+
+    chars_per_step = args.batch * args.seq
+    report(trainers, chars_per_step, console)
+    differences, bounds, held = [], [], True
+    if len(trainers) == 2:
+        reference, other = trainers
+        ratio = median(reference.seconds) / median(other.seconds)
+        console.print(f"fastrnn trains [bold]{ratio:.2f}x[/bold] as fast as torch.nn")
+        bounds = rounding_bounds(reference.losses, args.seq, args.hidden, args.layers)
+        differences = [abs(a - b) for a, b in zip(reference.losses, other.losses, strict=True)][: len(bounds)]
+        held = agreement(differences, bounds, console)
+    plot(trainers, differences, bounds, chars_per_step, title, args.out)
+    console.print(f"picture: {args.out}\n")
+
+    prompt = text[:PROMPT_CHARS]
+    console.rule(f"text sampled from the {trainers[-1].name} model")
+    console.out(prompt, style="dim", end="", highlight=False)
+    console.out(sample(trainers[-1].model, vocabulary, prompt, args.seed), highlight=False)
+    return 0 if held else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

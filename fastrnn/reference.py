@@ -1,0 +1,282 @@
+"""The layers of fastrnn in plain torch, readable as the equations.
+
+Nothing here is fast. Everything is composed of differentiable torch operations, in whatever dtype comes
+in, so that autograd (also of higher order), `torch.func` and float64 work. Tests use it in float64 as the
+judge of the kernels.
+
+Sizes: `T` time, `B` batch, `I` input, `H` hidden, `P` projected hidden (`P = H` without a projection), `G`
+gates of the cell, `D` directions, `L` layers. Weights are those of torch.nn: gates are stacked along the
+rows.
+
+To add a cell: write its step and add a row to `CELLS`. Tests and benchmarks iterate over that table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import dropout as drop
+from torch.nn.functional import linear
+
+__all__ = ["CELLS", "Cell", "gru_step", "lstm_step", "num_weights", "rnn", "rnn_step", "weight_shapes"]
+
+State = tuple[Tensor, ...]
+
+
+def lstm_step(x, state, W_ih, W_hh, b_ih=None, b_hh=None, W_hr=None) -> State:
+    """One step of an LSTM, gates in the order `i f g o`.
+
+        i = sigmoid(W_ii x + b_ii + W_hi h + b_hi)
+        f = sigmoid(W_if x + b_if + W_hf h + b_hf)
+        g =    tanh(W_ig x + b_ig + W_hg h + b_hg)
+        o = sigmoid(W_io x + b_io + W_ho h + b_ho)
+        c' = f * c + i * g
+        h' = o * tanh(c')                           or W_hr (o * tanh(c')) with a projection
+
+    Args:
+        x: `[B, I]`
+        state: `(h, c)`, `h` `[B, P]`, `c` `[B, H]`
+        W_ih: `[4*H, I]`
+        W_hh: `[4*H, P]`
+        b_ih, b_hh: `[4*H]` or None
+        W_hr: `[P, H]` or None (then P = H)
+
+    Returns: `(h', c')`, shaped like `state`.
+    """
+    h, c = state
+    i, f, g, o = (linear(x, W_ih, b_ih) + linear(h, W_hh, b_hh)).chunk(4, dim=-1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    h = o.sigmoid() * c.tanh()
+    return (h if W_hr is None else linear(h, W_hr)), c
+
+
+def gru_step(x, state, W_ih, W_hh, b_ih=None, b_hh=None) -> State:
+    """One step of a GRU, gates in the order `r z n`; the reset gate acts after the matmul, as in torch.nn.
+
+        r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)
+        z = sigmoid(W_iz x + b_iz + W_hz h + b_hz)
+        n =    tanh(W_in x + b_in + r * (W_hn h + b_hn))
+        h' = (1 - z) * n + z * h
+
+    Args:
+        x: `[B, I]`
+        state: `(h,)`, `h` `[B, H]`
+        W_ih: `[3*H, I]`
+        W_hh: `[3*H, H]`
+        b_ih, b_hh: `[3*H]` or None
+
+    Returns: `(h',)`, shaped like `state`.
+    """
+    (h,) = state
+    x_r, x_z, x_n = linear(x, W_ih, b_ih).chunk(3, dim=-1)
+    h_r, h_z, h_n = linear(h, W_hh, b_hh).chunk(3, dim=-1)
+    r = (x_r + h_r).sigmoid()
+    z = (x_z + h_z).sigmoid()
+    n = (x_n + r * h_n).tanh()
+    return ((1 - z) * n + z * h,)
+
+
+def rnn_step(x, state, W_ih, W_hh, b_ih=None, b_hh=None, *, nonlinearity: str = "tanh") -> State:
+    """One step of an Elman RNN.
+
+        h' = tanh(W_ih x + b_ih + W_hh h + b_hh)    or relu(...)
+
+    Args:
+        x: `[B, I]`
+        state: `(h,)`, `h` `[B, H]`
+        W_ih: `[H, I]`
+        W_hh: `[H, H]`
+        b_ih, b_hh: `[H]` or None
+        nonlinearity: `"tanh"` or `"relu"`
+
+    Returns: `(h',)`, shaped like `state`.
+    """
+    (h,) = state
+    activation = {"tanh": torch.tanh, "relu": torch.relu}[nonlinearity]
+    return (activation(linear(x, W_ih, b_ih) + linear(h, W_hh, b_hh)),)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A row of `CELLS`: what there is to know of a cell besides its kernels.
+
+    Attributes:
+        name: as the operators call it
+        gates: `G`, the blocks of `H` rows in `W_ih`, `W_hh`, `b_ih` and `b_hh`
+        states: how many tensors a step carries to the next, `h` first
+        step: `step(x, state, W_ih, W_hh, b_ih, b_hh) -> state`
+        layer: the torch.nn class of the layer; fastrnn's has the same name
+        cell: the torch.nn class of the cell; fastrnn's has the same name
+        kwargs: what both classes need besides their sizes
+        projection: whether the layer takes `proj_size`, and the step a last argument `W_hr`
+    """
+
+    name: str
+    gates: int
+    states: int
+    step: Callable[..., State]
+    layer: type[torch.nn.RNNBase]
+    cell: type[torch.nn.RNNCellBase]
+    kwargs: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    projection: bool = False
+
+
+CELLS: Mapping[str, Cell] = MappingProxyType(
+    {
+        row.name: row
+        for row in (
+            Cell("lstm", 4, 2, lstm_step, torch.nn.LSTM, torch.nn.LSTMCell, projection=True),
+            Cell("gru", 3, 1, gru_step, torch.nn.GRU, torch.nn.GRUCell),
+            *(
+                Cell(
+                    f"rnn_{name}",
+                    1,
+                    1,
+                    partial(rnn_step, nonlinearity=name),
+                    torch.nn.RNN,
+                    torch.nn.RNNCell,
+                    MappingProxyType({"nonlinearity": name}),
+                )
+                for name in ("tanh", "relu")
+            ),
+        )
+    }
+)
+
+
+def num_weights(bias: bool, projection: bool) -> int:
+    """The weights of one layer in one direction: `W_ih, W_hh[, b_ih, b_hh][, W_hr]`."""
+    return 2 + 2 * bias + projection
+
+
+def weight_shapes(
+    cell: str | Cell,
+    I: int,
+    H: int,
+    *,
+    P: int = 0,
+    bias: bool = True,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+) -> list[tuple[int, ...]]:
+    """Shapes of the flat list of weights, ordered as torch.nn's `_flat_weights`; `P = 0` is no projection."""
+    row = CELLS[cell] if isinstance(cell, str) else cell
+    GH, D = row.gates * H, 1 + bidirectional
+    shapes: list[tuple[int, ...]] = []
+    for layer in range(num_layers):
+        of_one = [(GH, I if layer == 0 else D * (P or H)), (GH, P or H)]
+        of_one += [(GH,), (GH,)] * bias + [(P, H)] * bool(P)
+        shapes += of_one * D
+    return shapes
+
+
+def _sweep(step, x, state, weights, batch_sizes, reverse) -> tuple[Tensor, State]:
+    """One layer in one direction.
+
+    Args:
+        step: `step(x_t, state_t) -> state_t+1`
+        x: `[sum(batch_sizes), I]`, the sequences packed: all rows of time 0, then all of time 1 …
+        state: tensors `[B, …]`
+        weights: of this layer and direction, in the order the step takes them
+        batch_sizes: rows at each time, `T` ints that never grow
+        reverse: from the last time to the first
+
+    Returns: `h` of every step `[sum(batch_sizes), P]` and the last state of every sequence, `[B, …]` each.
+    """
+    rows = x.split(batch_sizes)
+    outputs: list[Tensor] = [x] * len(rows)
+    times = range(len(rows) - 1, -1, -1) if reverse else range(len(rows))
+    for t in times:
+        running = [s[: batch_sizes[t]] for s in state]  # the others have ended, or, in reverse, not begun
+        stepped = step(rows[t], tuple(running), *weights)
+        state = tuple(torch.cat([new, s[batch_sizes[t] :]]) for new, s in zip(stepped, state, strict=True))
+        outputs[t] = stepped[0]
+    return torch.cat(outputs), state
+
+
+def rnn(
+    input: Tensor,
+    hx: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    cell: str | Cell,
+    *,
+    bias: bool = True,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | Sequence[int] | None = None,
+) -> tuple[Tensor, ...]:
+    """Whole sequences through `L` layers in `D` directions.
+
+    Args:
+        input: `[T, B, I]`, `[B, T, I]` with `batch_first`, `[T, I]` unbatched, or, with `batch_sizes`, the
+            data of a PackedSequence `[sum(batch_sizes), I]`
+        hx: one tensor a state, or None (or empty) for zeros. `h_0` `[L*D, B, P]`, and `c_0` `[L*D, B, H]` for
+            an LSTM; `[L*D, P]` and `[L*D, H]` unbatched. For packed input its rows are in the packed order.
+        weights: for each layer, for each direction: `W_ih` `[G*H, I]` (`[G*H, D*P]` above the first layer),
+            `W_hh` `[G*H, P]`, with `bias` `b_ih` and `b_hh` `[G*H]`, with a projection `W_hr` `[P, H]`
+        cell: a name in `CELLS`, or a row of that form
+        bias: whether `weights` has biases
+        num_layers: `L`
+        dropout: chance of an element between two layers to be zeroed (a layer in eval mode passes 0). Masks
+            are drawn as torch.nn draws them, from the global generator.
+        bidirectional: `D = 2`, otherwise 1
+        batch_first: form of `input` and of the output (not of the states)
+        batch_sizes: of a PackedSequence, `[T]`
+
+    Returns: `(output, h_n)`, and `c_n` for an LSTM. `output` has the form of `input` with a last size of
+    `D*P`, states have the form of `hx`.
+    """
+    row = CELLS[cell] if isinstance(cell, str) else cell
+    D = 1 + bidirectional
+    each = len(weights) // (num_layers * D)
+    projection = each == num_weights(bias, True)
+    if each * num_layers * D != len(weights) or each != num_weights(bias, projection):
+        raise ValueError(f"weights: {len(weights)} tensors for L={num_layers}, D={D}, bias={bias}")
+    if projection and not row.projection:
+        raise ValueError(f"weights: W_hr given, but {row.name} has no projection")
+
+    # Every form of input becomes packed rows.
+    unbatched = batch_sizes is None and input.dim() == 2
+    if batch_sizes is not None:
+        sizes = [int(n) for n in batch_sizes]
+        B, x = sizes[0], input
+    else:
+        time_major = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if batch_first else input
+        T, B = time_major.shape[:2]
+        sizes, x = [B] * T, time_major.flatten(0, 1)
+
+    H = weights[1].shape[0] // row.gates
+    P = weights[1].shape[1]
+    if hx is None or len(hx) == 0:
+        hx = tuple(input.new_zeros(num_layers * D, B, size) for size in (P, *[H] * (row.states - 1)))
+    elif unbatched:
+        hx = tuple(s.unsqueeze(1) for s in hx)
+
+    last: list[State] = []
+    for layer in range(num_layers):
+        outputs = []
+        for direction in range(D):
+            k = layer * D + direction
+            ws = list(weights[k * each : (k + 1) * each])
+            if not bias:
+                ws[2:2] = [None, None]
+            output, state = _sweep(row.step, x, tuple(s[k] for s in hx), ws, sizes, reverse=direction == 1)
+            outputs.append(output)
+            last.append(state)
+        x = torch.cat(outputs, dim=-1)
+        if dropout and layer < num_layers - 1:
+            x = drop(x, dropout, training=True)
+
+    if batch_sizes is None:
+        x = x.unflatten(0, (len(sizes), B))
+        x = x.squeeze(1) if unbatched else x.transpose(0, 1) if batch_first else x
+    states = [torch.stack(s) for s in zip(*last, strict=True)]
+    return x, *(s.squeeze(1) if unbatched else s for s in states)
