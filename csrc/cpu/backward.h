@@ -94,6 +94,10 @@ class Backward {
   // little.
   static constexpr int64_t kChunkRows = 512;
 
+  // A sum over rows is taken in parts of this many. There may be thousands of rows, and one long sum would
+  // round more than torch.nn's, which go step by step.
+  static constexpr int64_t kSummedRows = 64;
+
   // The gate gradients of the step after the present one, which covers n sequences.
   struct Later {
     const T* dgh;  // [n, GH]
@@ -208,7 +212,8 @@ class Backward {
       s[k] = load_upto(p.s + ((d * R + row) * Cell::saved + k) * p.H + unit, lanes);
     }
     if (!projected) {
-      h = load_upto(p.y + (row * p.D + d) * p.P + unit, lanes);
+      // A single step comes without y, unless the cell saves nothing else.
+      if (Cell::saved == 0) h = load_upto(p.y + (row * p.D + d) * p.P + unit, lanes);
       h_prev = load_upto(previous_h(t, b) + unit, lanes);
     }
     if constexpr (Cell::has_c) {
@@ -287,16 +292,22 @@ class Backward {
       pack_rows(columns, i, K, [&](int64_t k) { return rows[k]; }, packed);
       multiply_panel(share.end - share.begin, K, gradient + share.begin, 1, M, packed, columns.width(i),
                      columns.nv(i), dW + share.begin * N + columns.first_vector(i) * L, N, columns.last(i),
-                     store);
+                     store, kSummedRows);
     }
   }
 
+  // db[m] (+)= sum_k gradient[k, m] for m in `share`.
   void sum_rows(int64_t K, const T* gradient, Range share, T* db, Store how) const {
     for (int64_t m = share.begin; m < share.end; m += L) {
       const int64_t lanes = std::min<int64_t>(L, share.end - m);
-      V sum{};
-      for (int64_t k = 0; k < K; ++k) sum += load_upto(gradient + k * GH + m, lanes);
-      if (how == Store::add) sum += load_upto(db + m, lanes);
+      V sum = how == Store::add ? load_upto(db + m, lanes) : V{};
+      for (int64_t k0 = 0; k0 < K; k0 += kSummedRows) {
+        V part{};
+        for (int64_t k = k0; k < std::min(k0 + kSummedRows, K); ++k) {
+          part += load_upto(gradient + k * GH + m, lanes);
+        }
+        sum += part;
+      }
       store_upto(db + m, sum, lanes);
     }
   }

@@ -27,8 +27,8 @@ constexpr int max_rows(int nv) {
   return (kRegisters == 32 ? rows_32 : rows_16)[nv - 1];
 }
 constexpr int kMaxRows = max_rows(1);
-// A sum over k is taken in blocks of this many terms: a block of a panel stays in cache, and shorter partial
-// sums round less.
+// A sum over k is taken in blocks of this many terms, unless the caller says otherwise: a block of a panel
+// stays in cache, and shorter partial sums round less.
 constexpr int64_t kBlockK = 256;
 
 enum class Store { set, add };
@@ -97,23 +97,23 @@ constexpr auto kTiles = all_tiles<T>(std::make_index_sequence<kMaxVectors>{});
 // first-level cache while the blocks of K go by.
 template <class T>
 void multiply_panel(int64_t M, int64_t K, const T* A, int64_t a_row, int64_t a_k, const T* B, int64_t ldb,
-                    int nv, T* C, int64_t ldc, int64_t last, Store store) {
+                    int nv, T* C, int64_t ldc, int64_t last, Store store, int64_t block_k = kBlockK) {
   if (M > 1 && nv > kTileVectors) {
     const int left = nv / 2;
-    multiply_panel(M, K, A, a_row, a_k, B, ldb, left, C, ldc, kLanes<T>, store);
+    multiply_panel(M, K, A, a_row, a_k, B, ldb, left, C, ldc, kLanes<T>, store, block_k);
     multiply_panel(M, K, A, a_row, a_k, B + left * kLanes<T>, ldb, nv - left, C + left * kLanes<T>, ldc, last,
-                   store);
+                   store, block_k);
     return;
   }
   constexpr int64_t kTilesInBlock = 8;
   const int64_t tiles = ceil_div(M, max_rows(nv));
   for (int64_t i0 = 0; i0 < tiles; i0 += kTilesInBlock) {
     const int64_t i1 = std::min(i0 + kTilesInBlock, tiles);
-    for (int64_t k = 0; k < K; k += kBlockK) {
+    for (int64_t k = 0; k < K; k += block_k) {
       Tile<T> tile{nullptr, a_row,
                    a_k,     B + k * ldb,
                    ldb,     nullptr,
-                   ldc,     std::min(kBlockK, K - k),
+                   ldc,     std::min(block_k, K - k),
                    last,    k == 0 ? store : Store::add};
       for (int64_t i = i0; i < i1; ++i) {
         const int64_t m = M * i / tiles, next = M * (i + 1) / tiles;

@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/clone.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <c10/util/irange.h>
@@ -246,7 +247,7 @@ template <bool compute>
 variable_list layer_backward(const c10::List<optional<Tensor>>& grads, const Tensor& x,
                              const optional<Tensor>& batch_sizes, at::TensorList hx, at::TensorList weights,
                              const std::string& cell_name, bool bidirectional, bool batch_first,
-                             const Tensor& y, at::TensorList saved, c10::List<bool> wanted) {
+                             const optional<Tensor>& y, at::TensorList saved, c10::List<bool> wanted) {
   const cpu::CellKernels& cell = find_cell(cell_name);
   const Shape s = check_shape(x, batch_sizes, hx, weights, cell, bidirectional, batch_first);
   std::vector<Tensor> inputs{x};
@@ -279,7 +280,7 @@ variable_list layer_backward(const c10::List<optional<Tensor>>& grads, const Ten
       Arguments arguments(x, batch_sizes, s, batch_first);
       BackwardParams<T> p{};
       fill_forward(p, arguments, x, hx, weights, s);
-      p.y = const_cast<T*>(arguments.read<T>(y));
+      p.y = const_cast<T*>(arguments.read<T>(y.value_or(Tensor())));
       if (s.S > 0) p.s = const_cast<T*>(arguments.read<T>(saved[0]));
       if (s.has_c) p.c = const_cast<T*>(arguments.read<T>(saved[1]));
       p.dy = arguments.read<T>(grad(0));
@@ -331,7 +332,10 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
     const size_t kept = has_c ? 2 : 1;
     variable_list saved = inputs.vec();
     saved.push_back(batch_sizes.value_or(Tensor()));
-    saved.push_back(outputs[0]);
+    // A layer saves a copy, so that its result may be written to (`y += x`), as torch.nn's may. A single step
+    // needs y only in a cell that saves nothing else.
+    const bool step = inputs[0].dim() == 2 && !batch_sizes;
+    saved.push_back(!step ? outputs[0].clone() : find_cell(cell).saved == 0 ? outputs[0] : Tensor());
     saved.insert(saved.end(), outputs.end() - kept, outputs.end());
     ctx->save_for_backward(std::move(saved));
     ctx->saved_data["cell"] = cell;
@@ -352,6 +356,7 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
     const optional<Tensor> batch_sizes =
         saved[count].defined() ? optional<Tensor>(saved[count]) : std::nullopt;
     const at::TensorList hx = inputs.slice(1, states), weights = inputs.slice(1 + states);
+    const optional<Tensor> y = saved[count + 1].defined() ? optional<Tensor>(saved[count + 1]) : std::nullopt;
 
     variable_list result(count + 5);  // none for the arguments that are not differentiable
     variable_list needed;
@@ -377,8 +382,7 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
       for (const Tensor& grad : grads)
         given.push_back(grad.defined() ? optional<Tensor>(grad) : std::nullopt);
       found = backward_operator().call(given, inputs[0], batch_sizes, hx, weights, cell, bidirectional,
-                                       batch_first, saved[count + 1], at::TensorList(saved).slice(count + 2),
-                                       wanted);
+                                       batch_first, y, at::TensorList(saved).slice(count + 2), wanted);
     }
     size_t next = 0;
     for (const auto i : c10::irange(count)) {
@@ -423,7 +427,7 @@ TORCH_LIBRARY(fastrnn, m) {
   m.def(
       "layer_backward(Tensor?[] grads, Tensor x, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str "
       "cell, "
-      "bool bidirectional, bool batch_first, Tensor y, Tensor[] saved, bool[] wanted) -> Tensor[]");
+      "bool bidirectional, bool batch_first, Tensor? y, Tensor[] saved, bool[] wanted) -> Tensor[]");
 }
 
 TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {

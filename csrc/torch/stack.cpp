@@ -74,6 +74,8 @@ variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::
                 at::SymIntArrayRef(expected), ", got ", states[i].sym_sizes());
   }
   if (packed && states.empty()) {
+    TORCH_CHECK(batch_sizes->dim() == 1 && batch_sizes->sym_size(0) > 0,
+                "batch_sizes: expected a vector of at least one size, got ", batch_sizes->sym_sizes());
     const int64_t B = batch_sizes->select(0, 0).item<int64_t>();
     states.push_back(at::zeros_symint({num_layers * D, B, weights[1].sym_size(1)}, x.options()));
     if (cell == "lstm") {

@@ -1,0 +1,267 @@
+"""What autograd promises: saved tensors are guarded, nothing is kept in vain, second derivatives are never
+wrong."""
+
+import pytest
+import torch
+from cases import EVERY_CELL, Case, cotangents, evaluate, give, name_values, run_python, take
+from tolerance import assert_close, assert_same_bits
+
+import fastrnn
+from fastrnn.reference import CELLS
+
+DOUBLE = torch.float64
+each_kind = pytest.mark.parametrize("step", [False, True], ids=["layer", "cell"])
+each_cell = pytest.mark.parametrize("cell", EVERY_CELL)
+
+
+def prepare(library, case, step):
+    return case.prepare_step(library) if step else case.prepare(library)
+
+
+def name_leaves(layer, x, hx):
+    return {"x": x, **{f"{s}_0": h for s, h in zip("hc", hx, strict=False)}, **dict(layer.named_parameters())}
+
+
+# ---- tensors modified between forward and backward ----
+
+ARGUMENTS = ("x", "h_0", "c_0", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
+RESULTS = ("output", "h_n", "c_n")
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("modified", ARGUMENTS + RESULTS)
+@each_kind
+@each_cell
+def test_modified_before_backward(cell, step, modified):
+    """Where torch.nn raises, fastrnn raises, and in no case gradients are wrong.
+
+    A result that torch.nn lets its user write to (`y += x`) can be written to here. Of the arguments fastrnn
+    may need one that torch.nn does not, and then refuses.
+    """
+    case = Case(cell, T=4, B=3, I=5, H=19, dtype=DOUBLE)
+    if case.row.states == 1 and modified in ("c_0", "c_n"):
+        modified = modified.replace("c", "h")
+
+    def solve(library):
+        layer, call, x, hx = prepare(library, case, step)
+        inner_x, inner_hx = x * 1, [h * 1 for h in hx]  # not leaves, so that they can be written
+        values = call(inner_x, inner_hx)
+        tensors = name_leaves(layer, inner_x, inner_hx) | name_values(values)
+        chosen = tensors.get(modified, tensors.get(f"{modified}_l0"))
+        loss = sum((v * c).sum() for v, c in zip(values, cotangents(values), strict=True))
+        with torch.no_grad():
+            chosen.add_(1.0)
+        try:
+            loss.backward()
+        except RuntimeError as error:
+            return str(error)
+        return {f"d{name}": t.grad for name, t in name_leaves(layer, x, hx).items()}
+
+    want, got = solve(torch.nn), solve(fastrnn)
+    if isinstance(got, str):
+        assert "modified by an inplace operation" in got
+        assert isinstance(want, str) or modified in ARGUMENTS, f"with torch.nn {modified} can be written to"
+    else:
+        assert not isinstance(want, str), f"torch.nn refuses: {want}"
+        assert_close(got, want, case)
+
+
+@pytest.mark.usefixtures("isa")
+@each_cell
+def test_results_may_be_modified_in_the_graph(cell):
+    """`y += x`, an in-place activation: common in models, and right with torch.nn."""
+    case = Case(cell, T=4, B=3, I=19, H=19, dtype=DOUBLE)
+
+    def solve(library):
+        layer, _, x, hx = case.prepare(library)
+        y, state = layer(x, give(hx))
+        states = take(state)
+        y += x
+        y.mul_(2).tanh_()
+        states[0].mul_(3)
+        values = [y, *states]
+        torch.autograd.backward(values, cotangents(values))
+        return {f"d{name}": t.grad for name, t in name_leaves(layer, x, hx).items()}
+
+    assert_close(solve(fastrnn), solve(torch.nn), case)
+
+
+# ---- backward more than once ----
+
+
+@pytest.mark.usefixtures("isa")
+@each_kind
+@each_cell
+def test_backward_twice(cell, step):
+    """With retain_graph gradients add up; without it a second backward raises."""
+    case = Case(cell, T=4, dtype=DOUBLE)
+    layer, call, x, hx = prepare(fastrnn, case, step)
+    values = call(x, hx)
+    leaves = list(name_leaves(layer, x, hx).values())
+    first = torch.autograd.grad(values, leaves, cotangents(values), retain_graph=True)
+    second = torch.autograd.grad(values, leaves, cotangents(values))
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        torch.autograd.grad(values, leaves, cotangents(values))
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("used", ["all", "output"])
+@pytest.mark.parametrize("form", ["padded", "packed", "unbatched"])
+@each_kind
+@each_cell
+def test_double_backward_is_right_or_raises(cell, step, form, used):
+    """A penalty on a gradient, added to an ordinary loss.
+
+    The ordinary loss makes the backward succeed even if the penalty had lost its graph, so what is wrong
+    would be silent: the gradients are compared with the reference's.
+    """
+    case = Case(cell, T=3, B=3, I=5, H=9, L=1 if step else 2, bidirectional=not step, dtype=DOUBLE)
+    case = case.but(form="padded" if step else form)
+
+    def solve(call, x, hx, parameters):
+        values = call(x, hx)
+        chosen = values if used == "all" else values[:1]
+        gradients = torch.autograd.grad(chosen, [x, *hx], cotangents(chosen), create_graph=True)
+        penalty = sum(g.square().sum() for g in gradients)
+        (penalty + sum(v.square().sum() for v in values)).backward()
+        leaves = {"x": x, **{f"{s}_0": h for s, h in zip("hc", hx, strict=False)}, **parameters}
+        return {f"d{name}": t.grad for name, t in leaves.items()}
+
+    layer, call, x, hx = prepare(fastrnn, case, step)
+    try:
+        got = solve(call, x, hx, dict(layer.named_parameters()))
+    except RuntimeError as error:
+        assert "derivative" in str(error) or "double" in str(error), f"unclear: {error}"
+        return
+    layer, _, x, hx = prepare(torch.nn, case, step)
+    weights = [p for _, p in layer.named_parameters()]
+
+    def step_of_reference(x, hx):
+        state = CELLS[cell].step(x, tuple(hx), *weights)
+        return [state[0], *state]
+
+    want = solve(step_of_reference if step else case.judge(weights), x, hx, dict(layer.named_parameters()))
+    assert_close(got, want, case)
+
+
+# ---- nothing is kept in vain ----
+
+
+@each_kind
+@each_cell
+@pytest.mark.parametrize("mode", ["no_grad", "inference_mode", "nothing requires grad"])
+def test_nothing_is_saved_without_autograd(cell, step, mode):
+    case = Case(cell, T=4, L=1 if step else 2)
+    layer, call, x, hx = prepare(fastrnn, case, step)
+    saved = []
+
+    def save(tensor):
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda t: t):
+        call(x, hx)
+    assert saved, "the hook sees nothing, so this test shows nothing"
+    saved.clear()
+    if mode == "nothing requires grad":
+        layer.requires_grad_(False)
+        x, hx = x.detach(), [h.detach() for h in hx]
+        context = torch.enable_grad()
+    else:
+        context = getattr(torch, mode)()
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda t: t), context:
+        values = call(x, hx)
+    assert not saved
+    for name, value in name_values(values).items():
+        assert not value.requires_grad and value.grad_fn is None, name
+        assert value.is_inference() == (mode == "inference_mode"), name
+
+
+MEMORY = """
+import gc, sys, torch, fastrnn
+kind, cell, mode = sys.argv[1:]
+from cases import Case
+case = Case(cell, T=200, B=32, I=16, H=256)
+layer, call, x, _ = case.prepare(fastrnn)
+
+def resident():
+    with open("/proc/self/statm") as f:
+        return int(f.read().split()[1]) * 4096
+
+def run():
+    with torch.set_grad_enabled(mode == "grad"):
+        return call(x, None)
+
+for _ in range(2):
+    values = run()  # buffers that stay are there from now on
+    del values
+gc.collect()
+before = resident()
+values = run()
+print(resident() - before, sum(v.numel() * v.element_size() for v in values))
+"""
+
+
+@each_cell
+def test_no_activations_in_memory_without_autograd(cell):
+    """A call leaves in memory its results only; with autograd, also the saved activations."""
+
+    def measure(mode):
+        done = run_python("-c", MEMORY, "layer", cell, mode, env={"MALLOC_MMAP_THRESHOLD_": "65536"})
+        assert done.returncode == 0, done.stderr
+        return [int(n) for n in done.stdout.split()]
+
+    kept, results = measure("no_grad")
+    slack = 1 << 20
+    assert kept < results + slack, f"{kept} bytes stay, results are {results}"
+    if CELLS[cell].gates > 1:  # an Elman RNN needs no more than its results
+        kept, results = measure("grad")
+        assert kept > 2 * results, "the measure sees no activations, so this test shows nothing"
+
+
+@pytest.mark.usefixtures("isa")
+@each_cell
+def test_inputs_are_left_alone(cell):
+    """Neither forward nor backward writes to what it was given."""
+    case = Case(cell, T=4, L=2, bidirectional=True, form="unsorted", dtype=DOUBLE)
+    layer, call, x, hx = case.prepare(fastrnn)
+    given = {name: t.detach().clone() for name, t in name_leaves(layer, x, hx).items()}
+    values = call(x, hx)
+    kept = {name: v.detach().clone() for name, v in name_values(values).items()}
+    gradients = cotangents(values)
+    kept_gradients = [g.clone() for g in gradients]
+    torch.autograd.backward(values, gradients)
+    assert_same_bits({n: t.detach() for n, t in name_leaves(layer, x, hx).items()}, given, "arguments")
+    assert_same_bits({n: v.detach() for n, v in name_values(values).items()}, kept, "results")
+    assert all(torch.equal(a, b) for a, b in zip(gradients, kept_gradients, strict=True))
+
+
+@pytest.mark.usefixtures("isa")
+@each_cell
+def test_results_do_not_share_memory(cell):
+    """Writing to one result changes no other, nor the arguments."""
+    for case in (Case(cell, T=1), Case(cell, T=4, L=2)):
+        layer, call, x, hx = case.prepare(fastrnn)
+        with torch.no_grad():
+            values = call(x, hx)
+        pointers = [t.untyped_storage().data_ptr() for t in (*values, x, *hx, *layer.parameters())]
+        assert len(set(pointers)) == len(pointers)
+
+
+@pytest.mark.usefixtures("isa")
+@each_cell
+def test_checkpoint(cell):
+    """Recomputation in the backward (torch.utils.checkpoint) gives the same bits."""
+    from torch.utils.checkpoint import checkpoint
+
+    case = Case(cell, T=5, H=33)
+    layer, call, x, hx = case.prepare(fastrnn)
+    want = evaluate(call, x, hx, dict(layer.named_parameters()), case)
+    layer, call, x, hx = case.prepare(fastrnn)
+
+    def recomputed(x, hx):
+        return checkpoint(lambda *t: tuple(call(t[0], list(t[1:]))), x, *hx, use_reentrant=False)
+
+    assert_same_bits(evaluate(recomputed, x, hx, dict(layer.named_parameters()), case), want, "checkpoint")

@@ -1,0 +1,376 @@
+"""Modules are torch.nn's in all but the computation, and compute with the weights they have at the moment."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from cases import EVERY_CELL, Case, evaluate, give, take
+from tolerance import assert_close, assert_same_bits
+from torch.nn import Parameter
+from torch.nn.utils import parametrizations, weight_norm
+
+import fastrnn
+from fastrnn.reference import CELLS
+
+DOUBLE = torch.float64
+CONFIGURATIONS = [
+    Case(cell, **changes)
+    for cell in EVERY_CELL
+    for changes in (
+        dict(),
+        dict(L=3, bidirectional=True, dropout=0.25, form="batch_first"),
+        dict(bias=False, dtype=DOUBLE),
+        *([dict(P=5, L=2)] if CELLS[cell].projection else []),
+    )
+]
+
+
+def build_pair(case, step=False):
+    """torch.nn's module and fastrnn's."""
+    build = (lambda library: case.prepare_step(library)[0]) if step else case.build
+    return build(torch.nn), build(fastrnn)
+
+
+def run(module, case, step=False):
+    """Values and gradients that a module gives for the inputs of the case."""
+    x, hx = case.inputs()
+    module.zero_grad()
+    if not step:
+        return evaluate(case.call(module), x, hx, dict(module.named_parameters()), case)
+    x, hx = x[0].detach().requires_grad_(), [h[0].detach().requires_grad_() for h in hx]
+
+    def call(x, hx):
+        state = take(module(x, give(hx)))
+        return [state[0], *state]
+
+    return evaluate(call, x, hx, dict(module.named_parameters()), case)
+
+
+each_module = pytest.mark.parametrize(
+    "case, step", [(c, False) for c in CONFIGURATIONS] + [(Case(c, T=1), True) for c in EVERY_CELL], ids=str
+)
+each_kind = pytest.mark.parametrize("step", [False, True], ids=["layer", "cell"])
+each_cell = pytest.mark.parametrize("cell", EVERY_CELL)
+
+
+# ---- what a module is ----
+
+
+@each_module
+def test_same_seed_same_parameters(case, step):
+    theirs, ours = build_pair(case, step)
+    assert [n for n, _ in ours.named_parameters()] == [n for n, _ in theirs.named_parameters()]
+    assert_same_bits(dict(ours.named_parameters()), dict(theirs.named_parameters()), str(case))
+
+
+@each_module
+def test_class_repr_and_flags(case, step):
+    theirs, ours = build_pair(case, step)
+    assert type(ours) is getattr(fastrnn, type(theirs).__name__)
+    assert isinstance(ours, type(theirs))
+    assert repr(ours) == repr(theirs)
+    assert ours.training and not ours.eval().training and ours.train().training
+    for name in ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "mode"):
+        assert getattr(ours, name, None) == getattr(theirs, name, None)
+
+
+@each_module
+def test_state_dict_both_ways(case, step):
+    theirs, ours = build_pair(case, step)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    with torch.no_grad():
+        for p in (*theirs.parameters(), *ours.parameters()):
+            p.normal_(std=0.3)
+    trained = {name: t.clone() for name, t in ours.state_dict().items()}
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    assert_same_bits(ours.state_dict(), theirs.state_dict(), "from torch.nn")
+    theirs.load_state_dict(trained, strict=True)
+    assert_same_bits(theirs.state_dict(), trained, "to torch.nn")
+
+
+@each_module
+@pytest.mark.parametrize("how", ["pickle", "deepcopy", "save"])
+def test_copies(case, step, how, tmp_path):
+    _, ours = build_pair(case.but(dropout=0.0), step)
+    want = run(ours, case, step)  # before the copy, so that whatever a call leaves behind is copied too
+    if how == "pickle":
+        copied = pickle.loads(pickle.dumps(ours))
+    elif how == "deepcopy":
+        copied = copy.deepcopy(ours)
+    else:
+        torch.save(ours, tmp_path / "module.pt")
+        copied = torch.load(tmp_path / "module.pt", weights_only=False)
+    assert type(copied) is type(ours)
+    assert not {p.data_ptr() for p in copied.parameters()} & {p.data_ptr() for p in ours.parameters()}
+    assert_same_bits(run(copied, case, step), want, how)
+    with torch.no_grad():
+        for p in ours.parameters():
+            p.zero_()
+    assert_same_bits(run(copied, case, step), want, f"{how}, after the original has changed")
+
+
+@each_cell
+@each_kind
+def test_dtype_changes(cell, step):
+    """.double() and .to() give what torch.nn gives; the flat list of weights follows."""
+    case = Case(cell, T=1 if step else 4, L=1 if step else 2, dtype=torch.float32)
+    for change in (lambda m: m.double(), lambda m: m.to(DOUBLE), lambda m: m.to("cpu", DOUBLE)):
+        theirs, ours = (change(m) for m in build_pair(case, step))
+        assert {p.dtype for p in ours.parameters()} == {DOUBLE}
+        wide = case.but(dtype=DOUBLE)
+        assert_close(run(ours, wide, step), run(theirs, wide, step), wide)
+        back = case.safe()
+        assert_close(run(ours.float(), back, step), run(theirs.float(), back, step), case.but(exact=False))
+
+
+@each_cell
+@each_kind
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_is_right_or_refused(cell, step, dtype):
+    case = Case(cell, T=1 if step else 4)
+    module, _, x, hx = case.prepare_step(fastrnn) if step else case.prepare(fastrnn)
+    module, x, hx = module.to(dtype), x.to(dtype), [h.to(dtype) for h in hx]
+    hx = give(hx)
+    try:
+        got = module(x, hx)
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        name = {torch.float16: "half", torch.bfloat16: "bfloat16"}[dtype]
+        assert "dtype" in str(error) and name in str(error).lower(), f"unclear: {error}"
+        return
+    got = got if isinstance(got, torch.Tensor) else got[0]
+    exact = module.double()
+    want = exact(x.double(), hx.double() if isinstance(hx, torch.Tensor) else tuple(h.double() for h in hx))
+    want = want if isinstance(want, torch.Tensor) else want[0]
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=8 * torch.finfo(dtype).eps)
+
+
+@each_cell
+def test_autocast_is_right_or_refused(cell):
+    """In an autocast region float32 computes; bfloat16 input does or is told which dtype is wanted."""
+    case = Case(cell)
+    module, _, x, _ = case.prepare(fastrnn)
+    want = module(x)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(
+            module(x)[0].float(), want, rtol=0, atol=8 * torch.finfo(torch.bfloat16).eps
+        )
+        try:
+            got = module(x.bfloat16())[0]
+        except (RuntimeError, ValueError) as error:
+            assert "dtype" in str(error)
+        else:
+            torch.testing.assert_close(got.float(), want, rtol=0, atol=8 * torch.finfo(torch.bfloat16).eps)
+
+
+# ---- the weights of the moment ----
+
+
+def write_data(module):
+    for p in module.parameters():
+        p.data.mul_(-0.5)
+
+
+def replace_data(module):
+    for p in module.parameters():
+        p.data = p.data.flip(0) * 0.5
+
+
+def load(module):
+    module.load_state_dict({name: 0.7 * t.flip(0) for name, t in module.state_dict().items()})
+
+
+def write_in_place(module):
+    with torch.no_grad():
+        for k, p in enumerate(module.parameters()):
+            p.add_(0.01 * (k + 1))
+
+
+def step_optimizer(module):
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+    for p in module.parameters():
+        p.grad = torch.full_like(p, 0.1)
+    optimizer.step()
+
+
+def step_fused_optimizer(module):
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, foreach=True)
+    for p in module.parameters():
+        p.grad = torch.full_like(p, 0.1)
+    optimizer.step()
+
+
+def replace_parameters(module):
+    for name, p in list(module.named_parameters()):
+        setattr(module, name, Parameter(p.detach() * -0.25))
+
+
+def write_through_numpy(module):
+    for p in module.parameters():
+        p.detach().numpy()[...] *= -0.5
+
+
+WRITES = [
+    write_data,
+    replace_data,
+    load,
+    write_in_place,
+    step_optimizer,
+    step_fused_optimizer,
+    replace_parameters,
+    write_through_numpy,
+]
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("write", WRITES, ids=lambda f: f.__name__)
+@each_kind
+@each_cell
+def test_next_call_sees_a_write(cell, step, write):
+    case = Case(cell, T=1 if step else 6, B=9, H=33, L=1 if step else 2, dtype=DOUBLE)
+    theirs, ours = build_pair(case, step)
+    before = run(ours, case, step)
+    with torch.no_grad():
+        run_without = ours(*args_of(case, step))
+    write(theirs)
+    write(ours)
+    after = run(ours, case, step)
+    assert not torch.equal(before["output"], after["output"]), "the write changed nothing"
+    assert_close(after, run(theirs, case, step), case)
+    with torch.no_grad():
+        again = ours(*args_of(case, step))
+    assert not torch.equal(first_of(run_without), first_of(again)), "not seen without autograd"
+    assert_same_bits(
+        {"h": first_of(again)}, {"h": first_of(ours(*args_of(case, step))).detach()}, "without autograd"
+    )
+
+
+def first_of(result):
+    return result if isinstance(result, torch.Tensor) else result[0]
+
+
+def args_of(case, step):
+    x, hx = case.inputs()
+    if step:
+        x, hx = x[0], [h[0] for h in hx]
+    return x, give(hx)
+
+
+# ---- weights shared, computed, passed ----
+
+
+@pytest.mark.usefixtures("isa")
+@each_cell
+def test_module_used_twice(cell):
+    """One module twice in a model: its gradients add up."""
+    case = Case(cell, T=4, I=9, H=9, L=2, dtype=DOUBLE)
+
+    def solve(library):
+        layer = case.build(library)
+        x, hx = case.inputs()
+
+        def twice(x, hx):
+            y, state = layer(x, give(hx))
+            y, state = layer(y, state)
+            return [y, *take(state)]
+
+        return evaluate(twice, x, hx, dict(layer.named_parameters()), case)
+
+    assert_close(solve(fastrnn), solve(torch.nn), case)
+
+
+@pytest.mark.usefixtures("isa")
+@each_cell
+def test_tied_weights(cell):
+    """One Parameter at several places of a module."""
+    case = Case(cell, T=4, I=9, H=9, L=2, dtype=DOUBLE)
+
+    def solve(library):
+        layer = case.build(library)
+        for name in ("weight_ih", "weight_hh", "bias_hh"):
+            setattr(layer, f"{name}_l1", getattr(layer, f"{name}_l0"))
+        layer.weight_hh_l0 = layer.weight_hh_l1 = layer.weight_ih_l0  # H = I: the same shape
+        layer.bias_ih_l1 = layer.bias_hh_l1
+        x, hx = case.inputs()
+        return evaluate(case.call(layer), x, hx, dict(layer.named_parameters()), case)
+
+    want = solve(torch.nn)
+    assert len([name for name in want if name.startswith("dweight")]) == 1
+    assert_close(solve(fastrnn), want, case)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("names", [["weight_hh_l0"], ["weight_ih_l0", "weight_hh_l1", "bias_ih_l0"]], ids=str)
+@pytest.mark.parametrize("norm", [weight_norm, parametrizations.weight_norm], ids=["hook", "parametrization"])
+@each_cell
+def test_weight_norm(cell, norm, names):
+    case = Case(cell, T=4, L=2, dtype=DOUBLE)
+
+    def solve(library):
+        layer = case.build(library)
+        for name in names:
+            norm(layer, name, dim=0)
+        x, hx = case.inputs()
+        first = evaluate(case.call(layer), x, hx, dict(layer.named_parameters()), case)
+        torch.optim.SGD(layer.parameters(), lr=0.1).step()
+        layer.zero_grad()
+        second = evaluate(case.call(layer), *case.inputs(), dict(layer.named_parameters()), case)
+        assert not torch.equal(first["output"], second["output"])
+        return second
+
+    assert_close(solve(fastrnn), solve(torch.nn), case)
+
+
+@pytest.mark.usefixtures("isa")
+@each_cell
+def test_functional_call(cell):
+    """Weights passed from outside are used, get the gradients, and leave the module as it was."""
+    case = Case(cell, T=4, L=2, dtype=DOUBLE)
+
+    def solve(library):
+        layer = case.build(library)
+        own = {name: p.detach().clone() for name, p in layer.named_parameters()}
+        given = {name: (0.5 * p.detach().flip(0)).requires_grad_() for name, p in layer.named_parameters()}
+        x, hx = case.inputs()
+
+        def call(x, hx):
+            y, state = torch.func.functional_call(layer, given, (x, give(hx)))
+            return [y, *take(state)]
+
+        result = evaluate(call, x, hx, given, case)
+        assert all(p.grad is None for p in layer.parameters())
+        assert_same_bits(dict(layer.named_parameters()), own, "the module's own parameters")
+        return result
+
+    assert_close(solve(fastrnn), solve(torch.nn), case)
+
+
+@pytest.mark.usefixtures("isa")
+@each_cell
+def test_training_follows_torch(cell):
+    """A few steps of Adam with clipped gradients and a carried state end at the same weights."""
+    case = Case(cell, T=6, B=4, I=5, H=19, L=2, dtype=DOUBLE)
+
+    def train(library):
+        layer = case.build(library)
+        optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
+        x, _ = case.inputs()
+        state = None
+        for k in range(5):
+            y, state = layer(x.detach() + 0.1 * k, state)
+            y.square().mean().backward()
+            torch.nn.utils.clip_grad_norm_(layer.parameters(), 0.05)
+            optimizer.step()
+            optimizer.zero_grad()
+            state = state.detach() if isinstance(state, torch.Tensor) else tuple(s.detach() for s in state)
+        return {name: p.detach() for name, p in layer.named_parameters()}
+
+    got, want = train(fastrnn), train(torch.nn)
+    # Adam divides by the gradient's own size, so differences of 1e-13 in it are differences of 1e-13 * lr
+    # here
+    for name in want:
+        torch.testing.assert_close(
+            got[name], want[name], rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}"
+        )
