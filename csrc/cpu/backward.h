@@ -96,7 +96,7 @@ class Backward {
 
   // A sum over rows is taken in parts of this many. There may be thousands of rows, and one long sum would
   // round more than torch.nn's, which go step by step.
-  static constexpr int64_t kSummedRows = 64;
+  static constexpr int64_t kSummedRows = 128;
 
   // The gate gradients of the step after the present one, which covers n sequences.
   struct Later {
