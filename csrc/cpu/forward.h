@@ -141,48 +141,58 @@ class Forward {
   void step(int64_t t, int64_t chunk_row, Range own, Range rows, const T* h_prev, T* out) {
     alignas(64) Real<T> gh[kRowBlock * kTileVectors * L];
     for_each_panel(own, t, [&](int64_t i) {
-      const int64_t width = panels.width(i);
       for (int64_t b0 = rows.begin; b0 < rows.end; b0 += kRowBlock) {
-        const int64_t b1 = std::min(b0 + kRowBlock, rows.end);
-        multiply(panels, i, b1 - b0, p.P, h_prev + b0 * P_padded, P_padded, w.W_hh, W_hh, gh, width);
-        for (int64_t b = b0; b < b1; ++b) {
-          const Real<T>* gx_row = gx + (chunk_row + b) * panels.padded_width() + panels.offset(i);
-          cells(t, b, i, gx_row, gh + (b - b0) * width, h_prev, out);
-        }
+        const Range block{b0, std::min(b0 + kRowBlock, rows.end)};
+        multiply(panels, i, block.end - b0, p.P, h_prev + b0 * P_padded, P_padded, w.W_hh, W_hh, gh,
+                 panels.width(i));
+        const Real<T>* gx_block = gx + (chunk_row + b0) * panels.padded_width() + panels.offset(i);
+        for (int j = 0; j < panels.u(i); ++j) cells(t, i, j, block, gx_block, gh, h_prev, out);
       }
     });
   }
 
-  FASTRNN_INLINE void cells(int64_t t, int64_t b, int64_t i, const Real<T>* gx_row, const Real<T>* gh_row,
-                            const T* h_prev, T* out) {
-    const int u = panels.u(i);
-    const Real<T>* b_ih_panel = b_ih + panels.offset(i);
-    const Real<T>* b_hh_panel = b_hh + panels.offset(i);
-    const int64_t row = p.rows.row(t, b), R = p.rows.total();
-    for (int j = 0; j < u; ++j) {
-      const int64_t unit = (panels.first_vector(i) + j) * L;
-      const int64_t n = std::min<int64_t>(L, p.H - unit);
+  // Vector j of panel i. gx, gh: the panel's columns of the gates, from row `rows.begin` on.
+  void cells(int64_t t, int64_t i, int j, Range rows, const Real<T>* gx, const Real<T>* gh, const T* h_prev,
+             T* out) {
+    const int64_t unit = (panels.first_vector(i) + j) * L, n = std::min<int64_t>(L, p.H - unit);
+    const int64_t gate = panels.u(i) * L;  // from one gate to the next
+    const int64_t R = p.rows.total(), row = p.rows.row(t, rows.begin);
+    V b_x[G], b_h[G];
+    for (int g = 0; g < G; ++g) {
+      b_x[g] = load(b_ih + panels.offset(i) + j * L + g * gate);
+      b_h[g] = load(b_hh + panels.offset(i) + j * L + g * gate);
+    }
+    // Positions that go from row to row: this loop is short, and index arithmetic would be half of it.
+    gx += j * L;
+    gh += j * L;
+    int64_t at_h = rows.begin * P_padded + unit, at_c = rows.begin * H_padded + unit;
+    int64_t at_y = (row * p.D + d) * p.P + unit;
+    int64_t at_saved_c = (d * R + row) * p.H + unit, at_saved = (d * R + row) * Cell::saved * p.H + unit;
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
       V x[G], h[G], s[std::max(Cell::saved, 1)], h_out, c_state{};
       for (int g = 0; g < G; ++g) {
-        const int64_t at = (g * u + j) * L;
-        x[g] = load(gx_row + at) + load(b_ih_panel + at);
-        h[g] = load(gh_row + at) + load(b_hh_panel + at);
+        x[g] = load(gx + g * gate) + b_x[g];
+        h[g] = load(gh + g * gate) + b_h[g];
       }
       // With a projection h_prev has other units; no such cell uses it here.
-      const int64_t state = b * P_padded + unit;
-      const V h_old = projected ? V{} : kRounded ? load(h_real + state) : load(h_prev + state);
-      if (Cell::has_c) c_state = load(c + b * H_padded + unit);
+      const V h_old = projected ? V{} : kRounded ? load(h_real + at_h) : load(h_prev + at_h);
+      if (Cell::has_c) c_state = load(c + at_c);
       Cell::template forward<VectorMath<Real<T>>>(x, h, h_old, s, c_state, h_out);
-      store(out + b * H_padded + unit, h_out);
-      if (kRounded && !projected) store(h_real + state, h_out);
-      if (!projected) store_upto(p.y + (row * p.D + d) * p.P + unit, h_out, n);
-      if (Cell::has_c) store(c + b * H_padded + unit, c_state);
-      if (Cell::has_c && p.c) store_upto(p.c + (d * R + row) * p.H + unit, c_state, n);
-      if (p.s) {
-        for (int k = 0; k < Cell::saved; ++k) {
-          store_upto(p.s + ((d * R + row) * Cell::saved + k) * p.H + unit, s[k], n);
-        }
+      store(out + at_c, h_out);
+      if (kRounded && !projected) store(h_real + at_h, h_out);
+      if (!projected) store_upto(p.y + at_y, h_out, n);
+      if (Cell::has_c) store(c + at_c, c_state);
+      if (Cell::has_c && p.c) store_upto(p.c + at_saved_c, c_state, n);
+      if (Cell::saved > 0 && p.s) {
+        for (int k = 0; k < Cell::saved; ++k) store_upto(p.s + at_saved + k * p.H, s[k], n);
       }
+      gx += panels.padded_width();
+      gh += panels.width(i);
+      at_h += P_padded;
+      at_c += H_padded;
+      at_y += p.rows.stride_b * p.D * p.P;
+      at_saved_c += p.rows.stride_b * p.H;
+      at_saved += p.rows.stride_b * Cell::saved * p.H;
     }
   }
 
