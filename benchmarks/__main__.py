@@ -22,7 +22,7 @@ from .problems import CELLS, DEFAULT_CELLS, MEMORY, MODES, ONE, Problem, Shape, 
 from .report import print_report, write_report
 from .timing import interleave
 
-QUICK_SECONDS = 0.7
+QUICK_SECONDS = 0.5
 MEMORY_SECONDS = 5.0  # about, for the progress bar
 
 

@@ -61,16 +61,23 @@ def plot_ratio(rows: list[Row]):
         for (y, x), ratio in np.ndenumerate(ratios):
             if not np.isnan(ratio):
                 dark = abs(np.log(ratio)) > 0.6 * np.log(FARTHEST)
-                ax.text(x, y, f"{ratio:.2f}", ha="center", va="center", color="white" if dark else "black")
+                ax.text(
+                    x,
+                    y,
+                    f"{ratio:.{2 if ratio < 10 else 1}f}",
+                    ha="center",
+                    va="center",
+                    color="white" if dark else "black",
+                )
         ax.set_title(f"{mode}, beside {peer}", fontsize=10)
         ax.set_xticks(range(len(cells)), cells)
         ax.set_yticks(range(len(shapes)), map(str, shapes))
         ax.tick_params(length=0)
     axes[0, 0].set_ylabel("T,B,I,H")
-    bar = figure.colorbar(image, ax=axes, ticks=[1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8])
+    bar = figure.colorbar(image, ax=axes, ticks=[1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8], pad=0.01)
     bar.ax.set_yticklabels(["1/8", "1/4", "1/2", "1", "2", "4", "8"])
     bar.ax.minorticks_off()
-    figure.suptitle("How many times as fast fastrnn is")
+    figure.suptitle("fastrnn: how many times as fast")
     return figure
 
 
@@ -97,10 +104,10 @@ def plot_limit(rows: list[Row]):
             ax.barh(y, [row.of_limit for row in of_cell], 0.9 * height, label=cell)
             marks = [row.limit / row.median[TORCH] for row in of_cell]
             label = "torch.nn" if index == len(cells) - 1 else None
-            ax.plot(marks, y, "k|", markersize=0.55 * height * 100, markeredgewidth=1.6, label=label)
+            ax.plot(marks, y, "k|", markersize=0.45 * height * 100, markeredgewidth=1.6, label=label)
         ax.set_title(mode, fontsize=10)
         ax.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
-        ax.set_xlim(0, None)
+        ax.set_xlim(0, max(1, ax.get_xlim()[1]))
         ax.set_xlabel("of the machine's limit")
         ax.set_yticks(range(len(shapes)), map(str, shapes))
         ax.grid(axis="x", alpha=0.3)
@@ -138,7 +145,7 @@ def plot_scaling(rows: list[Row]):
                     linestyle="-" if threads == most else ":",
                     marker="o",
                     markersize=3,
-                    label=f"{peer}, {threads} thread{'s'[: threads - 1]}",
+                    label=f"{peer}, {threads} thread{'' if threads == 1 else 's'}",
                 )
         ticks = labels(getattr(row.problem.shape, axis) for row in panel)
         ax.set_xticks(ticks, map(str, ticks))
@@ -158,8 +165,10 @@ def plot_scaling(rows: list[Row]):
 def title_of(axis: str, panel: list[Row]) -> str:
     """The sizes that stay the same along `axis`."""
     shape = panel[0].problem.shape
-    varied = {"T": "T", "B": "B", "H": "IH"}[axis]
-    return ", ".join(f"{name} = {size}" for name, size in shape._asdict().items() if name not in varied)
+    same = {name: size for name, size in shape._asdict().items() if name != axis}
+    if axis == "H":
+        same["I"] = "H"
+    return ", ".join(f"{name} = {size}" for name, size in same.items())
 
 
 PLOTS: dict[str, Callable] = {"ratio": plot_ratio, "limit": plot_limit, "scaling": plot_scaling}

@@ -98,8 +98,8 @@ def scaling(vary: Callable[[int], Shape], sizes: tuple[int, ...], quick: tuple[i
 
 
 MODES = {
-    "forward": Mode(GRID, QUICK, seconds=6.0, training=(False,)),
-    "training": Mode(GRID, QUICK, seconds=7.0, training=(True,)),
+    "forward": Mode(GRID, QUICK, seconds=8.0, training=(False,)),
+    "training": Mode(GRID, QUICK, seconds=9.0, training=(True,)),
     "streaming": Mode(
         shapes("1,1,64,64", "1,1,256,256"),
         shapes("1,1,64,64"),

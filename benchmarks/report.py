@@ -51,7 +51,7 @@ def summary_table(rows: list[Row]) -> Table:
     """Mean and worst ratio of each mode and cell."""
     peers = present_peers(rows)
     columns = ["mode", "cell", "problems"]
-    columns += [f"{measure}{peer}" for peer in (*peers, "best peer") for measure in ("", "worst of ")]
+    columns += [head for peer in (*peers, "the best") for head in (f"vs {peer}", "worst")]
     body = []
     for (group, cell), chosen in grouped(
         rows, lambda row: (row.problem.group, row.problem.cell_name)
