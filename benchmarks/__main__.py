@@ -30,7 +30,7 @@ class Run:
     """The pytest plugin of one run: gives `bench_modules.py` its problems and samples."""
 
     def __init__(self, args: argparse.Namespace, progress: Progress):
-        self.quick = args.quick
+        self.quick, self.threads = args.quick, args.threads
         self.problems = select(
             args.cells, args.shapes, args.modes, args.quick, threads=args.threads, device=args.device
         )
@@ -91,7 +91,9 @@ class Run:
 
     def pytest_benchmark_update_machine_info(self, machine_info):
         del machine_info["node"]  # the name of the machine says nothing about its speed
-        machine_info.update(describe_machine(), cpu=machine_info["cpu"].get("brand_raw", "unknown CPU"))
+        machine_info.update(
+            describe_machine(self.threads), cpu=machine_info["cpu"].get("brand_raw", "unknown CPU")
+        )
 
     def pytest_benchmark_update_json(self, output_json):
         again = measure_limits(self.problems)  # before and after: the higher is nearer to the truth
@@ -104,15 +106,17 @@ class Run:
             refusals=self.refusals,
         )
         for benchmark in output_json["benchmarks"]:
-            del benchmark["stats"]["data"]  # the statistics are enough to compare runs
+            # extra_info has the problem and the peer, and the statistics are enough to compare runs.
+            del benchmark["params"], benchmark["options"], benchmark["stats"]["data"]
 
 
-def describe_machine() -> dict:
+def describe_machine(threads: int) -> dict:
     environment = subprocess.run(
         [sys.executable, "-m", "fastrnn"], check=True, capture_output=True, text=True
     ).stdout
     return {
         "cores": cores(),
+        "threads": threads,
         "torch": torch.__version__,
         "torch_isa": torch.backends.cpu.get_cpu_capability(),
         "onnxruntime": VERSION,
@@ -121,12 +125,15 @@ def describe_machine() -> dict:
 
 
 def shape(text: str) -> Shape:
-    return Shape.parse(text)  # argparse names the function in its error
+    try:
+        return Shape.parse(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: expected four positive sizes T,B,I,H") from None
 
 
 def threads(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a positive number")
     return int(text)
 
 

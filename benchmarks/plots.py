@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib import pyplot
 from matplotlib.colors import LogNorm
+from matplotlib.ticker import LogLocator, PercentFormatter
 
 from .peers import FASTRNN, ONNXRUNTIME, TORCH
 from .results import Row
@@ -106,7 +107,7 @@ def plot_limit(rows: list[Row]):
             label = "torch.nn" if index == len(cells) - 1 else None
             ax.plot(marks, y, "k|", markersize=0.45 * height * 100, markeredgewidth=1.6, label=label)
         ax.set_title(mode, fontsize=10)
-        ax.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
+        ax.xaxis.set_major_formatter(PercentFormatter(1))
         ax.set_xlim(0, max(1, ax.get_xlim()[1]))
         ax.set_xlabel("of the machine's limit")
         ax.set_yticks(range(len(shapes)), map(str, shapes))
@@ -128,7 +129,7 @@ def plot_scaling(rows: list[Row]):
     cells = labels(row.problem.cell for row in scaling)
     most = max(row.problem.threads for row in scaling)
     figure, axes = pyplot.subplots(
-        len(cells), len(modes), figsize=(1 + 3.3 * len(modes), 1 + 2.5 * len(cells)),
+        len(cells), len(modes), figsize=(1.2 + 3.3 * len(modes), 1 + 2.5 * len(cells)),
         sharex="col", squeeze=False, layout="constrained",
     )  # fmt: skip
     for (i, j), ax in np.ndenumerate(axes):
@@ -149,6 +150,8 @@ def plot_scaling(rows: list[Row]):
                 )
         ticks = labels(getattr(row.problem.shape, axis) for row in panel)
         ax.set_xticks(ticks, map(str, ticks))
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=9))
+        ax.yaxis.set_major_formatter("{x:g}")
         ax.minorticks_off()
         ax.grid(alpha=0.3)
         if i == 0:
@@ -157,7 +160,7 @@ def plot_scaling(rows: list[Row]):
             ax.set_xlabel(axis)
         if j == 0:
             ax.set_ylabel(f"{cells[i]}: ms a call")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(COLOURS))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(modes))
     figure.suptitle("Scaling of the forward")
     return figure
 

@@ -26,10 +26,10 @@ class Shape(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Shape:
-        sizes = [int(size) for size in text.split(",")]
-        if len(sizes) != 4 or min(sizes) < 1:
-            raise ValueError(f"{text}: expected four positive sizes T,B,I,H")
-        return cls(*sizes)
+        T, B, I, H = (int(size) for size in text.split(","))
+        if min(T, B, I, H) < 1:
+            raise ValueError(text)
+        return cls(T, B, I, H)
 
     def __str__(self) -> str:
         return ",".join(map(str, self))

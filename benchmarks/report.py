@@ -19,7 +19,7 @@ from rich.text import Text
 
 from .peers import FASTRNN, ONNXRUNTIME, TORCH
 from .plots import draw
-from .problems import MODES, Problem
+from .problems import Problem
 from .results import NOISE, PEERS_OF_FASTRNN, Row, fit_line, means, read_limits, read_rows
 
 NOT_SUPPORTED = "not supported"
@@ -230,14 +230,7 @@ def describe_machine(data: dict) -> str:
         *([f"onnxruntime {machine['onnxruntime']}"] if machine["onnxruntime"] else []),
         f"Python {machine['python_version']}",
     ]
-    threads = {row.problem.threads for row in read_rows(data) if row.problem.mode in BASIC_MODES}
-    text = f"{machine['cpu']}, {machine['cores']} cores"
-    if threads:
-        text += f", {max(threads)} threads"
-    return f"{text}; {', '.join(versions)}"
-
-
-BASIC_MODES = [name for name, mode in MODES.items() if list(mode.threads(1)) == [1]]
+    return f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; {', '.join(versions)}"
 
 
 def describe_noise(data: dict) -> str:
