@@ -106,7 +106,7 @@ MODES = {
         training=(False,),
         modules=("layer", "cell"),
     ),
-    "packed": Mode(TWO, ONE, packed=True),
+    "packed": Mode((*ONE, TWO[1]), ONE, packed=True),
     "bidirectional": Mode(TWO, TWO[:1], directions=2),
     "2-layer": Mode(TWO, ONE, layers=2),
     "bfloat16": Mode(DTYPE_SHAPES, ONE, dtype="bfloat16"),

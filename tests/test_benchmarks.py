@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: problems, peers, limits, reports. Nothing here depends on how long anything takes."""
+"""`python -m benchmarks`: problems, peers, limits, reports. No test depends on how long anything takes."""
 
 import json
 from dataclasses import replace
@@ -174,7 +174,7 @@ def test_best_of_two_measurements():
 
 
 def test_measured_limits(monkeypatch):
-    monkeypatch.setattr("benchmarks.limits.GEMM_SIZE", 64)
+    monkeypatch.setattr("benchmarks.limits.GEMM_SIZES", (32, 64))
     monkeypatch.setattr("benchmarks.limits.cache_sizes", lambda threads: {"L1": 2**15, "L2": 2**18})
     threads = torch.get_num_threads()
     (limits,) = measure_limits([problem(threads=1), problem(threads=1, dtype="float64")]).values()
