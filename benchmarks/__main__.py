@@ -40,7 +40,7 @@ class Run:
             for shape in args.shapes or (ONE if args.quick else MEMORY)
             if "training" in args.modes
         ]
-        self.min_rounds = 3 if args.quick else 5
+        self.min_rounds = 2 if args.quick else 5
         self.progress = progress
         seconds = sum(map(self.seconds, self.problems)) + MEMORY_SECONDS * len(self.memory_problems)
         self.task = progress.add_task("limits of the machine", total=seconds)

@@ -119,7 +119,7 @@ def gemm_peak(dtype: torch.dtype) -> float:
     peak = 0.0
     for n in GEMM_SIZES:
         a, b, out = torch.randn(3, n, n).to(dtype)
-        peak = max(peak, 2 * n**3 / best_time(partial(torch.mm, a, b, out=out), 5))
+        peak = max(peak, 2 * n**3 / best_time(partial(torch.mm, a, b, out=out), 3))
     return peak
 
 

@@ -252,8 +252,8 @@ def describe_absence(data: dict) -> list[str]:
 
 LIMIT = (
     "of limit: the time that the machine needs at least, as a part of fastrnn's: x-GEMM flops / peak + "
-    "max(recurrent flops / peak, T * bytes(W_hh) / bandwidth of the level that holds it). The peak is that of "
-    "torch's own matrix products; over 100% is possible where fastrnn's are faster"
+    "max(recurrent flops / peak, T * bytes(W_hh) / bandwidth of the level that holds it). The peak is "
+    "that of torch's own matrix products; over 100% is possible where fastrnn's are faster"
 )
 
 

@@ -75,7 +75,6 @@ def time_calls(call: Call, synchronize: Call, repeats: int) -> float:
 
 def estimate(call: Call, synchronize: Call) -> float:
     """Seconds of one call, roughly; warms up."""
-    pause()
     call()
     return min(time_calls(call, synchronize, 1) for _ in range(2))
 
