@@ -22,12 +22,9 @@ FASTRNN = "fastrnn"
 ONNXRUNTIME = "onnxruntime"
 COMPILED = "torch.compile"
 
-# A fast wrong answer is not worth timing. Rounding differs, hence a tolerance; gradients sum many terms.
-TOLERANCE = {
-    "float32": {"rtol": 1e-3, "atol": 1e-3},
-    "float64": {"rtol": 1e-9, "atol": 1e-9},
-    "bfloat16": {"rtol": 1e-1, "atol": 1e-1},
-}
+# A fast wrong answer is not worth timing. Results may differ by rounding, so far in norm and not in each element:
+# where rounding moves a relu's sum over 0, its derivative jumps.
+TOLERANCE = {"float32": 5e-3, "float64": 1e-6, "bfloat16": 5e-2}
 COMPILED_STEPS = 28  # torch.compile unrolls the loop, and compiles for as long as there are steps
 
 
@@ -208,8 +205,8 @@ def make_calls(problem: Problem, missing: dict[str, str]) -> tuple[dict[str, Cal
                 refusals[name] = str(error).splitlines()[0]
                 continue
             expected = result if expected is None else expected
-            torch.testing.assert_close(
-                result, expected, **TOLERANCE[problem.dtype], msg=lambda text, name=name: f"{name}: {text}"
-            )
+            error = ((result - expected).norm() / expected.norm()).item()
+            if not error <= TOLERANCE[problem.dtype]:  # also where it is NaN
+                raise RuntimeError(f"{name} differs from {TORCH} by {error:.1e} in {problem.name}")
             calls[name] = call
     return calls, refusals

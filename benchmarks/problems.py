@@ -111,7 +111,7 @@ MODES = {
     "2-layer": Mode(TWO, ONE, layers=2),
     "bfloat16": Mode(DTYPE_SHAPES, ONE, dtype="bfloat16"),
     "float64": Mode(DTYPE_SHAPES, ONE, dtype="float64"),
-    "scaling-T": scaling(lambda T: Shape(T, 16, 128, 128), (25, 50, 100, 200, 400), quick=(25, 100)),
+    "scaling-T": scaling(lambda T: Shape(T, 16, 128, 128), (50, 100, 200, 400, 800), quick=(50, 100)),
     "scaling-B": scaling(lambda B: Shape(100, B, 128, 128), (1, 4, 16, 64, 256)),
     "scaling-H": scaling(lambda H: Shape(100, 16, H, H), (32, 64, 128, 256, 512)),
     "oversubscribed": Mode(
