@@ -22,7 +22,7 @@ FASTRNN = "fastrnn"
 ONNXRUNTIME = "onnxruntime"
 COMPILED = "torch.compile"
 
-# A fast wrong answer is not worth timing. Results may differ by rounding, so far in norm and not in each element:
+# A fast wrong answer is not worth timing. Results differ by rounding, so far in norm, not in each element:
 # where rounding moves a relu's sum over 0, its derivative jumps.
 TOLERANCE = {"float32": 5e-3, "float64": 1e-6, "bfloat16": 5e-2}
 COMPILED_STEPS = 28  # torch.compile unrolls the loop, and compiles for as long as there are steps
