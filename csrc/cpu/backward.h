@@ -35,13 +35,15 @@ class Backward {
         R(p.rows.total()),
         out_panels(make_panels<T>(p.P, 1, p.rows.B, plan.by_batch() ? 1 : plan.threads)),
         unit_panels(make_panels<T>(p.H, 1, p.rows.B, plan.by_batch() ? 1 : plan.threads)),
-        input_panels{p.I, 1, kTileVectors, L},
+        input_panels{p.I, 1, kTileVectors},
         P_padded(ceil_div(p.P, L) * L),
         H_padded(ceil_div(p.H, L) * L) {
     const int64_t B = p.rows.B;
     const WeightGradients<T>& dw = p.dweights[d];
     chunk_steps = steps_in_chunk(p.rows, kChunkRows);
     chunk_rows = chunk_steps * B;
+    // Enough to pay for packing the other factor, but several blocks a thread.
+    gate_block = std::clamp<int64_t>(ceil_div(GH, 2 * plan.threads), 48, 192);
     if (p.rows.T > 1 || wants_dh0) W_hh = workspace.take<Real<T>>(out_panels.padded_width() * groups<T>(GH));
     if (p.dx) W_ih = workspace.take<Real<T>>(input_panels.padded_width() * groups<T>(GH));
     dgx = workspace.take<T>(chunk_rows * GH);
@@ -137,16 +139,16 @@ class Backward {
     int64_t ldb;
   };
   // A short call reads whole panels from where they stand.
-  bool in_place(const Panels& of, int64_t i) const {
+  bool in_place(const Panels<T>& of, int64_t i) const {
     return kGroup<T> == 1 && R <= kUnpackedRows && of.last(i) == L;
   }
-  Panel panel(const Panels& of, int64_t i, int64_t K, const T* W, const Real<T>* packed) const {
+  Panel panel(const Panels<T>& of, int64_t i, int64_t K, const T* W, const Real<T>* packed) const {
     if constexpr (kGroup<T> == 1) {
       if (in_place(of, i)) return {W + of.first(i), of.units};
     }
     return {packed + of.offset(i) * groups<T>(K), of.width(i)};
   }
-  void pack(const Panels& of, int64_t K, const T* W, Real<T>* packed, Team& team) const {
+  void pack(const Panels<T>& of, int64_t K, const T* W, Real<T>* packed, Team& team) const {
     team.for_each(of.count(), steal, false, [&](int64_t i) {
       if (in_place(of, i)) return;
       const auto row = [&](int64_t k) { return W + k * of.units; };
@@ -303,15 +305,15 @@ class Backward {
   // The chunk's part of dW_ih, dW_hh, dW_hr, the biases and dx; and what the next chunk needs of this one.
   void chunk_gradients(const Chunk& chunk, Team& team, Store store, const Later& later) {
     const int64_t K = chunk.count();
-    const std::array<Product, 3> products{{{dgx, GH, x_rows, p.I, dW_ih, grouped[0]},
-                                           {dgh, GH, h_rows, p.P, dW_hh, grouped[1]},
-                                           {dh_rows, p.P, m_row_list, p.H, dW_hr, grouped[2]}}};
+    const std::array<Product, 3> products{{{dgx, GH, gate_block, x_rows, p.I, dW_ih, grouped[0]},
+                                           {dgh, GH, gate_block, h_rows, p.P, dW_hh, grouped[1]},
+                                           {dh_rows, p.P, gate_block, m_row_list, p.H, dW_hr, grouped[2]}}};
     prepare_operands(chunk, team, products);
     std::array<int64_t, 6> ends;  // of the tasks of each kind
     int64_t tasks = 0;
     for (size_t i = 0; i < products.size(); ++i) ends[i] = tasks += products[i].tasks();
     ends[3] = tasks += p.dx ? ceil_div(K, kRowBlock) : 0;
-    ends[4] = tasks += db_ih.result || db_hh.result ? ceil_div(GH, kGateBlock) : 0;
+    ends[4] = tasks += db_ih.result || db_hh.result ? ceil_div(GH, gate_block) : 0;
     ends[5] = tasks += 1;
     team.for_each(tasks, steal || K >= kStolenRows, false, [&](int64_t task) {
       size_t kind = 0;
@@ -323,7 +325,7 @@ class Backward {
         case 3:
           return input_gradient(block_of(task, kRowBlock, K));
         case 4: {
-          const Range gates = block_of(task, kGateBlock, GH);
+          const Range gates = block_of(task, gate_block, GH);
           if (db_ih.result) sum_rows(K, dgx, gates, db_ih.sum, store);
           if (db_hh.result) sum_rows(K, dgh, gates, db_hh.sum, store);
           return;
@@ -334,23 +336,22 @@ class Backward {
     });
   }
 
-  // So many gates are multiplied at a time: enough to pay for packing the other factor.
-  static constexpr int64_t kGateBlock = 192;
   static Range block_of(int64_t i, int64_t size, int64_t count) {
     return {i * size, std::min((i + 1) * size, count)};
   }
 
-  // to[m, n] (+)= sum_k gradient[k, m] rows[k][n], m < M, n < N, cut into blocks of m and panels of n.
+  // to[m, n] (+)= sum_k gradient[k, m] rows[k][n], m < M, n < N, cut into blocks of m and panels of n. A task is
+  // one of each.
   struct Product {
     const T* gradient;  // [K, M]
-    int64_t M;
+    int64_t M, block;
     const T* const* rows;
     int64_t N;
     const Sum& to;
     Real<T>* grouped;  // the gradient with its rows in groups
 
-    Panels columns() const { return {N, 1, kTileVectors, L}; }
-    int64_t blocks() const { return ceil_div(M, kGateBlock); }
+    Panels<T> columns() const { return {N, 1, kTileVectors}; }
+    int64_t blocks() const { return ceil_div(M, block); }
     int64_t tasks() const { return to.result ? blocks() * columns().count() : 0; }
   };
 
@@ -389,8 +390,8 @@ class Backward {
   }
 
   void multiply_rows(const Team& team, int64_t K, const Product& product, int64_t task, Store store) const {
-    const Panels columns = product.columns();
-    const Range share = block_of(task % product.blocks(), kGateBlock, product.M);
+    const Panels<T> columns = product.columns();
+    const Range share = block_of(task % product.blocks(), product.block, product.M);
     const int64_t i = task / product.blocks(), N = product.N;
     // A = the transpose of the gradient.
     const T* A = kGroup<T> == 1 ? product.gradient : reinterpret_cast<const T*>(product.grouped);
@@ -460,11 +461,12 @@ class Backward {
   const Weights<T>& w;
   const bool projected, wants_dh0;
   const int64_t GH, R;
-  const Panels out_panels;    // columns of W_hh
-  const Panels unit_panels;   // columns of W_hr
-  const Panels input_panels;  // columns of W_ih
+  const Panels<T> out_panels;    // columns of W_hh
+  const Panels<T> unit_panels;   // columns of W_hr
+  const Panels<T> input_panels;  // columns of W_ih
   const int64_t P_padded, H_padded;
   int64_t chunk_steps, chunk_rows;
+  int64_t gate_block;  // so many rows of a weight gradient are computed at a time
   Workspace workspace;
   Real<T>*W_hh = nullptr, *W_ih = nullptr, *W_hr = nullptr;  // packed
   T *dgx, *dgh;                             // [rows of a chunk, GH]; one buffer unless split_gate

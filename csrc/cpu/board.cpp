@@ -19,8 +19,8 @@ Board::Board(int threads, int64_t chains)
     : shares_(std::make_unique<Share[]>(threads)),
       links_(std::make_unique<std::atomic<uint64_t>[]>(chains)) {}
 
-Board::Task Board::take(int rank, int threads, uint32_t phase, int64_t count, bool steal) {
-  for (int i = 0; i < (steal ? threads : 1); ++i) {
+Board::Task Board::take(int rank, int threads, uint32_t phase, int64_t count) {
+  for (int i = 0; i < threads; ++i) {
     const int owner = (rank + i) % threads;
     const int64_t position = take_from(owner, threads, phase, count, i == 0);
     if (position >= 0) return {owner, position};
@@ -49,18 +49,21 @@ int64_t Board::take_from(int owner, int threads, uint32_t phase, int64_t count, 
 }
 
 Board::Link Board::take_link(int rank, int threads, int64_t chains, int64_t before, int64_t length) {
-  const int64_t begin = share_begin(rank, threads, chains);
+  const int64_t own = share_begin(rank, threads, chains), own_end = share_begin(rank + 1, threads, chains);
   const uint64_t end = 2 * static_cast<uint64_t>(before + length);
   while (true) {
     int64_t shortest = -1;
     uint64_t least = end;
-    for (int64_t i = 0; i < chains; ++i) {
-      const int64_t chain = (begin + i) % chains;
+    const auto look_at = [&](int64_t chain) {
       const uint64_t now = links_[chain].load(std::memory_order_relaxed);
       if (now % 2 == 0 && now < least) {
         shortest = chain;
         least = now;
       }
+    };
+    for (int64_t chain = own; chain < own_end; ++chain) look_at(chain);
+    if (shortest < 0) {
+      for (int64_t chain = 0; chain < chains; ++chain) look_at(chain);
     }
     if (shortest < 0) return {-1, 0};
     if (links_[shortest].compare_exchange_strong(least, least + 1, std::memory_order_acquire)) {

@@ -20,12 +20,13 @@ class Board {
   };
 
   // All threads go through the same phases, numbered from 1, in order; count: tasks of this phase.
-  Task take(int rank, int threads, uint32_t phase, int64_t count, bool steal);
+  Task take(int rank, int threads, uint32_t phase, int64_t count);
 
   // A chain is `length` links, of which each needs the one before; several phases may add links to the chains.
-  // The link of a chain that is not being worked on, of the shortest; none if they are all being worked on.
+  // A link that is not waiting for another: of the shortest chain of the thread's own share that nobody works on,
+  // or else of others'.
   struct Link {
-    int64_t chain;   // -1: none
+    int64_t chain;   // -1: none is left, or all that are left are being worked on
     int64_t number;  // below length
   };
   Link take_link(int rank, int threads, int64_t chains, int64_t before, int64_t length);

@@ -131,7 +131,7 @@ class Forward {
     }
   }
 
-  void multiply(const Panels& of, int64_t i, int64_t M, int64_t K, const T* A, int64_t a_row, const T* W,
+  void multiply(const Panels<T>& of, int64_t i, int64_t M, int64_t K, const T* A, int64_t a_row, const T* W,
                 const Real<T>* W_packed, Real<T>* C, int64_t ldc) const {
     if (packed) {
       multiply_panel(M, K, A, a_row, kGroup<T>, W_packed + of.offset(i) * groups<T>(K), of.width(i), of.nv(i),
@@ -258,8 +258,8 @@ class Forward {
   const bool steal, packed;
   const Weights<T>& w;
   const bool projected;
-  const Panels panels;      // gates of the hidden units
-  const Panels out_panels;  // projected units
+  const Panels<T> panels;      // gates of the hidden units
+  const Panels<T> out_panels;  // projected units
   const int64_t H_padded, P_padded;
   int64_t chunk_steps;
   Workspace workspace;

@@ -138,9 +138,11 @@ void multiply_panel(int64_t M, int64_t K, const T* A, int64_t a_row, int64_t a_k
 // columns are gate after gate, without gaps: column g * size(p) + k holds gate g of the panel's unit k. So the
 // gates of a last panel that is not full share vectors; a vector of units read from it has others' columns in
 // the lanes that are none of its units, and may reach up to a vector past the last row.
+template <class T>
 struct Panels {
+  static constexpr int64_t lanes = kLanes<Real<T>>;
   int64_t units;
-  int G, U, lanes;
+  int G, U;
 
   int64_t vectors() const { return ceil_div(units, lanes); }
   int64_t count() const { return ceil_div(vectors(), U); }
@@ -158,13 +160,12 @@ struct Panels {
 // The widest panels that still share out evenly: a thread's time goes with the vectors it holds, and narrow
 // panels reuse a broadcast of A less often. rows is what a tile can hope for.
 template <class T>
-Panels make_panels(int64_t units, int G, int64_t rows, int threads) {
+Panels<T> make_panels(int64_t units, int G, int64_t rows, int threads) {
   const int most = rows == 1 ? kMaxVectors : kTileVectors;
-  constexpr int L = kLanes<Real<T>>;
-  Panels best{units, G, 1, L};
+  Panels<T> best{units, G, 1};
   double best_cost = 0;
   for (int U = 1; U * G <= most; ++U) {
-    const Panels panels{units, G, U, L};
+    const Panels<T> panels{units, G, U};
     const double slowdown = 1 + 0.1 / (U * G);
     const double cost = slowdown * static_cast<double>(ceil_div(panels.count(), threads) * U);
     if (U == 1 || cost <= best_cost) {
@@ -189,7 +190,7 @@ FASTRNN_INLINE void transpose_block(const T* in, int64_t in_row, Real<T>* out, i
 
 // Packs W [G * units, K] so that B[k, n] = W[n, k]. Each panel has groups(K) rows.
 template <class T>
-void pack_transposed(const Panels& panels, int64_t p, const T* W, int64_t K, Real<T>* packed) {
+void pack_transposed(const Panels<T>& panels, int64_t p, const T* W, int64_t K, Real<T>* packed) {
   constexpr int L = kLanes<Real<T>>;
   const int64_t size = panels.size(p), width = panels.width(p);
   Real<T>* panel = packed + panels.offset(p) * groups<T>(K);
@@ -220,7 +221,7 @@ void pack_transposed(const Panels& panels, int64_t p, const T* W, int64_t K, Rea
 
 // Packs B [K, units], row k at row(k), tails with zeros.
 template <class T, class Row>
-void pack_rows(const Panels& panels, int64_t p, int64_t K, Row row, Real<T>* panel) {
+void pack_rows(const Panels<T>& panels, int64_t p, int64_t K, Row row, Real<T>* panel) {
   constexpr int L = kLanes<Real<T>>;
   const int64_t width = panels.width(p), unit = panels.first(p);
   const int u = panels.u(p);
@@ -236,7 +237,7 @@ void pack_rows(const Panels& panels, int64_t p, int64_t K, Row row, Real<T>* pan
 
 // Packs a bias [G * units] (zeros if null) as one row of panels.
 template <class T>
-void pack_bias(const Panels& panels, int64_t p, const T* bias, Real<T>* packed) {
+void pack_bias(const Panels<T>& panels, int64_t p, const T* bias, Real<T>* packed) {
   const int64_t size = panels.size(p);
   for (int g = 0; g < panels.G; ++g) {
     Real<T>* to = packed + panels.offset(p) + g * size;
@@ -251,7 +252,7 @@ void pack_bias(const Panels& panels, int64_t p, const T* bias, Real<T>* packed) 
 // Rows [0, M) of panel p with W [G * units, K] as it stands: for a call too short to pay for packing. Each
 // vector of results is a vector of dot products along K.
 template <class T>
-void multiply_unpacked(const Panels& panels, int64_t p, int64_t M, int64_t K, const T* A, int64_t a_row,
+void multiply_unpacked(const Panels<T>& panels, int64_t p, int64_t M, int64_t K, const T* A, int64_t a_row,
                        const T* W, Real<T>* C, int64_t ldc) {
   constexpr int L = kLanes<Real<T>>;
   const int64_t size = panels.size(p);

@@ -30,13 +30,21 @@ class Team {
       for (int64_t i = 0; i < count; ++i) f(descending ? count - 1 - i : i);
       return;
     }
-    ++phase_;
     goal_ += static_cast<uint32_t>(count);
     uint32_t done = 0;
-    for (Board::Task task; (task = board_.take(rank, size, phase_, count, steal)).owner >= 0; ++done) {
-      const int64_t begin = Board::share_begin(task.owner, size, count);
-      const int64_t end = Board::share_begin(task.owner + 1, size, count);
-      f(descending ? end - 1 - task.position : begin + task.position);
+    const auto call = [&](int owner, int64_t position) {
+      const Range of_owner = share_of(owner, count);
+      f(descending ? of_owner.end - 1 - position : of_owner.begin + position);
+      ++done;
+    };
+    if (steal) {
+      ++phase_;
+      for (Board::Task task; (task = board_.take(rank, size, phase_, count)).owner >= 0;) {
+        call(task.owner, task.position);
+      }
+    } else {
+      const Range own = share(count);
+      for (int64_t i = 0; i < own.end - own.begin; ++i) call(rank, i);
     }
     board_.finish(done, goal_);
   }
@@ -65,9 +73,13 @@ class Team {
   }
 
   // This thread's share of `count` things.
-  Range share(int64_t count) const { return {count * rank / size, count * (rank + 1) / size}; }
+  Range share(int64_t count) const { return share_of(rank, count); }
 
  private:
+  Range share_of(int owner, int64_t count) const {
+    return {Board::share_begin(owner, size, count), Board::share_begin(owner + 1, size, count)};
+  }
+
   Board& board_;
   uint32_t phase_ = 0, goal_ = 0;
   int64_t links_ = 0;  // of each chain, in the phases before
