@@ -7,7 +7,9 @@
 #include <ATen/ops/empty_like.h>
 #include <c10/util/irange.h>
 #include <torch/csrc/autograd/autograd.h>
-#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
 #include <torch/library.h>
 
 #include "cpu/dispatch.h"
@@ -319,57 +321,70 @@ const auto& backward_operator() {
   return op;
 }
 
-// inputs: x, hx, weights.
-struct LayerFunction : torch::autograd::Function<LayerFunction> {
-  static variable_list forward(torch::autograd::AutogradContext* ctx, at::TensorList inputs,
-                               const optional<Tensor>& batch_sizes, const std::string& cell, int64_t states,
-                               bool bidirectional, bool batch_first) {
-    at::AutoDispatchBelowADInplaceOrView below_autograd;
-    variable_list outputs =
-        forward_operator().call(inputs[0], batch_sizes, inputs.slice(1, states), inputs.slice(1 + states),
-                                cell, bidirectional, batch_first, true);
-    const bool has_c = find_cell(cell).has_c;
-    const size_t kept = has_c ? 2 : 1;
-    variable_list saved = inputs.vec();
-    saved.push_back(batch_sizes.value_or(Tensor()));
-    // A layer saves a copy, so that its result may be written to (`y += x`), as torch.nn's may. A single step
-    // needs y only in a cell that saves nothing else.
-    const bool step = inputs[0].dim() == 2 && !batch_sizes;
-    saved.push_back(!step ? outputs[0].clone() : find_cell(cell).saved == 0 ? outputs[0] : Tensor());
-    saved.insert(saved.end(), outputs.end() - kept, outputs.end());
-    ctx->save_for_backward(std::move(saved));
-    ctx->saved_data["cell"] = cell;
-    ctx->saved_data["sizes"] =
-        std::vector<int64_t>{static_cast<int64_t>(inputs.size()), states, bidirectional, batch_first};
-    ctx->set_materialize_grads(false);
-    outputs.resize(outputs.size() - kept);
-    return outputs;
+using torch::autograd::Node;
+
+// torch holds its nodes by intrusive_ptr, up to 2.10 by shared_ptr.
+template <class T, class... Args>
+auto make_node(Args&&... args) {
+  if constexpr (std::is_same_v<decltype(torch::autograd::Edge::function), std::shared_ptr<Node>>) {
+    return std::make_shared<T>(std::forward<Args>(args)...);
+  } else {
+    return c10::make_intrusive<T>(std::forward<Args>(args)...);
+  }
+}
+
+// The backward of one call of fastrnn::layer. A node of its own: torch::autograd::Function keeps what is no
+// tensor in a map from names to IValues and copies lists several times, which costs more than a small step.
+class LayerBackward : public Node {
+ public:
+  // inputs: x, hx, weights.
+  LayerBackward(const variable_list& inputs, size_t states, const optional<Tensor>& batch_sizes,
+                const std::string& cell, bool bidirectional, bool batch_first)
+      : Node(torch::autograd::collect_next_edges(inputs)),
+        count_(inputs.size()),
+        states_(states),
+        cell_(cell),
+        bidirectional_(bidirectional),
+        batch_first_(batch_first),
+        packed_(batch_sizes.has_value()) {
+    saved_.reserve(count_ + 4);
+    for (const Tensor& input : inputs) save(input);
+    save(batch_sizes.value_or(Tensor()));
   }
 
-  static variable_list backward(torch::autograd::AutogradContext* ctx, variable_list grads) {
-    const variable_list saved = ctx->get_saved_variables();
-    const std::string cell = ctx->saved_data["cell"].toStringRef();
-    const std::vector<int64_t> sizes = ctx->saved_data["sizes"].toIntVector();
-    const size_t count = sizes[0], states = sizes[1];
-    const bool bidirectional = sizes[2], batch_first = sizes[3];
-    const at::TensorList inputs = at::TensorList(saved).slice(0, count);
-    const optional<Tensor> batch_sizes =
-        saved[count].defined() ? optional<Tensor>(saved[count]) : std::nullopt;
-    const at::TensorList hx = inputs.slice(1, states), weights = inputs.slice(1 + states);
-    const optional<Tensor> y = saved[count + 1].defined() ? optional<Tensor>(saved[count + 1]) : std::nullopt;
+  // What the forward left for the backward: y, undefined if it is not needed, and s(, c).
+  void save_results(const Tensor& y, bool is_output, at::TensorList activations) {
+    save(y, is_output);
+    for (const Tensor& tensor : activations) save(tensor);
+  }
 
-    variable_list result(count + 5);  // none for the arguments that are not differentiable
-    variable_list needed;
+  std::string name() const override { return "fastrnn::LayerBackward"; }
+
+  void release_variables() override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (auto& tensor : saved_) tensor.reset_data();
+  }
+
+  variable_list apply(variable_list&& grads) override {
+    std::lock_guard<std::mutex> lock(mutex_);  // with retain_graph two threads may be here
+    variable_list saved;
+    saved.reserve(saved_.size());
+    for (const auto& tensor : saved_) saved.push_back(tensor.unpack(getptr()));
+    const at::TensorList all(saved), inputs = all.slice(0, count_);
+    const at::TensorList hx = inputs.slice(1, states_), weights = inputs.slice(1 + states_);
+    const optional<Tensor> batch_sizes = packed_ ? optional<Tensor>(saved[count_]) : std::nullopt;
     c10::List<bool> wanted;
-    for (const auto i : c10::irange(count)) {
-      wanted.push_back(ctx->needs_input_grad(i));
-      if (wanted[i]) needed.push_back(inputs[i]);
-    }
+    wanted.reserve(count_);
+    for (const auto i : c10::irange(count_)) wanted.push_back(task_should_compute_output(i));
+
     variable_list found;
     if (at::GradMode::is_enabled()) {  // create_graph=True
       const variable_list outputs =
-          differentiable_layer(inputs[0], batch_sizes, hx, weights, cell, bidirectional, batch_first);
-      variable_list used, used_grads;
+          differentiable_layer(inputs[0], batch_sizes, hx, weights, cell_, bidirectional_, batch_first_);
+      variable_list needed, used, used_grads;
+      for (const auto i : c10::irange(count_)) {
+        if (wanted[i]) needed.push_back(inputs[i]);
+      }
       for (const auto i : c10::irange(outputs.size())) {
         if (!grads[i].defined()) continue;
         used.push_back(outputs[i]);
@@ -378,18 +393,30 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
       found = torch::autograd::grad(used, needed, used_grads, /*retain_graph=*/true, /*create_graph=*/true,
                                     /*allow_unused=*/true);
     } else {
+      const Tensor& y = saved[count_ + 1];
       c10::List<optional<Tensor>> given;
+      given.reserve(grads.size());
       for (const Tensor& grad : grads)
         given.push_back(grad.defined() ? optional<Tensor>(grad) : std::nullopt);
-      found = backward_operator().call(given, inputs[0], batch_sizes, hx, weights, cell, bidirectional,
-                                       batch_first, y, at::TensorList(saved).slice(count + 2), wanted);
+      found = backward_operator().call(given, inputs[0], batch_sizes, hx, weights, cell_, bidirectional_,
+                                       batch_first_, y.defined() ? optional<Tensor>(y) : std::nullopt,
+                                       all.slice(count_ + 2), wanted);
     }
+    variable_list result(count_);
     size_t next = 0;
-    for (const auto i : c10::irange(count)) {
-      if (wanted[i]) result[i] = found[next++];
+    for (const auto i : c10::irange(count_)) {
+      if (wanted[i]) result[i] = std::move(found[next++]);
     }
     return result;
   }
+
+ private:
+  void save(const Tensor& tensor, bool is_output = false) { saved_.emplace_back(tensor, is_output); }
+
+  const size_t count_, states_;
+  const std::string cell_;
+  const bool bidirectional_, batch_first_, packed_;
+  std::vector<torch::autograd::SavedVariable> saved_;  // inputs, batch_sizes, y, s(, c)
 };
 
 variable_list layer_autograd(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
@@ -400,13 +427,25 @@ variable_list layer_autograd(const Tensor& x, const optional<Tensor>& batch_size
   inputs.push_back(x);
   inputs.insert(inputs.end(), hx.begin(), hx.end());
   inputs.insert(inputs.end(), weights.begin(), weights.end());
-  const auto requires_grad = [](const Tensor& tensor) { return tensor.requires_grad(); };
-  if (at::GradMode::is_enabled() && std::any_of(inputs.begin(), inputs.end(), requires_grad)) {
-    return LayerFunction::apply(at::TensorList(inputs), batch_sizes, cell, static_cast<int64_t>(hx.size()),
-                                bidirectional, batch_first);
-  }
+  const bool save = torch::autograd::compute_requires_grad(inputs);
   at::AutoDispatchBelowADInplaceOrView below_autograd;
-  return forward_operator().call(x, batch_sizes, hx, weights, cell, bidirectional, batch_first, false);
+  variable_list outputs =
+      forward_operator().call(x, batch_sizes, hx, weights, cell, bidirectional, batch_first, save);
+  if (!save) return outputs;
+
+  const cpu::CellKernels& kernels = find_cell(cell);
+  const size_t results = outputs.size() - (kernels.has_c ? 2 : 1);
+  const auto node =
+      make_node<LayerBackward>(inputs, hx.size(), batch_sizes, cell, bidirectional, batch_first);
+  // A layer saves a copy of y, so that its result may be written to (`y += x`), as torch.nn's may. A single
+  // step needs y only in a cell that saves nothing else.
+  const bool step = x.dim() == 2 && !batch_sizes;
+  const bool saves_output = step && kernels.saved == 0;
+  const Tensor y = saves_output ? outputs[0] : step ? Tensor() : outputs[0].clone();
+  for (const auto i : c10::irange(results)) torch::autograd::set_history(outputs[i], node);
+  node->save_results(y, saves_output, at::TensorList(outputs).slice(results));
+  outputs.resize(results);
+  return outputs;
 }
 
 }  // namespace
