@@ -10,6 +10,7 @@
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/library.h>
 
 #include "cpu/dispatch.h"
@@ -365,6 +366,21 @@ class LayerBackward : public Node {
     for (auto& tensor : saved_) tensor.reset_data();
   }
 
+  // For compiled autograd: what a compiled graph depends on, and a call that it traces.
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    args.collect(saved_, /*is_output=*/true);
+    for (const size_t number : {count_, states_}) args.collect(number);
+    for (const bool flag : {bidirectional_, batch_first_, packed_}) args.collect(flag);
+    args.collect(cell_);
+  }
+  variable_list apply_with_saved(const variable_list& grads,
+                                 torch::dynamo::autograd::SwapSavedVariables& swap) override {
+    swap.before(saved_);
+    variable_list result = apply(variable_list(grads));
+    swap.after(saved_);
+    return result;
+  }
+
   variable_list apply(variable_list&& grads) override {
     std::lock_guard<std::mutex> lock(mutex_);  // with retain_graph two threads may be here
     variable_list saved;
@@ -427,6 +443,12 @@ variable_list layer_autograd(const Tensor& x, const optional<Tensor>& batch_size
   inputs.push_back(x);
   inputs.insert(inputs.end(), hx.begin(), hx.end());
   inputs.insert(inputs.end(), weights.begin(), weights.end());
+  // Forward-mode derivatives and the transforms of torch.func.
+  if (torch::autograd::isFwGradDefinedTensorList(inputs) ||
+      c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerBackMode)) {
+    check_shape(x, batch_sizes, hx, weights, find_cell(cell), bidirectional, batch_first);
+    return differentiable_layer(x, batch_sizes, hx, weights, cell, bidirectional, batch_first);
+  }
   const bool save = torch::autograd::compute_requires_grad(inputs);
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   variable_list outputs =
