@@ -13,7 +13,7 @@ CPP := $(filter %.h %.cpp %.cu %.cuh,$(SOURCES))
 help:
 	@echo 'make demo     train a character model on fastrnn and on torch.nn'
 	@echo 'make test     run the tests'
-	@echo 'make bench    time fastrnn beside torch.nn'
+	@echo 'make bench    time fastrnn beside torch.nn, onnxruntime and torch.compile'
 	@echo 'make lint     check style and include rules'
 	@echo 'make format   repair style'
 	@echo 'make clean    remove .venv and all that was built'

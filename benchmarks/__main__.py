@@ -1,10 +1,9 @@
-"""Time fastrnn beside torch.nn, interleaved in one process with equal threads."""
+"""Time fastrnn beside its peers, interleaved in one process with equal threads."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import subprocess
 import sys
@@ -13,68 +12,135 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .peers import PEERS, make_calls
-from .problems import CELLS, DEFAULT_CELLS, GRID, MODES, QUICK, STREAMING, Problem, Shape, select
-from .report import print_report
-from .timing import gemm_peak, interleave
+from .limits import measure_limits
+from .memory import peak_memory
+from .onnx_peer import VERSION
+from .peers import PEERS, find_missing, make_calls
+from .problems import CELLS, DEFAULT_CELLS, MEMORY, MODES, ONE, Problem, Shape, cores, select
+from .report import print_report, write_report
+from .timing import interleave
+
+QUICK_SECONDS = 0.5
+MEMORY_SECONDS = 5.0  # about, for the progress bar
 
 
 class Run:
     """The pytest plugin of one run: gives `bench_modules.py` its problems and samples."""
 
-    def __init__(self, chosen: list[Problem], seconds: float, min_rounds: int, progress: Progress):
-        self.chosen = chosen
-        self.seconds = seconds
-        self.min_rounds = min_rounds
+    def __init__(self, args: argparse.Namespace, progress: Progress):
+        self.quick, self.threads = args.quick, args.threads
+        self.problems = select(
+            args.cells, args.shapes, args.modes, args.quick, threads=args.threads, device=args.device
+        )
+        self.memory_problems = [
+            Problem("training", cell, shape, training=True, threads=args.threads, device=args.device)
+            for cell in args.cells
+            for shape in args.shapes or (ONE if args.quick else MEMORY)
+            if "training" in args.modes
+        ]
+        self.min_rounds = 2 if args.quick else 5
         self.progress = progress
-        self.task = progress.add_task("", total=len(chosen))
-        self.gemm_flops_per_s = gemm_peak()
-        self.measured: tuple[Problem | None, dict[str, list[float]]] = (None, {})
+        seconds = sum(map(self.seconds, self.problems)) + MEMORY_SECONDS * len(self.memory_problems)
+        self.task = progress.add_task("limits of the machine", total=seconds)
+        self.limits = measure_limits(self.problems)
+        self.missing = find_missing(args.quick)
+        self.measured: Problem | None = None
+        self.times: dict[str, list[float]] = {}
+        self.refusals: list[dict] = []
+
+    def seconds(self, problem: Problem) -> float:
+        return QUICK_SECONDS if self.quick else MODES[problem.mode].seconds
 
     def pytest_generate_tests(self, metafunc):
-        metafunc.parametrize("problem", self.chosen, ids=lambda problem: problem.name)
-        metafunc.parametrize("peer", PEERS)
+        metafunc.parametrize("problem", self.problems, ids=lambda problem: problem.name)
+        metafunc.parametrize("peer", [name for name in PEERS if name not in self.missing])
 
     @pytest.fixture
-    def samples(self, problem):
+    def samples(self, problem, peer):
         """Of all peers. Tests of one problem follow each other and share them."""
-        if self.measured[0] != problem:
-            self.progress.update(self.task, description=problem.name, refresh=True)
-            with torch.set_grad_enabled(problem.mode == "training"):
-                self.measured = problem, interleave(make_calls(problem), self.seconds, self.min_rounds)
-            self.progress.update(self.task, advance=1, refresh=True)
-        return self.measured[1]
+        if self.measured != problem:
+            self.measured, self.times = problem, self.measure(problem)
+        if peer not in self.times:
+            pytest.skip(f"{peer} does not support {problem.name}")
+        return self.times
+
+    def measure(self, problem: Problem) -> dict[str, list[float]]:
+        self.progress.update(self.task, description=problem.name, refresh=True)
+        torch.set_num_threads(problem.threads)
+        calls, refusals = make_calls(problem, self.missing)
+        self.refusals += [
+            {"problem": problem.to_json(), "peer": peer, "reason": reason}
+            for peer, reason in refusals.items()
+        ]
+        synchronize = torch.get_device_module(problem.device).synchronize
+        with torch.set_grad_enabled(problem.training):
+            times = interleave(calls, synchronize, self.seconds(problem), self.min_rounds)
+        self.progress.update(self.task, advance=self.seconds(problem), refresh=True)
+        return times
+
+    def measure_memory(self, problem: Problem) -> dict:
+        self.progress.update(self.task, description=f"memory of {problem.name}", refresh=True)
+        bytes_of = peak_memory(problem)
+        self.progress.update(self.task, advance=MEMORY_SECONDS, refresh=True)
+        return {"problem": problem.to_json(), "bytes": bytes_of}
 
     def pytest_report_teststatus(self, report):
-        return (report.outcome, "", "") if report.passed else None
+        return None if report.failed else (report.outcome, "", "")
 
     def pytest_benchmark_update_machine_info(self, machine_info):
         del machine_info["node"]  # the name of the machine says nothing about its speed
-        machine_info.update(describe_machine(), cpu=machine_info["cpu"].get("brand_raw", "unknown CPU"))
+        machine_info.update(
+            describe_machine(self.threads), cpu=machine_info["cpu"].get("brand_raw", "unknown CPU")
+        )
 
     def pytest_benchmark_update_json(self, output_json):
-        output_json["gemm_flops_per_s"] = max(self.gemm_flops_per_s, gemm_peak())  # before and after
+        again = measure_limits(self.problems)  # before and after: the higher is nearer to the truth
+        output_json.update(
+            limits={
+                threads: limits.best(again[threads]).to_json() for threads, limits in self.limits.items()
+            },
+            memory=[self.measure_memory(problem) for problem in self.memory_problems],
+            missing=self.missing,
+            refusals=self.refusals,
+        )
         for benchmark in output_json["benchmarks"]:
-            del benchmark["stats"]["data"]  # the statistics are enough to compare runs
+            # extra_info has the problem and the peer, and the statistics are enough to compare runs.
+            del benchmark["params"], benchmark["options"], benchmark["stats"]["data"]
 
 
-def describe_machine() -> dict:
+def describe_machine(threads: int) -> dict:
     environment = subprocess.run(
         [sys.executable, "-m", "fastrnn"], check=True, capture_output=True, text=True
     ).stdout
     return {
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
+        "cores": cores(),
+        "threads": threads,
         "torch": torch.__version__,
         "torch_isa": torch.backends.cpu.get_cpu_capability(),
+        "onnxruntime": VERSION,
         "fastrnn": dict(re.split(" {2,}", line, maxsplit=1) for line in environment.splitlines()),
     }
 
 
 def shape(text: str) -> Shape:
-    return Shape.parse(text)  # argparse names the function in its error
+    try:
+        return Shape.parse(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: expected four positive sizes T,B,I,H") from None
+
+
+def threads(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a positive number")
+    return int(text)
+
+
+def device(text: str) -> str:
+    if text == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError("cuda: torch sees no CUDA device here")
+    return text
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
@@ -85,26 +151,24 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     )
     add = parser.add_argument
     add("--cells", nargs="+", choices=CELLS, default=DEFAULT_CELLS, metavar="CELL", help=", ".join(CELLS))
-    add("--shapes", nargs="+", type=shape, metavar="T,B,I,H", help="instead of the grid")
+    add("--shapes", nargs="+", type=shape, metavar="T,B,I,H", help="instead of those that each mode has")
     add("--modes", nargs="+", choices=MODES, default=MODES, metavar="MODE", help=", ".join(MODES))
-    add("--threads", type=int, default=torch.get_num_threads(), help="of all peers alike (%(default)s)")
-    add("--json", type=Path, default=Path("out/benchmark.json"), help="where results go (%(default)s)")
-    add("--quick", action="store_true", help="small shapes and short measurements: two minutes")
+    add("--threads", type=threads, default=torch.get_num_threads(), help="of all peers alike (%(default)s)")
+    add("--device", type=device, choices=("cpu", "cuda"), default="cpu", help="cpu or cuda (%(default)s)")
+    add("--quick", action="store_true", help="few shapes and short measurements: under two minutes")
+    add("--json", type=Path, default=Path("out/benchmark.json"), help="results; the report goes beside it")
+    add("--plots", type=Path, metavar="FOLDER", help="where plots go (the folder of --json)")
     return parser.parse_known_args()
 
 
 def main() -> int:
     args, pytest_args = parse_arguments()
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout.isatty() else 160)
     torch.set_num_threads(args.threads)
     args.json.parent.mkdir(parents=True, exist_ok=True)
-    shapes = args.shapes or (QUICK if args.quick else (*GRID, *STREAMING))
-    seconds, min_rounds = (1.0, 3) if args.quick else (7.0, 7)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    columns = (BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     # Refreshed by hand between measurements: a thread that draws would disturb them.
-    with Progress(*columns, console=console, auto_refresh=False) as progress:
-        chosen = select(args.cells, shapes, args.modes)
-        run = Run(chosen, seconds, min_rounds, progress)
+    with Progress(*columns, console=console, auto_refresh=False, speed_estimate_period=300) as progress:
         root = Path(__file__).parent.parent
         status = pytest.main(
             [
@@ -119,11 +183,13 @@ def main() -> int:
                 f"--benchmark-json={args.json}",
                 *(pytest_args or ["--benchmark-quiet"]),
             ],
-            plugins=[run],
+            plugins=[Run(args, progress)],
         )
     if status == 0:
-        print_report(json.loads(args.json.read_text()), console)
-        console.print(f"results: {args.json}")
+        data = json.loads(args.json.read_text())
+        print_report(data, console)
+        for path in (args.json, *write_report(data, args.json, args.plots or args.json.parent)):
+            console.print(path)
     return status
 
 

@@ -2,62 +2,211 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
 from fastrnn.reference import CELLS
 
+from . import onnx_peer
 from .problems import Problem
+from .timing import Call
 
-# torch.nn stands there twice: its ratio to itself shows what noise does to the others.
-PEERS = {"torch.nn": torch.nn, "fastrnn": fastrnn, "torch.nn again": torch.nn}
+TORCH = "torch.nn"
+AGAIN = "torch.nn again"
+FASTRNN = "fastrnn"
+ONNXRUNTIME = "onnxruntime"
+COMPILED = "torch.compile"
+
+# A fast wrong answer is not worth timing. Results differ by rounding, so far in norm, not in each element:
+# where rounding moves a relu's sum over 0, its derivative jumps.
+TOLERANCE = {"float32": 5e-3, "float64": 1e-6, "bfloat16": 5e-2}
+COMPILED_STEPS = 28  # torch.compile unrolls the loop, and compiles for as long as there are steps
 
 
-def make_calls(problem: Problem) -> dict[str, Callable[[], object]]:
-    """One function for each peer, with the same weights and input, once they are seen to compute the same."""
-    T, B, I, H = problem.shape
+class NotSupported(NotImplementedError):
+    """A peer cannot do a problem."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all peers are given: a problem, a module of torch.nn that has the weights, and its arguments."""
+
+    problem: Problem
+    module: torch.nn.Module
+    leaf: torch.Tensor  # that the input's gradient goes to
+    x: torch.Tensor | PackedSequence
+    hx: torch.Tensor | tuple[torch.Tensor, ...] | None
+
+    @classmethod
+    def of(cls, problem: Problem) -> Setup:
+        T, B, I, H = problem.shape
+        torch.manual_seed(0)
+        factory = {"dtype": problem.torch_dtype, "device": problem.device}
+        leaf = torch.randn(*((T, B, I) if problem.module == "layer" else (B, I)), **factory)
+        x = leaf
+        if problem.lengths:
+            packed = pack_padded_sequence(leaf, torch.tensor(problem.lengths))
+            x = PackedSequence(leaf := packed.data, packed.batch_sizes)
+        leaf.requires_grad_(problem.training)
+        return cls(problem, make_module(torch.nn, problem), leaf, x, streaming_state(problem, factory))
+
+    def timed(self, forward: Call, parameters) -> Call:
+        """`forward` alone, or, for training, forward and backward, to the gradients of weights and input."""
+        if not self.problem.training:
+            return forward
+        leaves = [self.leaf, *parameters]
+        torch.manual_seed(1)  # all peers get the same gradient
+        size = (*self.leaf.shape[:-1], self.problem.directions * self.problem.shape.H)
+        gradient = torch.randn(size, dtype=self.leaf.dtype, device=self.leaf.device)
+
+        def call() -> torch.Tensor:
+            for leaf in leaves:
+                leaf.grad = None
+            output(forward()).backward(gradient)
+            return self.leaf.grad
+
+        return call
+
+
+def make_module(library, problem: Problem) -> torch.nn.Module:
     row = CELLS[problem.cell]
-    reference_class = row.layer if problem.module == "layer" else row.cell
-    torch.manual_seed(0)
-    reference = reference_class(I, H, **row.kwargs)
-    training = problem.mode == "training"
-    x = torch.randn(*((T, B, I) if problem.module == "layer" else (B, I)), requires_grad=training)
-    state = streaming_state(problem) if T == 1 else None
-    expected = first(reference(x, state)).detach()
-
-    calls = {}
-    for name, library in PEERS.items():
-        module = getattr(library, reference_class.__name__)(I, H, **row.kwargs)
-        module.load_state_dict(reference.state_dict())
-        # A fast wrong answer is not worth timing. Rounding differs, hence the tolerance.
-        torch.testing.assert_close(first(module(x, state)), expected, rtol=1e-4, atol=1e-4)
-        calls[name] = training_call(module, x, state) if training else (lambda m=module: m(x, state))
-    return calls
+    kwargs = {**row.kwargs, "dtype": problem.torch_dtype, "device": problem.device}
+    if problem.module == "layer":
+        kwargs |= {"num_layers": problem.layers, "bidirectional": problem.directions == 2}
+    name = (row.layer if problem.module == "layer" else row.cell).__name__
+    return getattr(library, name)(problem.shape.I, problem.shape.H, **kwargs)
 
 
-def streaming_state(problem: Problem):
-    """The state that a stream carries from one call to the next."""
-    B, H = problem.shape.B, problem.shape.H
-    size = (1, B, H) if problem.module == "layer" else (B, H)
-    state = tuple(torch.randn(size) for _ in range(CELLS[problem.cell].states))
+def streaming_state(problem: Problem, factory):
+    """The state that a stream carries from one call to the next; none for whole sequences."""
+    T, B, _, H = problem.shape
+    if T > 1:
+        return None
+    size = (problem.layers * problem.directions, B, H) if problem.module == "layer" else (B, H)
+    state = tuple(torch.randn(size, **factory) for _ in range(CELLS[problem.cell].states))
     return state if len(state) > 1 else state[0]
 
 
-def first(result) -> torch.Tensor:
-    """The output of a layer, or h of a step."""
-    return result[0] if isinstance(result, tuple) else result
+def output(result) -> torch.Tensor:
+    """The output of a layer, or h of a step: one tensor, of packed sequences their data."""
+    if isinstance(result, tuple):
+        result = result[0]
+    return result.data if isinstance(result, PackedSequence) else result
 
 
-def training_call(module, x, state) -> Callable[[], None]:
-    """Forward and backward, to the gradients of the weights and of the input."""
-    leaves = [x, *module.parameters()]
-    gradient = torch.randn_like(first(module(x, state)))
+def comparable(problem: Problem, result) -> torch.Tensor:
+    """`output`, in the form of torch.nn's."""
+    tensor = output(result)
+    if tensor.dim() == 4:  # onnxruntime's: the directions apart, and packed sequences padded
+        tensor = tensor.flatten(2)
+        if problem.lengths:
+            tensor = pack_padded_sequence(tensor, torch.tensor(problem.lengths)).data
+    return tensor.detach().clone()
 
-    def call():
-        for leaf in leaves:
-            leaf.grad = None
-        first(module(x, state)).backward(gradient)
 
-    return call
+def module_call(library, setup: Setup) -> Call:
+    module = make_module(library, setup.problem)
+    module.load_state_dict(setup.module.state_dict())
+    return setup.timed(lambda: module(setup.x, setup.hx), module.parameters())
+
+
+def compiled_call(setup: Setup) -> Call:
+    """A loop over the steps in plain torch, compiled."""
+    problem = setup.problem
+    if problem.module != "layer":
+        raise NotSupported("is timed as a layer")
+    if problem.lengths or problem.layers * problem.directions > 1:
+        raise NotSupported("the loop is of one layer and one direction, over sequences of one length")
+    if problem.shape.T > COMPILED_STEPS:
+        raise NotSupported(f"compiles for too long beyond {COMPILED_STEPS} steps")
+    step = CELLS[problem.cell].step
+
+    def loop(x, state, weights):
+        outputs = []
+        for x_t in x:
+            state = step(x_t, state, *weights)
+            outputs.append(state[0])
+        return torch.stack(outputs), state
+
+    torch._dynamo.reset()  # each problem is compiled for its own sizes
+    compiled = torch.compile(loop, dynamic=False, fullgraph=True)
+    hx = setup.hx
+    if hx is None:
+        zeros = torch.zeros(
+            problem.shape.B, problem.shape.H, dtype=problem.torch_dtype, device=problem.device
+        )
+        state = (zeros,) * CELLS[problem.cell].states
+    else:
+        state = tuple(s[0] for s in (hx if isinstance(hx, tuple) else (hx,)))
+    weights = [w.detach().requires_grad_(problem.training) for w in setup.module.parameters()]
+    return setup.timed(lambda: compiled(setup.x, state, weights), weights)
+
+
+def onnxruntime_call(setup: Setup) -> Call:
+    problem = setup.problem
+    if problem.training:
+        raise NotSupported("inference only")
+    if problem.module != "layer":
+        raise NotSupported("has no operator for a step")
+    if problem.dtype != "float32":
+        raise NotSupported(f"has no {problem.dtype} kernels on the CPU")
+    if problem.device != "cpu":
+        raise NotSupported(f"is timed on the CPU, not on {problem.device}")
+    return onnx_peer.make_call(problem, setup.module, setup.x, setup.hx)
+
+
+# torch.nn, which all others must agree with, is the first. It stands there twice: its ratio to itself, A/A,
+# shows what noise does to the others.
+PEERS = {
+    TORCH: partial(module_call, torch.nn),
+    ONNXRUNTIME: onnxruntime_call,
+    COMPILED: compiled_call,
+    FASTRNN: partial(module_call, fastrnn),
+    AGAIN: partial(module_call, torch.nn),
+}
+
+
+def find_missing(quick: bool) -> dict[str, str]:
+    """The peers that cannot be timed at all, and why."""
+    missing = {}
+    if onnx_peer.MISSING:
+        missing[ONNXRUNTIME] = onnx_peer.MISSING
+    if quick:
+        missing[COMPILED] = "left out by --quick, as it compiles for long"
+    else:
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no workers that compete with peers
+        try:
+            torch.compile(lambda x: x + 1)(torch.zeros(1))
+        except Exception as error:  # whatever a compiler that is missing or broken raises
+            missing[COMPILED] = str(error).strip().splitlines()[0]
+    return missing
+
+
+def make_calls(problem: Problem, missing: dict[str, str]) -> tuple[dict[str, Call], dict[str, str]]:
+    """One function for each peer, with the same weights and input, once they are seen to compute the same.
+
+    Returns: the calls, and, of the peers that do not support the problem, the reasons.
+    """
+    setup = Setup.of(problem)
+    calls, refusals, expected = {}, {}, None
+    with torch.set_grad_enabled(problem.training):
+        for name, make in PEERS.items():
+            if name in missing:
+                continue
+            try:
+                call = make(setup)
+                result = comparable(problem, call())
+            except NotImplementedError as error:
+                refusals[name] = str(error).splitlines()[0]
+                continue
+            expected = result if expected is None else expected
+            error = ((result - expected).norm() / expected.norm()).item()
+            if not error <= TOLERANCE[problem.dtype]:  # also where it is NaN
+                raise RuntimeError(f"{name} differs from {TORCH} by {error:.1e} in {problem.name}")
+            calls[name] = call
+    return calls, refusals

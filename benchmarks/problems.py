@@ -1,13 +1,21 @@
-"""What is timed, as data: the cells, shapes and modes, and the work in each."""
+"""What is timed, as data: shapes, modes, and the work in each problem."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import os
+import random
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from itertools import product
+from pydoc_data.topics import topics
 from typing import NamedTuple
 
+import torch
+
 from fastrnn.reference import CELLS
+
+DEFAULT_CELLS = tuple(name for name in CELLS if name != "rnn_relu")  # it runs the kernels of rnn_tanh
 
 
 class Shape(NamedTuple):
@@ -18,67 +26,199 @@ class Shape(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Shape:
-        sizes = [int(size) for size in text.split(",")]
-        if len(sizes) != 4 or min(sizes) < 1:
-            raise ValueError(f"{text}: expected four positive sizes T,B,I,H")
-        return cls(*sizes)
+        T, B, I, H = (int(size) for size in text.split(","))
+        if min(T, B, I, H) < 1:
+            raise ValueError(text)
+        return cls(T, B, I, H)
 
     def __str__(self) -> str:
         return ",".join(map(str, self))
 
 
-GRID = tuple(
-    map(
-        Shape.parse,
-        (
-            "100,1,64,64",
-            "100,1,256,256",
-            "100,1,512,512",
-            "100,16,128,128",
-            "100,32,32,32",
-            "28,64,28,150",
-            "100,64,256,256",
-            "50,64,512,512",
-            "100,16,1024,1024",
-        ),
-    )
-)
-STREAMING = (Shape(1, 1, 64, 64), Shape(1, 1, 256, 256))
-QUICK = (GRID[0], GRID[1], GRID[4], GRID[5], *STREAMING)
+def shapes(*texts: str) -> tuple[Shape, ...]:
+    return tuple(map(Shape.parse, texts))
 
-MODES = ("forward", "training")
-DEFAULT_CELLS = tuple(name for name in CELLS if name != "rnn_relu")  # it runs the kernels of rnn_tanh
+
+GRID = shapes(
+    "100,1,64,64",
+    "100,1,256,256",
+    "100,1,512,512",
+    "100,16,128,128",
+    "100,32,32,32",
+    "28,64,28,150",
+    "100,64,256,256",
+    "50,64,512,512",
+    "100,16,1024,1024",
+)
+QUICK = shapes("100,1,64,64", "100,1,256,256", "28,64,28,150")
+TWO = shapes("100,1,256,256", "100,64,256,256")
+ONE = shapes("100,16,128,128")
+DTYPE_SHAPES = shapes("100,1,256,256", "100,16,128,128", "50,64,512,512")
+MEMORY = shapes("100,1,256,256", "100,64,256,256", "100,16,1024,1024")
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A row of MODES: which problems it has.
+
+    Attributes:
+        shapes, quick: of the full and of the quick run
+        seconds: that a problem of the full run is timed, all peers together
+        training: forward only (False), forward and backward (True), or both, each as a problem
+        modules: "layer" and "cell" are torch.nn.LSTM and torch.nn.LSTMCell
+        packed: sequences as long as sentences, see `sentence_lengths`, and none longer than T
+        threads: the numbers of threads to time, from the number that the run was given
+    """
+
+    shapes: tuple[Shape, ...]
+    quick: tuple[Shape, ...]
+    seconds: float = 3.0
+    training: tuple[bool, ...] = (False, True)
+    modules: tuple[str, ...] = ("layer",)
+    dtype: str = "float32"
+    layers: int = 1
+    directions: int = 1
+    packed: bool = False
+    threads: Callable[[int], Iterable[int]] = lambda chosen: (chosen,)
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def scaling(vary: Callable[[int], Shape], sizes: tuple[int, ...], quick: tuple[int, ...] = ()) -> Mode:
+    """Along one size, with one thread and with all."""
+    return Mode(
+        tuple(map(vary, sizes)),
+        tuple(map(vary, quick)),
+        seconds=2.0,
+        training=(False,),
+        threads=lambda chosen: sorted({1, chosen}),
+    )
+
+
+MODES = {
+    "forward": Mode(GRID, QUICK, seconds=8.0, training=(False,)),
+    "training": Mode(GRID, QUICK, seconds=9.0, training=(True,)),
+    "streaming": Mode(
+        shapes("1,1,64,64", "1,1,256,256"),
+        shapes("1,1,64,64"),
+        training=(False,),
+        modules=("layer", "cell"),
+    ),
+    "packed": Mode((*ONE, TWO[1]), ONE, packed=True),
+    "bidirectional": Mode(TWO, TWO[:1], directions=2),
+    "2-layer": Mode(TWO, ONE, layers=2),
+    "bfloat16": Mode(DTYPE_SHAPES, ONE, dtype="bfloat16"),
+    "float64": Mode(DTYPE_SHAPES, ONE, dtype="float64"),
+    "scaling-T": scaling(lambda T: Shape(T, 16, 128, 128), (50, 100, 200, 400, 800), quick=(50, 100)),
+    "scaling-B": scaling(lambda B: Shape(100, B, 128, 128), (1, 4, 16, 64, 256)),
+    "scaling-H": scaling(lambda H: Shape(100, 16, H, H), (32, 64, 128, 256, 512)),
+    "oversubscribed": Mode(
+        TWO, ONE, seconds=2.0, training=(False,), threads=lambda chosen: (cores(), 2 * cores())
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing to time, once for each peer."""
+    """One thing to time, once for each peer. Plain data, so that it goes into JSON and back."""
 
-    cell: str
-    module: str  # "layer" or "cell": torch.nn.LSTM or torch.nn.LSTMCell
     mode: str
+    cell: str
     shape: Shape
+    training: bool = False
+    module: str = "layer"
+    dtype: str = "float32"
+    layers: int = 1
+    directions: int = 1
+    lengths: tuple[int, ...] | None = None  # of the sequences of a packed batch, longest first
+    threads: int = 1
+    device: str = "cpu"
+
+    @classmethod
+    def from_json(cls, fields: dict) -> Problem:
+        lengths = fields["lengths"] and tuple(fields["lengths"])
+        return cls(**{**fields, "shape": Shape(*fields["shape"]), "lengths": lengths})
+
+    def to_json(self) -> dict:
+        return {**asdict(self), "shape": list(self.shape)}
+
+    @property
+    def group(self) -> str:
+        """The mode, and forward or training where the mode has both."""
+        passes = "training" if self.training else "forward"
+        return f"{self.mode} {passes}" if len(MODES[self.mode].training) > 1 else self.mode
+
+    @property
+    def cell_name(self) -> str:
+        return self.cell if self.module == "layer" else f"{self.cell} cell"
 
     @property
     def name(self) -> str:
-        return f"{self.cell}-{self.module}-{self.mode}-{self.shape}"
+        return f"{self.group}-{self.cell_name}-{self.shape}-{self.threads} threads".replace(" ", "-")
 
     @property
-    def flops(self) -> int:
-        """Multiplications and additions of the matrix products.
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
 
-        Training has three products for each one of the forward: itself, the gradient of its input and that of
-        its weights.
-        """
-        T, B, I, H = self.shape
-        forward = 2 * T * B * CELLS[self.cell].gates * H * (I + H)
-        return forward * (3 if self.mode == "training" else 1)
+    @property
+    def gates(self) -> int:
+        return CELLS[self.cell].gates
+
+    @property
+    def steps(self) -> int:
+        return max(self.lengths) if self.lengths else self.shape.T
+
+    @property
+    def rows(self) -> int:
+        """Steps of all sequences together."""
+        return sum(self.lengths) if self.lengths else self.shape.T * self.shape.B
+
+    @property
+    def input_sizes(self) -> list[int]:
+        """Of each layer."""
+        return [self.shape.I, *[self.directions * self.shape.H] * (self.layers - 1)]
 
 
-def select(cells: Iterable[str], shapes: Iterable[Shape], modes: Iterable[str]) -> list[Problem]:
-    """All combinations. Where T is 1 the step modules are timed beside the layers."""
-    return [
-        Problem(cell, module, mode, shape)
-        for shape, mode, cell in product(shapes, modes, cells)
-        for module in (("layer", "cell") if shape.T == 1 else ("layer",))
-    ]
+def sentence_lengths(B: int, longest: int) -> tuple[int, ...]:
+    """The words of B English sentences, longest first, none longer than `longest`.
+
+    Drawn, always the same, from the sentences of Python's own language reference, which every Python has
+    with it.
+    """
+    sentences = re.split(r"(?<=[.!?])\s+", " ".join(topics.values()))
+    words = [len(sentence.split()) for sentence in random.Random(0).choices(sentences, k=B)]
+    return tuple(sorted((max(1, min(longest, n)) for n in words), reverse=True))
+
+
+def select(
+    cells: Iterable[str], chosen: Iterable[Shape] | None, modes: Iterable[str], quick: bool, **given
+) -> list[Problem]:
+    """The problems of `modes`, with the shapes `chosen` instead of the modes' own where there are any.
+
+    Streaming takes the chosen shapes with T = 1. `given` is what all problems have: threads, device.
+    """
+    problems = {}  # each once, in order
+    for name in modes:
+        mode = MODES[name]
+        own = mode.quick if quick else mode.shapes
+        if chosen is not None:
+            own = [s._replace(T=1) if name == "streaming" else s for s in chosen]
+        threads = mode.threads(given["threads"])
+        for shape, training, cell, module, n in product(own, mode.training, cells, mode.modules, threads):
+            problem = Problem(
+                mode=name,
+                cell=cell,
+                shape=shape,
+                training=training,
+                module=module,
+                dtype=mode.dtype,
+                layers=mode.layers,
+                directions=mode.directions,
+                lengths=sentence_lengths(shape.B, shape.T) if mode.packed else None,
+                threads=n,
+                device=given["device"],
+            )
+            problems[problem] = None
+    return list(problems)

@@ -1,143 +1,260 @@
-"""Tables from the JSON of a run: for the terminal, and, with `python -m benchmarks.report`, in Markdown."""
+"""The report of a run: tables for the terminal, and Markdown and plots in files.
+
+`python -m benchmarks` writes it; `python -m benchmarks.report` writes it again from the JSON of a run.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import geometric_mean
 
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from .problems import Problem, Shape
+from .peers import FASTRNN, ONNXRUNTIME, TORCH
+from .plots import draw
+from .problems import Problem
+from .results import NOISE, PEERS_OF_FASTRNN, Row, fit_line, means, read_limits, read_rows
 
-NOISE = 0.97  # a ratio between this and its inverse may be noise
-
-
-@dataclass
-class Row:
-    """The times of one problem."""
-
-    problem: Problem
-    flops: int
-    median: dict[str, float] = field(default_factory=dict)  # seconds, for each peer
-    spread: dict[str, float] = field(default_factory=dict)  # interquartile range / median
-
-    @property
-    def ratio(self) -> float:
-        return self.median["torch.nn"] / self.median["fastrnn"]
-
-    @property
-    def aa(self) -> float:
-        return self.median["torch.nn"] / self.median["torch.nn again"]
-
-    @property
-    def flops_per_s(self) -> float:
-        return self.flops / self.median["fastrnn"]
+NOT_SUPPORTED = "not supported"
+LIBRARIES = (TORCH, FASTRNN)
 
 
 @dataclass
 class Table:
-    """A cell is text, or a ratio to torch.nn."""
+    """A cell is text, or a ratio to torch.nn or another peer, or None where there is nothing to say."""
 
     title: str
     columns: list[str]
-    rows: list[list[str | float]]
+    rows: list[list[str | float | None]]
     labels: int = 1  # so many first columns name the row
 
 
-def read_rows(data: dict) -> list[Row]:
-    rows = {}
-    for benchmark in data["benchmarks"]:
-        info, stats = benchmark["extra_info"], benchmark["stats"]
-        problem = Problem(**{**info["problem"], "shape": Shape(*info["problem"]["shape"])})
-        row = rows.setdefault(problem, Row(problem, info["flops"]))
-        row.median[info["peer"]] = stats["median"]
-        row.spread[info["peer"]] = stats["iqr"] / stats["median"]
-    return list(rows.values())
-
-
-def ratio_tables(rows: list[Row]) -> list[Table]:
-    """Ratios by shape and cell: whole sequences with their summary, and calls of one step."""
-    columns = list(dict.fromkeys((row.problem.mode, row.problem.cell) for row in rows))
-
-    def lines(chosen: list[Row], label) -> list[list[str | float]]:
-        ratios = {}
-        for row in chosen:
-            ratios.setdefault(label(row), {})[row.problem.mode, row.problem.cell] = row.ratio
-        return [[key, *(line.get(column, "-") for column in columns)] for key, line in ratios.items()]
-
-    def summary(chosen: list[Row], label: str, measure, value) -> list[str | float]:
-        line = [label]
-        for column in columns:
-            values = [value(row) for row in chosen if (row.problem.mode, row.problem.cell) == column]
-            line.append(measure(values) if values else "-")
-        return line
-
-    heads = [f"{cell} {mode}" for mode, cell in columns]
-    result = []
-    sequences = [row for row in rows if row.problem.shape.T > 1]
-    if sequences:
-        body = lines(sequences, lambda row: str(row.problem.shape))
-        body.append(summary(sequences, "geometric mean", geometric_mean, lambda row: row.ratio))
-        body.append(summary(sequences, "worst shape", min, lambda row: row.ratio))
-        body.append(summary(sequences, "A/A", geometric_mean, lambda row: row.aa))
-        result.append(Table("Times as fast as torch.nn: whole sequences", ["T,B,I,H", *heads], body))
-    steps = [row for row in rows if row.problem.shape.T == 1]
-    if steps:
-        body = lines(steps, lambda row: f"{row.problem.module} {row.problem.shape}")
-        body.append(summary(steps, "A/A", geometric_mean, lambda row: row.aa))
-        result.append(Table("Times as fast as torch.nn: one step", ["module T,B,I,H", *heads], body))
+def grouped(rows: list[Row], key: Callable[[Row], object]) -> dict[object, list[Row]]:
+    result = {}
+    for row in rows:
+        result.setdefault(key(row), []).append(row)
     return result
 
 
-def detail_table(mode: str, rows: list[Row], peak: float) -> Table:
-    columns = ["cell", "T,B,I,H", "torch.nn", "±", "fastrnn", "±", "ratio", "A/A", "GFLOP/s", "of peak"]
+def present_peers(rows: list[Row]) -> list[str]:
+    return [peer for peer in PEERS_OF_FASTRNN if any(peer in row.median for row in rows)]
+
+
+def summary_table(rows: list[Row]) -> Table:
+    """Mean and worst ratio of each mode and cell."""
+    peers = present_peers(rows)
+    columns = ["mode", "cell", "problems"]
+    columns += [head for peer in (*peers, "the best") for head in (f"vs {peer}", "worst")]
     body = []
-    for row in sorted((row for row in rows if row.problem.mode == mode), key=lambda row: row.problem.cell):
+    for (group, cell), chosen in grouped(
+        rows, lambda row: (row.problem.group, row.problem.cell_name)
+    ).items():
+        line = [group, cell, str(len(chosen))]
+        for peer in peers:
+            line += means([row.ratio(peer) for row in chosen]) or (None, None)
+        line += means([row.best_ratio for row in chosen]) or (None, None)
+        aa = means([row.aa for row in chosen])
+        body.append([*line, aa and aa[0]])
+    title = "Times as fast as each peer: geometric mean and worst"
+    return Table(title, [*columns, "A/A"], body, labels=2)
+
+
+def ratio_table(peer: str, rows: list[Row]) -> Table:
+    """By shape and cell, of the two modes that have the whole grid."""
+    chosen = [row for row in rows if row.problem.mode in ("forward", "training") and row.ratio(peer)]
+    cells = grouped(chosen, lambda row: (row.problem.group, row.problem.cell))
+    body = []
+    for shape, of_shape in grouped(chosen, lambda row: row.problem.shape).items():
+        ratios = {(row.problem.group, row.problem.cell): row.ratio(peer) for row in of_shape}
+        body.append([str(shape), *map(ratios.get, cells)])
+    for index, label in enumerate(("geometric mean", "worst shape")):
+        body.append(
+            [label, *(means([row.ratio(peer) for row in column])[index] for column in cells.values())]
+        )
+    return Table(
+        f"Times as fast as {peer}: whole sequences", ["T,B,I,H", *(f"{c} {g}" for g, c in cells)], body
+    )
+
+
+def detail_table(group: str, rows: list[Row]) -> Table:
+    peers = [*present_peers(rows), FASTRNN]
+    varied = len({row.problem.threads for row in rows}) > 1
+    columns = ["cell", "T,B,I,H", *["threads"] * varied, *peers, "to best", "A/A", "of limit"]
+    body = []
+    for row in sorted(rows, key=lambda row: row.problem.cell_name):
         problem = row.problem
-        times = []
-        for peer in ("torch.nn", "fastrnn"):
-            times += [duration(row.median[peer]), f"{row.spread[peer] / 2:.0%}"]
-        cell = problem.cell if problem.module == "layer" else f"{problem.cell} step"
-        speed = [f"{row.flops_per_s / 1e9:.1f}", f"{row.flops_per_s / peak:.0%}"]
-        body.append([cell, str(problem.shape), *times, row.ratio, row.aa, *speed])
-    return Table(f"{mode}: median time of a call ± half the interquartile range", columns, body, labels=2)
+        line = [problem.cell_name, str(problem.shape), *[str(problem.threads)] * varied]
+        line += [time_cell(row, peer) for peer in peers]
+        body.append([*line, row.best_ratio, row.aa, percent(row.of_limit)])
+    return Table(f"{group}: {TIME_CELL}", columns, body, labels=2)
 
 
-def tables(data: dict) -> list[Table]:
-    rows = read_rows(data)
-    modes = dict.fromkeys(row.problem.mode for row in rows)
-    return [*ratio_tables(rows), *(detail_table(mode, rows, data["gemm_flops_per_s"]) for mode in modes)]
+TIME_CELL = "median time of a call ± half the interquartile range (mean of the quietest third)"
+
+
+def time_cell(row: Row, peer: str) -> str:
+    if peer not in row.median:
+        return NOT_SUPPORTED
+    number, unit = duration(row.median[peer]).split()
+    quietest = row.quietest[peer] * (float(number) / row.median[peer])
+    digits = len(number.partition(".")[2])
+    return f"{number} {unit} ±{row.spread[peer] / 2:.0%} ({quietest:.{digits}f})"
 
 
 def duration(seconds: float) -> str:
-    return f"{seconds * 1e6:.1f} us" if seconds < 1e-3 else f"{seconds * 1e3:.2f} ms"
+    """In three digits or more."""
+    value, unit = (seconds * 1e6, "us") if seconds < 1e-3 else (seconds * 1e3, "ms")
+    return f"{value:.{max(0, 3 - len(str(int(value))))}f} {unit}"
+
+
+def percent(fraction: float | None) -> str | None:
+    return None if fraction is None else f"{fraction:.0%}"
+
+
+def speedup_table(title: str, pairs: list[tuple[Row, Row]], factor: float = 1.0) -> Table:
+    """How many times as fast the second of each pair is as `factor` times the first, for each library."""
+    columns = list(dict.fromkeys((row.problem.cell, library) for row, _ in pairs for library in LIBRARIES))
+    lines = {}
+    for slow, fast in pairs:
+        training = " training" if fast.problem.training else ""
+        line = lines.setdefault(f"{fast.problem.shape}{training}", {})
+        for library in LIBRARIES:
+            if library in slow.median and library in fast.median:
+                line[fast.problem.cell, library] = factor * slow.median[library] / fast.median[library]
+    body = [[label, *map(line.get, columns)] for label, line in lines.items()]
+    return Table(title, ["T,B,I,H", *(" ".join(column) for column in columns)], body)
+
+
+def thread_pairs(rows: list[Row]) -> list[tuple[Row, Row]]:
+    """The same problem with the fewest and with the most threads."""
+    by_problem = grouped(rows, lambda row: replace(row.problem, mode="", threads=0)).values()
+    ordered = [sorted(same, key=lambda row: row.problem.threads) for same in by_problem]
+    return [(same[0], same[-1]) for same in ordered if same[0].problem.threads < same[-1].problem.threads]
+
+
+def direction_pairs(rows: list[Row]) -> list[tuple[Row, Row]]:
+    """A layer of one direction, and the bidirectional one of the same sizes."""
+
+    def sizes(problem: Problem) -> Problem:
+        return replace(problem, mode="", directions=1)
+
+    single = {sizes(r.problem): r for r in rows if r.problem.mode in ("forward", "training")}
+    both = [row for row in rows if row.problem.mode == "bidirectional"]
+    return [(single[sizes(row.problem)], row) for row in both if sizes(row.problem) in single]
+
+
+def scaling_tables(rows: list[Row]) -> list[Table]:
+    scaling = [row for row in rows if row.problem.mode.startswith("scaling")]
+    most = max((row.problem.threads for row in scaling), default=1)
+    result = [
+        linear_table([row for row in scaling if row.problem.mode == "scaling-T"]),
+        speedup_table(f"Speed-up from 1 thread to {most}, forward", thread_pairs(scaling)),
+        speedup_table(
+            "Two threads a core beside one (1.00: nothing lost), forward",
+            thread_pairs([row for row in rows if row.problem.mode == "oversubscribed"]),
+        ),
+        speedup_table(
+            "Bidirectional beside one direction after the other (up to 2 where directions run side by side)",
+            direction_pairs(rows),
+            factor=2,
+        ),
+    ]
+    return [table for table in result if table.rows]
+
+
+def linear_table(rows: list[Row]) -> Table:
+    """Whether time is linear in T."""
+    body = []
+    for (cell, threads), chosen in grouped(rows, lambda row: (row.problem.cell, row.problem.threads)).items():
+        for library in LIBRARIES:
+            points = [(r.problem.shape.T, r.median[library]) for r in chosen if library in r.median]
+            if len(points) > 2:  # through two points a line always goes
+                line = fit_line(points)
+                numbers = [f"{line.start * 1e6:.1f} us", f"{line.slope * 1e6:.2f} us", percent(line.error)]
+                body.append([cell, str(threads), library, *numbers])
+    columns = ["cell", "threads", "library", "start", "each step", "farthest point"]
+    return Table("Time of the forward as a line in T", columns, body, labels=3)
+
+
+def memory_table(data: dict) -> Table:
+    body = []
+    for entry in data["memory"]:
+        problem, used = Problem.from_json(entry["problem"]), entry["bytes"]
+        sizes = [f"{used[library] / 2**20:.1f} MiB" for library in LIBRARIES]
+        body.append([problem.cell, str(problem.shape), *sizes, used[FASTRNN] / used[TORCH]])
+    columns = ["cell", "T,B,I,H", *LIBRARIES, "fastrnn / torch.nn"]
+    return Table("Peak memory of a training step, beyond weights and input", columns, body, labels=2)
+
+
+def limits_table(data: dict) -> Table:
+    body = []
+    for threads, limits in read_limits(data).items():
+        for dtype, flops in limits.gemm.items():
+            body.append([f"{dtype} GEMM", str(threads), "", f"{flops / 1e9:.0f} GFLOP/s"])
+        for level, bandwidth in limits.bandwidth.items():
+            size = limits.capacity.get(level)
+            size_text = f"{size / 1024:.0f} KiB" if size else ""
+            body.append([f"reading from {level}", str(threads), size_text, f"{bandwidth / 1e9:.0f} GB/s"])
+    columns = ["limit", "threads", "capacity", "measured"]
+    return Table("What this machine can do, measured in the same run", columns, body)
+
+
+def tables(data: dict) -> list[Table]:
+    """What matters most is first."""
+    rows = read_rows(data)
+    groups = grouped(rows, lambda row: row.problem.group)
+    ratios = [ratio_table(peer, rows) for peer in (TORCH, ONNXRUNTIME)]
+    return [
+        summary_table(rows),
+        *(table for table in ratios if len(table.columns) > 1),
+        *([memory_table(data)] if data["memory"] else []),
+        *scaling_tables(rows),
+        *(detail_table(group, chosen) for group, chosen in groups.items()),
+        limits_table(data),
+    ]
 
 
 def describe_machine(data: dict) -> str:
     machine = data["machine_info"]
     fastrnn = machine["fastrnn"]
-    return (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; "
-        f"fastrnn {fastrnn['fastrnn']} ({fastrnn['CPU ISA chosen']}), "
-        f"torch {machine['torch']} ({machine['torch_isa']}), Python {machine['python_version']}; "
-        f"float32 GEMM peak {data['gemm_flops_per_s'] / 1e9:.0f} GFLOP/s, measured in the same run"
-    )
+    versions = [
+        f"fastrnn {fastrnn['fastrnn']} ({fastrnn['CPU ISA chosen']})",
+        f"torch {machine['torch']} ({machine['torch_isa']})",
+        *([f"onnxruntime {machine['onnxruntime']}"] if machine["onnxruntime"] else []),
+        f"Python {machine['python_version']}",
+    ]
+    return f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; {', '.join(versions)}"
 
 
 def describe_noise(data: dict) -> str:
     """The spread of A/A, torch.nn against itself."""
     ratios = [row.aa for row in read_rows(data)]
-    mean = geometric_mean(ratios)
-    text = f"A/A, torch.nn against itself: {min(ratios):.2f} to {max(ratios):.2f}, geometric mean {mean:.2f}"
+    mean, worst = means(ratios)
+    text = f"A/A, torch.nn against itself: {worst:.2f} to {max(ratios):.2f}, geometric mean {mean:.2f}"
     if not NOISE < mean < 1 / NOISE:
         text += ", too far from 1 to trust these figures (is the machine quiet?)"
     return text
+
+
+def describe_absence(data: dict) -> list[str]:
+    """Who is missing, and who refused what."""
+    result = [f"Missing: {peer}: {reason}" for peer, reason in data["missing"].items()]
+    reasons = dict.fromkeys((refusal["peer"], refusal["reason"]) for refusal in data["refusals"])
+    return result + [f"{NOT_SUPPORTED.capitalize()}: {peer}: {reason}" for peer, reason in reasons]
+
+
+LIMIT = (
+    "of limit: the time that the machine needs at least, as a part of fastrnn's: x-GEMM flops / peak + "
+    "max(recurrent flops / peak, T * bytes(W_hh) / bandwidth of the level that holds it). The peak is "
+    "that of torch's own matrix products; over 100% is possible where fastrnn's are faster"
+)
 
 
 def print_report(data: dict, console: Console):
@@ -145,27 +262,48 @@ def print_report(data: dict, console: Console):
         rich_table = RichTable(title=table.title, title_justify="left", box=SIMPLE)
         for index, column in enumerate(table.columns):
             justify = "left" if index < table.labels else "right"
-            rich_table.add_column(column, justify=justify, no_wrap=index == 0)
+            rich_table.add_column(column, justify=justify, no_wrap=index < table.labels)
         for line in table.rows:
-            rich_table.add_row(*(ratio_text(cell) if isinstance(cell, float) else cell for cell in line))
+            rich_table.add_row(*(ratio_text(c) if isinstance(c, float) else c or "-" for c in line))
         console.print(rich_table)
-    console.print(f"{describe_machine(data)}\n{describe_noise(data)}", highlight=False)
+    for line in (LIMIT, *describe_absence(data), describe_machine(data), describe_noise(data)):
+        console.print(line, highlight=False)
 
 
 def ratio_text(ratio: float) -> Text:
     return Text(f"{ratio:.2f}", style="red" if ratio < NOISE else "green" if ratio > 1 / NOISE else "")
 
 
-def markdown(data: dict) -> str:
-    parts = [f"Measured on {data['datetime'][:10]} on {describe_machine(data)}. {describe_noise(data)}."]
+def markdown(data: dict, plots: list[str]) -> str:
+    parts = [
+        f"Measured on {data['datetime'][:10]} on {describe_machine(data)}. {describe_noise(data)}.",
+        "\n".join(f"- {line}" for line in (LIMIT, *describe_absence(data))),
+        *(f"![{Path(plot).stem}]({plot})" for plot in plots),
+    ]
     for table in tables(data):
         lines = [table.columns, ["---"] * len(table.columns), *table.rows]
-        cells = ([f"{c:.2f}" if isinstance(c, float) else c for c in line] for line in lines)
+        cells = ([f"{c:.2f}" if isinstance(c, float) else c or "" for c in line] for line in lines)
         parts += [f"### {table.title}", "\n".join(f"| {' | '.join(line)} |" for line in cells)]
     return "\n\n".join(parts) + "\n"
 
 
+def write_report(data: dict, path: Path, plots: Path) -> list[Path]:
+    """Markdown beside the JSON at `path`, plots into the folder `plots`; returns what was written."""
+    plots.mkdir(parents=True, exist_ok=True)
+    drawn = draw(read_rows(data), plots / path.stem)
+    report = path.with_suffix(".md")
+    report.write_text(markdown(data, [os.path.relpath(plot, path.parent) for plot in drawn]))
+    return [report, *drawn]
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Print the report of a benchmark run as Markdown.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report", description="Write Markdown and plots from the JSON of a run."
+    )
     parser.add_argument("json", type=Path, help="what `python -m benchmarks --json` wrote")
-    print(markdown(json.loads(parser.parse_args().json.read_text())), end="")
+    parser.add_argument(
+        "--plots", type=Path, metavar="FOLDER", help="where plots go (the folder of the JSON)"
+    )
+    args = parser.parse_args()
+    for written in write_report(json.loads(args.json.read_text()), args.json, args.plots or args.json.parent):
+        print(written)

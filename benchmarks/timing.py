@@ -1,8 +1,8 @@
 """Timing that gives every peer the same machine.
 
-Peers take turns in one process, in blocks, in an order shuffled anew each round. A block starts with a pause,
-in which the worker threads of the peer before stop spinning, and an untimed call, which brings the weights
-back into cache.
+Peers take turns in one process, in blocks, in an order shuffled anew each round. A block belongs to one peer.
+It starts with a pause, in which the worker threads of the peer before stop spinning, and an untimed call,
+which brings the weights back into cache.
 """
 
 from __future__ import annotations
@@ -13,19 +13,22 @@ import random
 import time
 from collections.abc import Callable
 
-import torch
-
 PAUSE_S = 0.02
+PAUSES = 25  # at most; onnxruntime's threads spin for about two
 BLOCK_S = 0.05
 SAMPLE_S = 0.002  # calls shorter than this are timed several at once
-GEMM_SIZE = 2048
+
+Call = Callable[[], object]
 
 
 def interleave(
-    calls: dict[str, Callable[[], object]], seconds: float, min_rounds: int
+    calls: dict[str, Call], synchronize: Call, seconds: float, min_rounds: int
 ) -> dict[str, list[float]]:
-    """Samples of the seconds of one call, for each of `calls`: at least `min_rounds`, and `seconds` long."""
-    estimates = {name: estimate(call) for name, call in calls.items()}
+    """Samples of the seconds of one call, for each of `calls`: at least `min_rounds`, and `seconds` long.
+
+    `synchronize` returns when the device is done.
+    """
+    estimates = {name: estimate(call, synchronize) for name, call in calls.items()}
     repeats = {name: math.ceil(SAMPLE_S / t) for name, t in estimates.items()}
     counts = {name: max(1, int(BLOCK_S / (repeats[name] * t))) for name, t in estimates.items()}
     samples = {name: [] for name in calls}
@@ -38,36 +41,45 @@ def interleave(
         while rounds < min_rounds or time.perf_counter() < end:
             shuffle(order)
             for name in order:
-                samples[name] += block(calls[name], counts[name], repeats[name])
+                samples[name] += block(calls[name], synchronize, counts[name], repeats[name])
             rounds += 1
     finally:
         gc.enable()
     return samples
 
 
-def block(call: Callable[[], object], count: int, repeats: int) -> list[float]:
-    time.sleep(PAUSE_S)
+def block(call: Call, synchronize: Call, count: int, repeats: int) -> list[float]:
+    pause()
     call()
-    return [time_calls(call, repeats) for _ in range(count)]
+    return [time_calls(call, synchronize, repeats) for _ in range(count)]
 
 
-def time_calls(call: Callable[[], object], repeats: int) -> float:
+def pause():
+    """Until this process uses no CPU time any more: the threads of the peer before are asleep."""
+    for _ in range(PAUSES):
+        before = time.process_time()
+        time.sleep(PAUSE_S)
+        if time.process_time() - before < PAUSE_S / 10:
+            return
+
+
+def time_calls(call: Call, synchronize: Call, repeats: int) -> float:
     """Seconds of one call, mean of `repeats`."""
+    synchronize()
     start = time.perf_counter()
     for _ in range(repeats):
         call()
+    synchronize()
     return (time.perf_counter() - start) / repeats
 
 
-def estimate(call: Callable[[], object]) -> float:
+def estimate(call: Call, synchronize: Call) -> float:
     """Seconds of one call, roughly; warms up."""
     call()
-    return min(time_calls(call, 1) for _ in range(2))
+    return min(time_calls(call, synchronize, 1) for _ in range(2))
 
 
-def gemm_peak() -> float:
-    """FLOP/s of the best of ten large float32 matrix products."""
-    a, b = torch.randn(2, GEMM_SIZE, GEMM_SIZE)
-    out = torch.empty_like(a)
-    seconds = min(time_calls(lambda: torch.mm(a, b, out=out), 1) for _ in range(10))
-    return 2 * GEMM_SIZE**3 / seconds
+def quietest_third(samples: list[float]) -> float:
+    """The mean of the smallest third: what a call takes when the machine does nothing else."""
+    chosen = sorted(samples)[: math.ceil(len(samples) / 3)]
+    return sum(chosen) / len(chosen)

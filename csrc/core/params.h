@@ -4,6 +4,23 @@
 
 namespace fastrnn {
 
+// A bfloat16: the upper half of a float.
+struct bf16 {
+  uint16_t bits;
+};
+
+// What numbers stored as T are computed and kept between steps as.
+template <class T>
+struct RealOf {
+  using type = T;
+};
+template <>
+struct RealOf<bf16> {
+  using type = float;
+};
+template <class T>
+using Real = typename RealOf<T>::type;
+
 // Where the rows of a sequence buffer [R, width] lie: row(t, b) belongs to step t and sequence b.
 //   time-major  [T, B, .]: first(t) = t B,                stride_b = 1
 //   batch-major [B, T, .]: first(t) = t,                  stride_b = T
@@ -44,8 +61,8 @@ struct ForwardParams {
   T* y;         // [R, D*P]
   T* hn;        // [D, B, P] or null (not wanted)
   T* cn;        // [D, B, H], null without a cell state
-  T* s;         // [D, R, S*H], null unless a backward will follow
-  T* c;         // [D, R, H], null unless a backward will follow and there is a cell state
+  Real<T>* s;   // [D, R, S*H], null unless a backward will follow
+  Real<T>* c;   // [D, R, H], null unless a backward will follow and there is a cell state
   int threads;
 };
 

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <cstring>
+#include <initializer_list>
+#include <type_traits>
 
 #include "cells/registry.h"
 #include "cpu/math.h"
@@ -15,8 +17,8 @@ namespace fastrnn::cpu::FASTRNN_ISA {
 // and dx while they are in cache.
 template <class Cell, class T>
 class Backward {
-  using V = Vector<T>;
-  static constexpr int L = kLanes<T>;
+  using V = Vector<Real<T>>;
+  static constexpr int L = kLanes<Real<T>>;
 
  public:
   Backward(const BackwardParams<T>& params, int d, const Plan& plan)
@@ -25,7 +27,6 @@ class Backward {
         direction{p.rows.T, d == 1},
         by_batch(plan.by_batch),
         w(p.weights[d]),
-        dw(p.dweights[d]),
         projected(w.W_hr != nullptr),
         wants_dh0(p.dh0 != nullptr),
         GH(Cell::gates * p.H),
@@ -36,23 +37,33 @@ class Backward {
         P_padded(ceil_div(p.P, L) * L),
         H_padded(ceil_div(p.H, L) * L) {
     const int64_t B = p.rows.B;
+    const WeightGradients<T>& dw = p.dweights[d];
     chunk_steps = steps_in_chunk(p.rows, kChunkRows);
     chunk_rows = chunk_steps * B;
-    if (p.rows.T > 1 || wants_dh0) W_hh = workspace.take<T>(out_panels.padded_width() * GH);
-    if (p.dx) W_ih = workspace.take<T>(input_panels.padded_width() * GH);
+    if (p.rows.T > 1 || wants_dh0) W_hh = workspace.take<Real<T>>(out_panels.padded_width() * groups<T>(GH));
+    if (p.dx) W_ih = workspace.take<Real<T>>(input_panels.padded_width() * groups<T>(GH));
     dgx = workspace.take<T>(chunk_rows * GH);
     dgh = Cell::split_gate ? workspace.take<T>(chunk_rows * GH) : dgx;
     carry = workspace.take<T>(B * GH);
-    dh = workspace.take<T>(B * P_padded);
-    if (Cell::has_c) dc = workspace.take<T>(B * H_padded);
+    dh = workspace.take<Real<T>>(B * P_padded);
+    if (Cell::has_c) dc = workspace.take<Real<T>>(B * H_padded);
     if (projected) {
-      W_hr = workspace.take<T>(unit_panels.padded_width() * p.P);
+      W_hr = workspace.take<Real<T>>(unit_panels.padded_width() * groups<T>(p.P));
       dh_rows = workspace.take<T>(chunk_rows * p.P);
       m_rows = workspace.take<T>(chunk_rows * p.H);
     }
     zeros = workspace.take<T>(std::max(p.P, p.H));
     std::memset(zeros, 0, std::max(p.P, p.H) * sizeof(T));
-    operand = workspace.take<T>(plan.threads * operand_size());
+    operand = workspace.take<Real<T>>(plan.threads * operand_size());
+    if (kGroup<T> > 1) {
+      grouped_size = groups<T>(chunk_rows) * ceil_div(std::max(GH, p.P), plan.threads);
+      grouped = workspace.take<Real<T>>(plan.threads * grouped_size);
+    }
+    dW_ih = make_sum(dw.W_ih, GH * p.I);
+    dW_hh = make_sum(dw.W_hh, GH * p.P);
+    dW_hr = make_sum(dw.W_hr, p.P * p.H);
+    db_ih = make_sum(dw.b_ih, GH);
+    db_hh = make_sum(dw.b_hh, GH);
     operand_rows = workspace.take<const T*>(plan.threads * chunk_rows);
   }
 
@@ -87,6 +98,7 @@ class Backward {
     if (wants_dh0) hidden_gradient({p.rows, 0, 0}, -1, 0, own_out, batch, later);
     if (!by_batch) team.wait();
     write_initial(team);
+    if constexpr (!std::is_same_v<T, Real<T>>) write_sums(team);
   }
 
  private:
@@ -106,20 +118,39 @@ class Backward {
 
   // One panel of a weight matrix [K, N] for the product with it.
   struct Panel {
-    const T* B;
+    const Real<T>* B;
     int64_t ldb;
   };
   // A short call reads whole panels from where they stand.
-  bool in_place(const Panels& of, int64_t i) const { return R <= kUnpackedRows && of.last(i) == L; }
-  Panel panel(const Panels& of, int64_t i, int64_t K, const T* W, const T* packed) const {
-    if (in_place(of, i)) return {W + of.first_vector(i) * L, of.units};
-    return {packed + of.offset(i) * K, of.width(i)};
+  bool in_place(const Panels& of, int64_t i) const {
+    return kGroup<T> == 1 && R <= kUnpackedRows && of.last(i) == L;
   }
-  void pack(const Panels& of, int64_t K, const T* W, T* packed, const Team& team) const {
+  Panel panel(const Panels& of, int64_t i, int64_t K, const T* W, const Real<T>* packed) const {
+    if constexpr (kGroup<T> == 1) {
+      if (in_place(of, i)) return {W + of.first_vector(i) * L, of.units};
+    }
+    return {packed + of.offset(i) * groups<T>(K), of.width(i)};
+  }
+  void pack(const Panels& of, int64_t K, const T* W, Real<T>* packed, const Team& team) const {
     const Range share = team.share(of.count());
     for (int64_t i = share.begin; i < share.end; ++i) {
       if (in_place(of, i)) continue;
-      pack_rows(of, i, K, [&](int64_t k) { return W + k * of.units; }, packed + of.offset(i) * K);
+      pack_rows<T>(
+          of, i, K, [&](int64_t k) { return W + k * of.units; }, packed + of.offset(i) * groups<T>(K));
+    }
+  }
+
+  // A gradient of weights while chunks are added to it: the result itself, or numbers not yet rounded to it.
+  struct Sum {
+    T* result;  // null: not wanted
+    Real<T>* sum;
+    int64_t size;
+  };
+  Sum make_sum(T* result, int64_t size) {
+    if constexpr (std::is_same_v<T, Real<T>>) {
+      return {result, result, size};
+    } else {
+      return {result, result ? workspace.take<Real<T>>(size) : nullptr, size};
     }
   }
 
@@ -137,8 +168,8 @@ class Backward {
     team.wait();
   }
 
-  void initial_gradient(const T* given, int64_t b, int64_t size, T* state) const {
-    std::memcpy(state, given ? given + (d * p.rows.B + b) * size : zeros, size * sizeof(T));
+  void initial_gradient(const T* given, int64_t b, int64_t size, Real<T>* state) const {
+    copy(state, given ? given + (d * p.rows.B + b) * size : zeros, size);
   }
 
   // dh of step t's n sequences, and with it their gate gradients. `dh` holds what reaches a state past the
@@ -146,7 +177,7 @@ class Backward {
   // the later step had and this one has not (a packed batch in reverse) have reached their initial state:
   // their dh stays as it is.
   void hidden_gradient(const Chunk& chunk, int64_t t, int64_t n, Range own, Range batch, const Later& later) {
-    alignas(64) T block[kRowBlock * kTileVectors * L];
+    alignas(64) Real<T> block[kRowBlock * kTileVectors * L];
     const int64_t end = std::min(batch.end, std::max(n, later.n));
     for_each_panel(own, t, [&](int64_t i) {
       const int64_t width = out_panels.width(i);
@@ -155,8 +186,8 @@ class Backward {
         const int64_t multiplied = std::clamp<int64_t>(later.n - b0, 0, b1 - b0);
         if (multiplied > 0) {
           const Panel B = panel(out_panels, i, GH, w.W_hh, W_hh);
-          multiply_panel(multiplied, GH, later.dgh + b0 * GH, GH, 1, B.B, B.ldb, out_panels.nv(i), block,
-                         width, L, Store::set);
+          multiply_panel(multiplied, GH, later.dgh + b0 * GH, GH, kGroup<T>, B.B, B.ldb, out_panels.nv(i),
+                         block, width, L, Store::set);
         }
         for (int64_t b = b0; b < b1; ++b) {
           for (int j = 0; j < out_panels.u(i); ++j) {
@@ -183,14 +214,14 @@ class Backward {
 
   // With a projection the gradient of the cell's output m is dh W_hr.
   void unproject(const Chunk& chunk, int64_t t, Range own, Range batch) {
-    alignas(64) T block[kRowBlock * kTileVectors * L];
+    alignas(64) Real<T> block[kRowBlock * kTileVectors * L];
     const int64_t end = std::min(batch.end, p.rows.n(t));
     for (int64_t i = own.begin; i < own.end; ++i) {
       const int64_t width = unit_panels.width(i);
       for (int64_t b0 = batch.begin; b0 < end; b0 += kRowBlock) {
         const int64_t b1 = std::min(b0 + kRowBlock, end);
         const Panel B = panel(unit_panels, i, p.P, w.W_hr, W_hr);
-        multiply_panel(b1 - b0, p.P, dh_rows + (chunk.row(t) + b0) * p.P, p.P, 1, B.B, B.ldb,
+        multiply_panel(b1 - b0, p.P, dh_rows + (chunk.row(t) + b0) * p.P, p.P, kGroup<T>, B.B, B.ldb,
                        unit_panels.nv(i), block, width, L, Store::set);
         for (int64_t b = b0; b < b1; ++b) {
           for (int j = 0; j < unit_panels.u(i); ++j) {
@@ -218,14 +249,14 @@ class Backward {
     }
     if constexpr (Cell::has_c) {
       c = load_upto(p.c + (d * R + row) * p.H + unit, lanes);
-      c_prev = load_upto(previous_c(t, b) + unit, lanes);
+      c_prev = previous_c(t, b, unit, lanes);
       dc_b = load(dc + b * H_padded + unit);
     }
-    Cell::template backward<VectorMath<T>>(s, h_prev, h, c_prev, c, dh_b, dc_b, dgx_b, dgh_b, dh_prev);
+    Cell::template backward<VectorMath<Real<T>>>(s, h_prev, h, c_prev, c, dh_b, dc_b, dgx_b, dgh_b, dh_prev);
     if constexpr (Cell::has_c) {
       store(dc + b * H_padded + unit, dc_b);
       if (projected) {
-        store_upto(m_rows + (chunk.row(t) + b) * p.H + unit, Cell::template output<VectorMath<T>>(s, c),
+        store_upto(m_rows + (chunk.row(t) + b) * p.H + unit, Cell::template output<VectorMath<Real<T>>>(s, c),
                    lanes);
       }
     }
@@ -248,30 +279,30 @@ class Backward {
     if (row >= 0) return p.y + (row * p.D + d) * p.P;
     return p.h0 ? p.h0 + (d * p.rows.B + b) * p.P : zeros;
   }
-  const T* previous_c(int64_t t, int64_t b) const {
+  V previous_c(int64_t t, int64_t b, int64_t unit, int64_t lanes) const {
     const int64_t row = previous_row(t, b);
-    if (row >= 0) return p.c + (d * R + row) * p.H;
-    return p.c0 ? p.c0 + (d * p.rows.B + b) * p.H : zeros;
+    if (row >= 0) return load_upto(p.c + (d * R + row) * p.H + unit, lanes);
+    return p.c0 ? load_upto(p.c0 + (d * p.rows.B + b) * p.H + unit, lanes) : V{};
   }
 
   void weight_gradients(const Chunk& chunk, const Team& team, Store store) {
     const Range gates = team.share(GH);
     const T** rows = operand_rows + team.rank * chunk_rows;
     const int64_t K = chunk.count();
-    if (dw.W_ih) {
+    if (dW_ih.result) {
       for_each_row(chunk, [&](int64_t k, int64_t t, int64_t b) { rows[k] = p.x + p.rows.row(t, b) * p.I; });
-      multiply_by_rows(team, K, dgx, GH, gates, rows, p.I, dw.W_ih, store);
+      multiply_by_rows(team, K, dgx, GH, gates, rows, p.I, dW_ih.sum, store);
     }
-    if (dw.W_hh) {
+    if (dW_hh.result) {
       for_each_row(chunk, [&](int64_t k, int64_t t, int64_t b) { rows[k] = previous_h(t, b); });
-      multiply_by_rows(team, K, dgh, GH, gates, rows, p.P, dw.W_hh, store);
+      multiply_by_rows(team, K, dgh, GH, gates, rows, p.P, dW_hh.sum, store);
     }
-    if (dw.W_hr) {
+    if (dW_hr.result) {
       for (int64_t k = 0; k < K; ++k) rows[k] = m_rows + k * p.H;
-      multiply_by_rows(team, K, dh_rows, p.P, team.share(p.P), rows, p.H, dw.W_hr, store);
+      multiply_by_rows(team, K, dh_rows, p.P, team.share(p.P), rows, p.H, dW_hr.sum, store);
     }
-    if (dw.b_ih) sum_rows(K, dgx, gates, dw.b_ih, store);
-    if (dw.b_hh) sum_rows(K, dgh, gates, dw.b_hh, store);
+    if (db_ih.result) sum_rows(K, dgx, gates, db_ih.sum, store);
+    if (db_hh.result) sum_rows(K, dgh, gates, db_hh.sum, store);
   }
 
   template <class F>
@@ -284,20 +315,40 @@ class Backward {
 
   // dW[m, n] (+)= sum_k gradient[k, m] rows[k][n] for m in `share` and all n < N; gradient is [K, M].
   void multiply_by_rows(const Team& team, int64_t K, const T* gradient, int64_t M, Range share,
-                        const T* const* rows, int64_t N, T* dW, Store store) const {
+                        const T* const* rows, int64_t N, Real<T>* dW, Store store) const {
     if (share.begin == share.end) return;
-    T* packed = operand + team.rank * operand_size();
+    Real<T>* packed = operand + team.rank * operand_size();
+    // A = the transpose of `gradient`, columns `share`.
+    const T* A = gradient + share.begin;
+    int64_t a_k = M;
+    if constexpr (kGroup<T> > 1) {
+      A = group_gradient(team, K, A, M, share.end - share.begin);
+      a_k = (share.end - share.begin) * kGroup<T>;
+    }
     const Panels columns{N, 1, kTileVectors, L};
     for (int64_t i = 0; i < columns.count(); ++i) {
-      pack_rows(columns, i, K, [&](int64_t k) { return rows[k]; }, packed);
-      multiply_panel(share.end - share.begin, K, gradient + share.begin, 1, M, packed, columns.width(i),
-                     columns.nv(i), dW + share.begin * N + columns.first_vector(i) * L, N, columns.last(i),
-                     store, kSummedRows);
+      pack_rows<T>(columns, i, K, [&](int64_t k) { return rows[k]; }, packed);
+      multiply_panel(share.end - share.begin, K, A, kGroup<T>, a_k, packed, columns.width(i), columns.nv(i),
+                     dW + share.begin * N + columns.first_vector(i) * L, N, columns.last(i), store,
+                     kSummedRows);
     }
   }
 
+  // The first `count` columns of gradient [K, M] with its rows in groups, in this thread's buffer.
+  const T* group_gradient(const Team& team, int64_t K, const T* gradient, int64_t M, int64_t count) const {
+    Real<T>* const buffer = grouped + team.rank * grouped_size;
+    for (int64_t k = 0; k < K; k += kGroup<T>) {
+      const T* row = gradient + k * M;
+      for (int64_t m = 0; m < count; m += L) {
+        store_upto(buffer + k / kGroup<T> * count + m,
+                   group_rows(row + m, k + 1 < K ? row + M + m : nullptr, count - m), count - m);
+      }
+    }
+    return reinterpret_cast<const T*>(buffer);
+  }
+
   // db[m] (+)= sum_k gradient[k, m] for m in `share`.
-  void sum_rows(int64_t K, const T* gradient, Range share, T* db, Store how) const {
+  void sum_rows(int64_t K, const T* gradient, Range share, Real<T>* db, Store how) const {
     for (int64_t m = share.begin; m < share.end; m += L) {
       const int64_t lanes = std::min<int64_t>(L, share.end - m);
       V sum = how == Store::add ? load_upto(db + m, lanes) : V{};
@@ -314,16 +365,26 @@ class Backward {
 
   // dx = dgx W_ih, the second direction's added to the first's.
   void input_gradient(const Chunk& chunk, const Team& team) {
-    const Store store = d == 0 ? Store::set : Store::add;
+    alignas(64) Real<T> block[kRowBlock * kTileVectors * L];
     chunk.for_each_run(
         {0, p.rows.B}, [&](int64_t row, int64_t step, int64_t chunk_row, int64_t chunk_step, int64_t count) {
           const Range share = team.share(count);
           for (int64_t i = 0; i < input_panels.count(); ++i) {
             const Panel B = panel(input_panels, i, GH, w.W_ih, W_ih);
-            multiply_panel(share.end - share.begin, GH, dgx + (chunk_row + share.begin * chunk_step) * GH,
-                           chunk_step * GH, 1, B.B, B.ldb, input_panels.nv(i),
-                           p.dx + (row + share.begin * step) * p.I + input_panels.first_vector(i) * L,
-                           step * p.I, input_panels.last(i), store);
+            const int64_t width = input_panels.width(i), column = input_panels.first_vector(i) * L;
+            for (int64_t k0 = share.begin; k0 < share.end; k0 += kRowBlock) {
+              const int64_t k1 = std::min(k0 + kRowBlock, share.end);
+              multiply_panel(k1 - k0, GH, dgx + (chunk_row + k0 * chunk_step) * GH, chunk_step * GH,
+                             kGroup<T>, B.B, B.ldb, input_panels.nv(i), block, width, L, Store::set);
+              for (int64_t k = k0; k < k1; ++k) {
+                T* dx = p.dx + (row + k * step) * p.I + column;
+                const int64_t n = std::min(width, p.I - column);
+                for (int64_t j = 0; j < n; j += L) {
+                  const V sum = load(block + (k - k0) * width + j);
+                  store_upto(dx + j, d == 0 ? sum : sum + load_upto(dx + j, n - j), n - j);
+                }
+              }
+            }
           }
         });
   }
@@ -332,8 +393,15 @@ class Backward {
     const Range rows = team.share(p.rows.B);
     for (int64_t b = rows.begin; b < rows.end; ++b) {
       const int64_t to = d * p.rows.B + b;
-      if (p.dh0) std::memcpy(p.dh0 + to * p.P, dh + b * P_padded, p.P * sizeof(T));
-      if (Cell::has_c && p.dc0) std::memcpy(p.dc0 + to * p.H, dc + b * H_padded, p.H * sizeof(T));
+      if (p.dh0) copy(p.dh0 + to * p.P, dh + b * P_padded, p.P);
+      if (Cell::has_c && p.dc0) copy(p.dc0 + to * p.H, dc + b * H_padded, p.H);
+    }
+  }
+
+  void write_sums(const Team& team) const {
+    for (const Sum* to : {&dW_ih, &dW_hh, &dW_hr, &db_ih, &db_hh}) {
+      const Range share = team.share(to->size);
+      if (to->result) copy(to->result + share.begin, to->sum + share.begin, share.end - share.begin);
     }
   }
 
@@ -342,7 +410,6 @@ class Backward {
   const Direction direction;
   const bool by_batch;
   const Weights<T>& w;
-  const WeightGradients<T>& dw;
   const bool projected, wants_dh0;
   const int64_t GH, R;
   const Panels out_panels;    // columns of W_hh
@@ -351,15 +418,18 @@ class Backward {
   const int64_t P_padded, H_padded;
   int64_t chunk_steps, chunk_rows;
   Workspace workspace;
-  T *W_hh = nullptr, *W_ih = nullptr, *W_hr = nullptr;  // packed
-  T *dgx, *dgh;                                         // [rows of a chunk, GH]; one buffer unless split_gate
-  T* carry;                                             // [B, GH], dgh of the chunk before
-  T* dh;                                                // [B, P_padded]
-  T* dc = nullptr;                                      // [B, H_padded]
-  T *dh_rows = nullptr, *m_rows = nullptr;              // [rows of a chunk, P] and [rows of a chunk, H]
-  T* zeros;                                             // [max(P, H)]
-  T* operand;                                           // a packed panel a thread
-  const T** operand_rows;                               // [rows of a chunk] a thread
+  Real<T>*W_hh = nullptr, *W_ih = nullptr, *W_hr = nullptr;  // packed
+  T *dgx, *dgh;                             // [rows of a chunk, GH]; one buffer unless split_gate
+  T* carry;                                 // [B, GH], dgh of the chunk before
+  Real<T>* dh;                              // [B, P_padded]
+  Real<T>* dc = nullptr;                    // [B, H_padded]
+  T *dh_rows = nullptr, *m_rows = nullptr;  // [rows of a chunk, P] and [rows of a chunk, H]
+  T* zeros;                                 // [max(P, H)]
+  Real<T>* operand;                         // a packed panel a thread
+  Real<T>* grouped = nullptr;               // gradients with their rows in groups, a buffer a thread
+  int64_t grouped_size = 0;
+  const T** operand_rows;  // [rows of a chunk] a thread
+  Sum dW_ih, dW_hh, dW_hr, db_ih, db_hh;
 };
 
 template <class Cell, class T>

@@ -16,6 +16,9 @@ extern const CellTable cells;
 namespace avx512 {
 extern const CellTable cells;
 }
+namespace avx512_bf16 {
+extern const CellTable cells;
+}
 #endif
 
 namespace {
@@ -37,6 +40,7 @@ const std::vector<Isa>& all() {
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     list.push_back({"avx2", avx2, avx2::cells});
     list.push_back({"avx512", avx512, avx512::cells});
+    list.push_back({"avx512_bf16", avx512 && __builtin_cpu_supports("avx512bf16"), avx512_bf16::cells});
 #endif
     return list;
   }();

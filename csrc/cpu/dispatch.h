@@ -1,21 +1,30 @@
 #pragma once
 
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "core/params.h"
 
 namespace fastrnn::cpu {
 
+template <class T>
+struct Kernels {
+  void (*forward)(const ForwardParams<T>&);
+  void (*backward)(const BackwardParams<T>&);
+};
+
 // One cell as it is registered: the numbers that callers need, and its kernels for one instruction set.
 struct CellKernels {
   const char* name;
   int gates, saved;
   bool has_c;
-  void (*forward_float)(const ForwardParams<float>&);
-  void (*forward_double)(const ForwardParams<double>&);
-  void (*backward_float)(const BackwardParams<float>&);
-  void (*backward_double)(const BackwardParams<double>&);
+  std::tuple<Kernels<float>, Kernels<double>, Kernels<bf16>> kernels;
+
+  template <class T>
+  const Kernels<T>& of() const {
+    return std::get<Kernels<T>>(kernels);
+  }
 };
 
 struct CellTable {

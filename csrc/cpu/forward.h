@@ -3,6 +3,7 @@
 #include <array>
 #include <cstring>
 #include <memory>
+#include <type_traits>
 
 #include "cells/registry.h"
 #include "cpu/math.h"
@@ -16,9 +17,11 @@ namespace fastrnn::cpu::FASTRNN_ISA {
 // leaves the tile, the cell.
 template <class Cell, class T>
 class Forward {
-  using V = Vector<T>;
+  using V = Vector<Real<T>>;
   static constexpr int G = Cell::gates;
-  static constexpr int L = kLanes<T>;
+  static constexpr int L = kLanes<Real<T>>;
+  // Between steps the states are Real. What the products read is T: the same numbers, or rounded ones.
+  static constexpr bool kRounded = !std::is_same_v<T, Real<T>>;
 
  public:
   Forward(const ForwardParams<T>& params, int d, const Plan& plan)
@@ -34,18 +37,20 @@ class Forward {
         H_padded(ceil_div(p.H, L) * L),
         P_padded(ceil_div(p.P, L) * L) {
     const int64_t B = p.rows.B, width = panels.padded_width();
-    chunk_steps = steps_in_chunk(p.rows, std::max<int64_t>(kChunkBytes / (width * sizeof(T)), kRowBlock));
+    chunk_steps =
+        steps_in_chunk(p.rows, std::max<int64_t>(kChunkBytes / (width * sizeof(Real<T>)), kRowBlock));
     if (packed) {
-      W_ih = workspace.take<T>(width * p.I);
-      W_hh = workspace.take<T>(width * p.P);
-      if (projected) W_hr = workspace.take<T>(out_panels.padded_width() * p.H);
+      W_ih = workspace.take<Real<T>>(width * groups<T>(p.I));
+      W_hh = workspace.take<Real<T>>(width * groups<T>(p.P));
+      if (projected) W_hr = workspace.take<Real<T>>(out_panels.padded_width() * groups<T>(p.H));
     }
-    b_ih = workspace.take<T>(width);
-    b_hh = workspace.take<T>(width);
-    gx = workspace.take<T>(chunk_steps * B * width);
+    b_ih = workspace.take<Real<T>>(width);
+    b_hh = workspace.take<Real<T>>(width);
+    gx = workspace.take<Real<T>>(chunk_steps * B * width);
     h[0] = workspace.take<T>(B * P_padded);
     h[1] = workspace.take<T>(B * P_padded);
-    if (Cell::has_c) c = workspace.take<T>(B * H_padded);
+    if (kRounded && !projected) h_real = workspace.take<Real<T>>(B * P_padded);
+    if (Cell::has_c) c = workspace.take<Real<T>>(B * H_padded);
     if (projected) m = workspace.take<T>(B * H_padded);
   }
 
@@ -96,24 +101,26 @@ class Forward {
     const Range rows = team.share(p.rows.B);
     for (int64_t b = rows.begin; b < rows.end; ++b) {
       for (T* buffer : h) initial_state(p.h0, b, p.P, buffer + b * P_padded);
+      if (h_real) initial_state(p.h0, b, p.P, h_real + b * P_padded);
       if (Cell::has_c) initial_state(p.c0, b, p.H, c + b * H_padded);
     }
     team.wait();
   }
 
-  void initial_state(const T* given, int64_t b, int64_t size, T* state) const {
+  template <class S>
+  void initial_state(const T* given, int64_t b, int64_t size, S* state) const {
     if (given) {
-      std::memcpy(state, given + (d * p.rows.B + b) * size, size * sizeof(T));
+      copy(state, given + (d * p.rows.B + b) * size, size);
     } else {
-      std::memset(state, 0, size * sizeof(T));
+      std::memset(state, 0, size * sizeof(S));
     }
   }
 
   void multiply(const Panels& of, int64_t i, int64_t M, int64_t K, const T* A, int64_t a_row, const T* W,
-                const T* W_packed, T* C, int64_t ldc) const {
+                const Real<T>* W_packed, Real<T>* C, int64_t ldc) const {
     if (packed) {
-      multiply_panel(M, K, A, a_row, 1, W_packed + of.offset(i) * K, of.width(i), of.nv(i), C, ldc, L,
-                     Store::set);
+      multiply_panel(M, K, A, a_row, kGroup<T>, W_packed + of.offset(i) * groups<T>(K), of.width(i), of.nv(i),
+                     C, ldc, L, Store::set);
     } else {
       multiply_unpacked(of, i, M, K, A, a_row, W, C, ldc);
     }
@@ -132,62 +139,74 @@ class Forward {
 
   // out: the next hidden state, or what the projection takes.
   void step(int64_t t, int64_t chunk_row, Range own, Range rows, const T* h_prev, T* out) {
-    alignas(64) T gh[kRowBlock * kTileVectors * L];
+    alignas(64) Real<T> gh[kRowBlock * kTileVectors * L];
     for_each_panel(own, t, [&](int64_t i) {
-      const int64_t width = panels.width(i);
       for (int64_t b0 = rows.begin; b0 < rows.end; b0 += kRowBlock) {
-        const int64_t b1 = std::min(b0 + kRowBlock, rows.end);
-        multiply(panels, i, b1 - b0, p.P, h_prev + b0 * P_padded, P_padded, w.W_hh, W_hh, gh, width);
-        for (int64_t b = b0; b < b1; ++b) {
-          const T* gx_row = gx + (chunk_row + b) * panels.padded_width() + panels.offset(i);
-          cells(t, b, i, gx_row, gh + (b - b0) * width, h_prev, out);
-        }
+        const Range block{b0, std::min(b0 + kRowBlock, rows.end)};
+        multiply(panels, i, block.end - b0, p.P, h_prev + b0 * P_padded, P_padded, w.W_hh, W_hh, gh,
+                 panels.width(i));
+        const Real<T>* gx_block = gx + (chunk_row + b0) * panels.padded_width() + panels.offset(i);
+        for (int j = 0; j < panels.u(i); ++j) cells(t, i, j, block, gx_block, gh, h_prev, out);
       }
     });
   }
 
-  FASTRNN_INLINE void cells(int64_t t, int64_t b, int64_t i, const T* gx_row, const T* gh_row,
-                            const T* h_prev, T* out) {
-    const int u = panels.u(i);
-    const T* b_ih_panel = b_ih + panels.offset(i);
-    const T* b_hh_panel = b_hh + panels.offset(i);
-    const int64_t row = p.rows.row(t, b), R = p.rows.total();
-    for (int j = 0; j < u; ++j) {
-      const int64_t unit = (panels.first_vector(i) + j) * L;
-      const int64_t n = std::min<int64_t>(L, p.H - unit);
+  // Vector j of panel i. gx, gh: the panel's columns of the gates, from row `rows.begin` on.
+  void cells(int64_t t, int64_t i, int j, Range rows, const Real<T>* gx, const Real<T>* gh, const T* h_prev,
+             T* out) {
+    const int64_t unit = (panels.first_vector(i) + j) * L, n = std::min<int64_t>(L, p.H - unit);
+    const int64_t gate = panels.u(i) * L;  // from one gate to the next
+    const int64_t R = p.rows.total(), row = p.rows.row(t, rows.begin);
+    V b_x[G], b_h[G];
+    for (int g = 0; g < G; ++g) {
+      b_x[g] = load(b_ih + panels.offset(i) + j * L + g * gate);
+      b_h[g] = load(b_hh + panels.offset(i) + j * L + g * gate);
+    }
+    // Positions that go from row to row: this loop is short, and index arithmetic would be half of it.
+    gx += j * L;
+    gh += j * L;
+    int64_t at_h = rows.begin * P_padded + unit, at_c = rows.begin * H_padded + unit;
+    int64_t at_y = (row * p.D + d) * p.P + unit;
+    int64_t at_saved_c = (d * R + row) * p.H + unit, at_saved = (d * R + row) * Cell::saved * p.H + unit;
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
       V x[G], h[G], s[std::max(Cell::saved, 1)], h_out, c_state{};
       for (int g = 0; g < G; ++g) {
-        const int64_t at = (g * u + j) * L;
-        x[g] = load(gx_row + at) + load(b_ih_panel + at);
-        h[g] = load(gh_row + at) + load(b_hh_panel + at);
+        x[g] = load(gx + g * gate) + b_x[g];
+        h[g] = load(gh + g * gate) + b_h[g];
       }
       // With a projection h_prev has other units; no such cell uses it here.
-      const V h_old = projected ? V{} : load(h_prev + b * P_padded + unit);
-      if (Cell::has_c) c_state = load(c + b * H_padded + unit);
-      Cell::template forward<VectorMath<T>>(x, h, h_old, s, c_state, h_out);
-      store(out + b * H_padded + unit, h_out);
-      if (!projected) store_upto(p.y + (row * p.D + d) * p.P + unit, h_out, n);
-      if (Cell::has_c) store(c + b * H_padded + unit, c_state);
-      if (Cell::has_c && p.c) store_upto(p.c + (d * R + row) * p.H + unit, c_state, n);
-      if (p.s) {
-        for (int k = 0; k < Cell::saved; ++k) {
-          store_upto(p.s + ((d * R + row) * Cell::saved + k) * p.H + unit, s[k], n);
-        }
+      const V h_old = projected ? V{} : kRounded ? load(h_real + at_h) : load(h_prev + at_h);
+      if (Cell::has_c) c_state = load(c + at_c);
+      Cell::template forward<VectorMath<Real<T>>>(x, h, h_old, s, c_state, h_out);
+      store(out + at_c, h_out);
+      if (kRounded && !projected) store(h_real + at_h, h_out);
+      if (!projected) store_upto(p.y + at_y, h_out, n);
+      if (Cell::has_c) store(c + at_c, c_state);
+      if (Cell::has_c && p.c) store_upto(p.c + at_saved_c, c_state, n);
+      if (Cell::saved > 0 && p.s) {
+        for (int k = 0; k < Cell::saved; ++k) store_upto(p.s + at_saved + k * p.H, s[k], n);
       }
+      gx += panels.padded_width();
+      gh += panels.width(i);
+      at_h += P_padded;
+      at_c += H_padded;
+      at_y += p.rows.stride_b * p.D * p.P;
+      at_saved_c += p.rows.stride_b * p.H;
+      at_saved += p.rows.stride_b * Cell::saved * p.H;
     }
   }
 
   void project(int64_t t, Range own, Range rows, T* h_next) {
-    alignas(64) T block[kRowBlock * kTileVectors * L];
+    alignas(64) Real<T> block[kRowBlock * kTileVectors * L];
     for (int64_t i = own.begin; i < own.end; ++i) {
       const int64_t width = out_panels.width(i), unit = out_panels.first_vector(i) * L;
       for (int64_t b0 = rows.begin; b0 < rows.end; b0 += kRowBlock) {
         const int64_t b1 = std::min(b0 + kRowBlock, rows.end);
         multiply(out_panels, i, b1 - b0, p.H, m + b0 * H_padded, H_padded, w.W_hr, W_hr, block, width);
         for (int64_t b = b0; b < b1; ++b) {
-          const size_t bytes = std::min(width, p.P - unit) * sizeof(T);
-          std::memcpy(h_next + b * P_padded + unit, block + (b - b0) * width, bytes);
-          std::memcpy(p.y + (p.rows.row(t, b) * p.D + d) * p.P + unit, block + (b - b0) * width, bytes);
+          const int64_t n = std::min(width, p.P - unit);
+          copy(h_next + b * P_padded + unit, block + (b - b0) * width, n);
+          copy(p.y + (p.rows.row(t, b) * p.D + d) * p.P + unit, block + (b - b0) * width, n);
         }
       }
     }
@@ -201,8 +220,8 @@ class Forward {
         while (p.rows.n(steps - 1) <= b) --steps;  // sorted: later sequences are shorter
       }
       const int64_t to = d * p.rows.B + b;
-      if (p.hn) std::memcpy(p.hn + to * p.P, h[steps % 2] + b * P_padded, p.P * sizeof(T));
-      if (Cell::has_c) std::memcpy(p.cn + to * p.H, c + b * H_padded, p.H * sizeof(T));
+      if (p.hn) copy(p.hn + to * p.P, h[steps % 2] + b * P_padded, p.P);
+      if (Cell::has_c) copy(p.cn + to * p.H, c + b * H_padded, p.H);
     }
   }
 
@@ -217,12 +236,13 @@ class Forward {
   const int64_t H_padded, P_padded;
   int64_t chunk_steps;
   Workspace workspace;
-  T *W_ih = nullptr, *W_hh = nullptr, *W_hr = nullptr;  // packed
-  T *b_ih, *b_hh;                                       // one row of panels
-  T* gx;                                                // [rows of a chunk, padded_width]
-  std::array<T*, 2> h;                                  // [B, P_padded], read and written in turn
-  T* c = nullptr;                                       // [B, H_padded]
-  T* m = nullptr;                                       // [B, H_padded], o tanh(c) before the projection
+  Real<T>*W_ih = nullptr, *W_hh = nullptr, *W_hr = nullptr;  // packed
+  Real<T>*b_ih, *b_hh;                                       // one row of panels
+  Real<T>* gx;                                               // [rows of a chunk, padded_width]
+  std::array<T*, 2> h;                                       // [B, P_padded], read and written in turn
+  Real<T>* h_real = nullptr;                                 // [B, P_padded], h before it was rounded
+  Real<T>* c = nullptr;                                      // [B, H_padded]
+  T* m = nullptr;                                            // [B, H_padded], o tanh(c) before the projection
 };
 
 template <class Cell, class T>

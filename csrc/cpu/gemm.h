@@ -2,9 +2,9 @@
 
 // The matrix product under every sweep: C[m, n] (+)= sum_k A[m, k] B[k, n].
 //
-// B stands in panels: a panel is nv vectors wide and its rows k follow each other, so the register tile of up
-// to max_rows(nv) x nv vectors reads it front to back. A is read in place, one broadcast an element, with any
-// strides. The order of the sum over k depends on K alone: not on the tile, the panel or the thread that an
+// B stands in panels: a panel is nv vectors wide and its rows, one for each group along k (a number, or two
+// bfloat16), follow each other, so the register tile of up to max_rows(nv) x nv vectors reads it front to
+// back. A is read in place, one broadcast a group, with any strides. The order of the sum over k depends on K alone: not on the tile, the panel or the thread that an
 // element falls to.
 
 #include <algorithm>
@@ -36,10 +36,10 @@ enum class Store { set, add };
 template <class T>
 struct Tile {
   const T* A;
-  int64_t a_row, a_k;  // strides of A
-  const T* B;
+  int64_t a_row, a_k;  // strides of A: to the next row, and to the next group along k
+  const Real<T>* B;    // groups
   int64_t ldb;
-  T* C;
+  Real<T>* C;
   int64_t ldc;
   int64_t K;
   int64_t last;  // lanes of the last vector that C has
@@ -48,28 +48,35 @@ struct Tile {
 
 template <class T, int rows, int nv>
 void multiply_tile(const Tile<T>& t) {
-  using V = Vector<T>;
+  using V = Vector<Real<T>>;
+  constexpr int L = kLanes<Real<T>>;
   V acc[rows][nv] = {};
   const T* A = t.A;
-  const T* B = t.B;
+  const Real<T>* B = t.B;
   const int64_t a_row = t.a_row, a_k = t.a_k, ldb = t.ldb;
-  for (int64_t k = 0; k < t.K; ++k, A += a_k, B += ldb) {
+  const auto add_products = [&](auto splat_a) __attribute__((always_inline)) {
     V b[nv];
 #pragma GCC unroll 8
-    for (int v = 0; v < nv; ++v) b[v] = load(B + v * kLanes<T>);
+    for (int v = 0; v < nv; ++v) b[v] = load(B + v * L);
 #pragma GCC unroll 12
     for (int m = 0; m < rows; ++m) {
-      const T a = A[m * a_row];
+      const V a = splat_a(A + m * a_row);
 #pragma GCC unroll 8
-      for (int v = 0; v < nv; ++v) acc[m][v] += a * b[v];
+      for (int v = 0; v < nv; ++v) acc[m][v] = multiply_add<T>(acc[m][v], a, b[v]);
     }
+  };
+  for (int64_t k = kGroup<T>; k <= t.K; k += kGroup<T>, A += a_k, B += ldb) {
+    add_products([](const T* a) __attribute__((always_inline)) { return splat_group(a); });
+  }
+  if (kGroup<T> > 1 && t.K % kGroup<T> != 0) {
+    add_products([](const T* a) __attribute__((always_inline)) { return splat_group<T, 1>(a); });
   }
 #pragma GCC unroll 12
   for (int m = 0; m < rows; ++m) {
 #pragma GCC unroll 8
     for (int v = 0; v < nv; ++v) {
-      T* c = t.C + m * t.ldc + v * kLanes<T>;
-      const int64_t n = v == nv - 1 ? t.last : kLanes<T>;
+      Real<T>* c = t.C + m * t.ldc + v * L;
+      const int64_t n = v == nv - 1 ? t.last : L;
       if (t.store == Store::add) acc[m][v] += load_upto(c, n);
       store_upto(c, acc[m][v], n);
     }
@@ -96,13 +103,15 @@ constexpr auto kTiles = all_tiles<T>(std::make_index_sequence<kMaxVectors>{});
 // Rows [0, M) of one panel, in tiles of nearly equal height. A block of rows keeps its part of C in the
 // first-level cache while the blocks of K go by.
 template <class T>
-void multiply_panel(int64_t M, int64_t K, const T* A, int64_t a_row, int64_t a_k, const T* B, int64_t ldb,
-                    int nv, T* C, int64_t ldc, int64_t last, Store store, int64_t block_k = kBlockK) {
+void multiply_panel(int64_t M, int64_t K, const T* A, int64_t a_row, int64_t a_k, const Real<T>* B,
+                    int64_t ldb, int nv, Real<T>* C, int64_t ldc, int64_t last, Store store,
+                    int64_t block_k = kBlockK) {
+  constexpr int L = kLanes<Real<T>>;
   if (M > 1 && nv > kTileVectors) {
     const int left = nv / 2;
-    multiply_panel(M, K, A, a_row, a_k, B, ldb, left, C, ldc, kLanes<T>, store, block_k);
-    multiply_panel(M, K, A, a_row, a_k, B + left * kLanes<T>, ldb, nv - left, C + left * kLanes<T>, ldc, last,
-                   store, block_k);
+    multiply_panel(M, K, A, a_row, a_k, B, ldb, left, C, ldc, L, store, block_k);
+    multiply_panel(M, K, A, a_row, a_k, B + left * L, ldb, nv - left, C + left * L, ldc, last, store,
+                   block_k);
     return;
   }
   constexpr int64_t kTilesInBlock = 8;
@@ -111,13 +120,13 @@ void multiply_panel(int64_t M, int64_t K, const T* A, int64_t a_row, int64_t a_k
     const int64_t i1 = std::min(i0 + kTilesInBlock, tiles);
     for (int64_t k = 0; k < K; k += block_k) {
       Tile<T> tile{nullptr, a_row,
-                   a_k,     B + k * ldb,
+                   a_k,     B + k / kGroup<T> * ldb,
                    ldb,     nullptr,
                    ldc,     std::min(block_k, K - k),
                    last,    k == 0 ? store : Store::add};
       for (int64_t i = i0; i < i1; ++i) {
         const int64_t m = M * i / tiles, next = M * (i + 1) / tiles;
-        tile.A = A + m * a_row + k * a_k;
+        tile.A = A + m * a_row + k / kGroup<T> * a_k;
         tile.C = C + m * ldc;
         kTiles<T>[nv - 1][next - m - 1](tile);
       }
@@ -148,10 +157,11 @@ struct Panels {
 template <class T>
 Panels make_panels(int64_t units, int G, int64_t rows, int threads) {
   const int most = rows == 1 ? kMaxVectors : kTileVectors;
-  Panels best{units, G, 1, kLanes<T>};
+  constexpr int L = kLanes<Real<T>>;
+  Panels best{units, G, 1, L};
   double best_cost = 0;
   for (int U = 1; U * G <= most; ++U) {
-    const Panels panels{units, G, U, kLanes<T>};
+    const Panels panels{units, G, U, L};
     const double slowdown = 1 + 0.1 / (U * G);
     const double cost = slowdown * static_cast<double>(ceil_div(panels.count(), threads) * U);
     if (U == 1 || cost <= best_cost) {
@@ -162,36 +172,43 @@ Panels make_panels(int64_t units, int G, int64_t rows, int threads) {
   return best;
 }
 
-// out[j][i] = in[i][j], one vector square.
+// out[j][i] = in[i][j], one vector square of groups.
 template <class T>
-FASTRNN_INLINE void transpose_block(const T* in, int64_t in_row, T* out, int64_t out_row) {
-  Vector<T> v[kLanes<T>];
+FASTRNN_INLINE void transpose_block(const T* in, int64_t in_row, Real<T>* out, int64_t out_row) {
+  constexpr int L = kLanes<Real<T>>;
+  Vector<Real<T>> v[L];
 #pragma GCC unroll 16
-  for (int i = 0; i < kLanes<T>; ++i) v[i] = load(in + i * in_row);
-  transpose<T>(v);
+  for (int i = 0; i < L; ++i) v[i] = load_groups(in + i * in_row);
+  transpose<Real<T>>(v);
 #pragma GCC unroll 16
-  for (int i = 0; i < kLanes<T>; ++i) store(out + i * out_row, v[i]);
+  for (int i = 0; i < L; ++i) store(out + i * out_row, v[i]);
 }
 
-// Packs W [G * units, K] so that B[k, n] = W[n, k].
+// Packs W [G * units, K] so that B[k, n] = W[n, k]. Each panel has groups(K) rows.
 template <class T>
-void pack_transposed(const Panels& panels, int64_t p, const T* W, int64_t K, T* packed) {
-  constexpr int L = kLanes<T>;
+void pack_transposed(const Panels& panels, int64_t p, const T* W, int64_t K, Real<T>* packed) {
+  constexpr int L = kLanes<Real<T>>;
   const int u = panels.u(p);
   const int64_t width = panels.width(p);
-  T* panel = packed + panels.offset(p) * K;
+  Real<T>* panel = packed + panels.offset(p) * groups<T>(K);
   for (int g = 0; g < panels.G; ++g) {
     for (int j = 0; j < u; ++j) {
       const int64_t unit = (panels.first_vector(p) + j) * L;
       const int64_t n = std::min<int64_t>(L, panels.units - unit);
       const T* rows = W + (g * panels.units + unit) * K;
-      T* out = panel + (g * u + j) * L;
+      Real<T>* out = panel + (g * u + j) * L;
       int64_t k = 0;
       if (n == L) {
-        for (; k + L <= K; k += L) transpose_block(rows + k, K, out + k * width, width);
+        for (; k + L * kGroup<T> <= K; k += L * kGroup<T>) {
+          transpose_block(rows + k, K, out + k / kGroup<T> * width, width);
+        }
       }
-      for (; k < K; ++k) {
-        for (int64_t i = 0; i < L; ++i) out[k * width + i] = i < n ? rows[i * K + k] : T(0);
+      for (; k < K; k += kGroup<T>) {
+        for (int64_t i = 0; i < L; ++i) {
+          Real<T> group{};
+          if (i < n) std::memcpy(&group, rows + i * K + k, std::min<int64_t>(kGroup<T>, K - k) * sizeof(T));
+          out[k / kGroup<T> * width + i] = group;
+        }
       }
     }
   }
@@ -199,28 +216,31 @@ void pack_transposed(const Panels& panels, int64_t p, const T* W, int64_t K, T* 
 
 // Packs B [K, units], row k at row(k), tails with zeros.
 template <class T, class Row>
-void pack_rows(const Panels& panels, int64_t p, int64_t K, Row row, T* panel) {
-  constexpr int L = kLanes<T>;
+void pack_rows(const Panels& panels, int64_t p, int64_t K, Row row, Real<T>* panel) {
+  constexpr int L = kLanes<Real<T>>;
   const int64_t width = panels.width(p), unit = panels.first_vector(p) * L;
   const int u = panels.u(p);
-  for (int64_t k = 0; k < K; ++k) {
-    const T* from = row(k) + unit;
-    for (int j = 0; j < u - 1; ++j) store(panel + k * width + j * L, load(from + j * L));
-    store(panel + k * width + (u - 1) * L, load_upto(from + (u - 1) * L, panels.last(p)));
+  for (int64_t k = 0; k < K; k += kGroup<T>, panel += width) {
+    const T* row_0 = row(k) + unit;
+    const T* row_1 = kGroup<T> > 1 && k + 1 < K ? row(k + 1) + unit : nullptr;
+    for (int j = 0; j < u; ++j) {
+      const int64_t n = j < u - 1 ? L : panels.last(p);
+      store(panel + j * L, group_rows(row_0 + j * L, row_1 ? row_1 + j * L : nullptr, n));
+    }
   }
 }
 
 // Packs a bias [G * units] (zeros if null) as one row of panels.
 template <class T>
-void pack_bias(const Panels& panels, int64_t p, const T* bias, T* packed) {
-  constexpr int L = kLanes<T>;
+void pack_bias(const Panels& panels, int64_t p, const T* bias, Real<T>* packed) {
+  constexpr int L = kLanes<Real<T>>;
   const int u = panels.u(p);
   for (int g = 0; g < panels.G; ++g) {
     for (int j = 0; j < u; ++j) {
       const int64_t unit = (panels.first_vector(p) + j) * L;
       const int64_t n = std::min<int64_t>(L, panels.units - unit);
       store(packed + panels.offset(p) + (g * u + j) * L,
-            bias ? load_upto(bias + g * panels.units + unit, n) : Vector<T>{});
+            bias ? load_upto(bias + g * panels.units + unit, n) : Vector<Real<T>>{});
     }
   }
 }
@@ -229,8 +249,8 @@ void pack_bias(const Panels& panels, int64_t p, const T* bias, T* packed) {
 // vector of results is a vector of dot products along K.
 template <class T>
 void multiply_unpacked(const Panels& panels, int64_t p, int64_t M, int64_t K, const T* A, int64_t a_row,
-                       const T* W, T* C, int64_t ldc) {
-  constexpr int L = kLanes<T>;
+                       const T* W, Real<T>* C, int64_t ldc) {
+  constexpr int L = kLanes<Real<T>>;
   const int u = panels.u(p);
   for (int g = 0; g < panels.G; ++g) {
     for (int j = 0; j < u; ++j) {
@@ -240,20 +260,25 @@ void multiply_unpacked(const Panels& panels, int64_t p, int64_t M, int64_t K, co
       const T* W_unit = W + (g * panels.units + unit) * K;
       for (int64_t m = 0; m < M; ++m) {
         const T* a = A + m * a_row;
-        Vector<T> acc[L] = {};
+        Vector<Real<T>> acc[L] = {};
         int64_t k = 0;
-        for (; k + L <= K; k += L) {
-          const Vector<T> a_k = load(a + k);
+        for (; k + L * kGroup<T> <= K; k += L * kGroup<T>) {
+          const Vector<Real<T>> a_k = load_groups(a + k);
 #pragma GCC unroll 16
-          for (int i = 0; i < L; ++i) acc[i] += a_k * load(W_unit + std::min<int64_t>(i, last) * K + k);
+          for (int i = 0; i < L; ++i) {
+            const T* W_i = W_unit + std::min<int64_t>(i, last) * K;
+            acc[i] = multiply_add<T>(acc[i], a_k, load_groups(W_i + k));
+          }
         }
         if (k < K) {
-          const Vector<T> a_k = load_first(a + k, K - k);
+          const Vector<Real<T>> a_k = load_groups_first(a + k, K - k);
 #pragma GCC unroll 16
-          for (int i = 0; i < L; ++i)
-            acc[i] += a_k * load_first(W_unit + std::min<int64_t>(i, last) * K + k, K - k);
+          for (int i = 0; i < L; ++i) {
+            const T* W_i = W_unit + std::min<int64_t>(i, last) * K;
+            acc[i] = multiply_add<T>(acc[i], a_k, load_groups_first(W_i + k, K - k));
+          }
         }
-        store(C + m * ldc + (g * u + j) * L, sum_each<T>(acc));
+        store(C + m * ldc + (g * u + j) * L, sum_each<Real<T>>(acc));
       }
     }
   }

@@ -7,10 +7,16 @@
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
+template <class Cell, class T>
+constexpr Kernels<T> kernels_of = {forward<Cell, T>, backward<Cell, T>};
+
 template <class Cell>
 constexpr CellKernels kernels() {
-  return {Cell::name,           Cell::gates,           Cell::saved,           Cell::has_c,
-          forward<Cell, float>, forward<Cell, double>, backward<Cell, float>, backward<Cell, double>};
+  return {Cell::name,
+          Cell::gates,
+          Cell::saved,
+          Cell::has_c,
+          {kernels_of<Cell, float>, kernels_of<Cell, double>, kernels_of<Cell, bf16>}};
 }
 
 #define FASTRNN_CELL(Cell) kernels<fastrnn::cells::Cell>(),

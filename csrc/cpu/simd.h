@@ -11,6 +11,7 @@
 #endif
 
 #include "cells/inline.h"
+#include "core/params.h"
 
 // The namespace keeps the code of one instruction set apart from the same code of another (see DESIGN.md).
 namespace fastrnn::cpu::FASTRNN_ISA {
@@ -107,17 +108,124 @@ FASTRNN_INLINE void store_first(T* p, Vector<T> v, int64_t n) {
 }
 #endif
 
+// bfloat16 in memory is float in a vector: reading widens, writing rounds to the nearest, ties to even.
+namespace narrow {
+typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
+
+FASTRNN_INLINE Vector<float> widen(Halves halves) {
+  return reinterpret_cast<Vector<float>>(__builtin_convertvector(halves, Bits) << 16);
+}
+FASTRNN_INLINE Halves round(Vector<float> v) {
+#if defined(__AVX512BF16__)
+  return reinterpret_cast<Halves>(_mm512_cvtneps_pbh(v));
+#else
+  const Bits bits = reinterpret_cast<Bits>(v);
+  const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Bits is_nan = reinterpret_cast<Bits>(v != v);
+  return __builtin_convertvector((is_nan & 0x7fc0) | (~is_nan & rounded), Halves);
+#endif
+}
+}  // namespace narrow
+
+FASTRNN_INLINE Vector<float> load(const bf16* p) {
+  return narrow::widen(*reinterpret_cast<const narrow::Halves*>(p));
+}
+FASTRNN_INLINE void store(bf16* p, Vector<float> v) {
+  *reinterpret_cast<narrow::Halves*>(p) = narrow::round(v);
+}
+FASTRNN_INLINE Vector<float> load_first(const bf16* p, int64_t n) {
+  narrow::Halves halves{};
+  std::memcpy(&halves, p, n * sizeof(bf16));
+  return narrow::widen(halves);
+}
+FASTRNN_INLINE void store_first(bf16* p, Vector<float> v, int64_t n) {
+  const narrow::Halves halves = narrow::round(v);
+  std::memcpy(p, &halves, n * sizeof(bf16));
+}
+
 // As load and store when n covers all lanes, which is the common case and the quick one.
 template <class T>
-FASTRNN_INLINE Vector<T> load_upto(const T* p, int64_t n) {
-  return n >= kLanes<T> ? load(p) : load_first(p, n);
+FASTRNN_INLINE Vector<Real<T>> load_upto(const T* p, int64_t n) {
+  return n >= kLanes<Real<T>> ? load(p) : load_first(p, n);
 }
 template <class T>
-FASTRNN_INLINE void store_upto(T* p, Vector<T> v, int64_t n) {
-  if (n >= kLanes<T>) {
+FASTRNN_INLINE void store_upto(T* p, Vector<Real<T>> v, int64_t n) {
+  if (n >= kLanes<Real<T>>) {
     store(p, v);
   } else {
     store_first(p, v, n);
+  }
+}
+
+// Copies n numbers, from one type to another where the types say so.
+template <class To, class From>
+FASTRNN_INLINE void copy(To* to, const From* from, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes<Real<To>>) store_upto(to + i, load_upto(from + i, n - i), n - i);
+}
+
+// A multiply-add takes a group of neighbours along k at once: one number, or two bfloat16, whose bits stand in
+// a float.
+template <class T>
+constexpr int kGroup = sizeof(Real<T>) / sizeof(T);
+template <class T>
+constexpr int64_t groups(int64_t k) {
+  return (k + kGroup<T> - 1) / kGroup<T>;
+}
+
+template <class T>
+FASTRNN_INLINE Vector<Real<T>> load_groups(const T* p) {
+  return load(reinterpret_cast<const Real<T>*>(p));
+}
+// Of the first n numbers, n < kGroup<T> * kLanes; the others are read as zero.
+template <class T>
+FASTRNN_INLINE Vector<Real<T>> load_groups_first(const T* p, int64_t n) {
+  if constexpr (kGroup<T> == 1) {
+    return load_first(p, n);
+  } else {
+    Vector<Real<T>> v{};
+    std::memcpy(&v, p, n * sizeof(T));
+    return v;
+  }
+}
+// One group, n <= kGroup<T> numbers of it, in every lane.
+template <class T, int n = kGroup<T>>
+FASTRNN_INLINE Vector<Real<T>> splat_group(const T* p) {
+  if constexpr (kGroup<T> == 1) {
+    return splat(*p);
+  } else {
+    uint32_t group = 0;
+    std::memcpy(&group, p, n * sizeof(T));
+    return reinterpret_cast<Vector<float>>(narrow::Bits{} + group);
+  }
+}
+// Lane j: row_0[j], and for a group of two row_1[j] beside it (zero if row_1 is null).
+template <class T>
+FASTRNN_INLINE Vector<Real<T>> group_rows(const T* row_0, const T* row_1, int64_t n) {
+  if constexpr (kGroup<T> == 1) {
+    return load_upto(row_0, n);
+  } else {
+    const auto low = reinterpret_cast<narrow::Bits>(load_upto(row_0, n)) >> 16;
+    if (row_1 == nullptr) return reinterpret_cast<Vector<float>>(low);
+    return reinterpret_cast<Vector<float>>(low | reinterpret_cast<narrow::Bits>(load_upto(row_1, n)));
+  }
+}
+
+// sum + the products of a's and b's groups.
+template <class T>
+FASTRNN_INLINE Vector<Real<T>> multiply_add(Vector<Real<T>> sum, Vector<Real<T>> a, Vector<Real<T>> b) {
+  if constexpr (kGroup<T> == 1) {
+    return sum + a * b;
+  } else {
+#if defined(__AVX512BF16__)
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+#else
+    using V = Vector<float>;
+    using narrow::Bits;
+    const Bits a_bits = reinterpret_cast<Bits>(a), b_bits = reinterpret_cast<Bits>(b);
+    sum += reinterpret_cast<V>(a_bits << 16) * reinterpret_cast<V>(b_bits << 16);
+    return sum + reinterpret_cast<V>(a_bits & 0xffff0000) * reinterpret_cast<V>(b_bits & 0xffff0000);
+#endif
   }
 }
 

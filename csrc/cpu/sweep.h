@@ -29,14 +29,17 @@ Plan make_plan(const ForwardParams<T>& p) {
   constexpr int64_t kThreadWork = 512 * 1024;  // multiply-adds that pay for waking a thread
   constexpr int64_t kBarrierWork = 8 * 1024;   // multiply-adds a step that pay for a barrier a step
   constexpr int64_t kCacheBytes = 512 * 1024;  // weights that every thread can keep beside its other data
-  constexpr int64_t kManyRows = 24;  // sequences a thread that pay for fetching all of W_hh every step
+  constexpr int64_t kManyRows = 24;  // sequences a thread that pay for fetching all of W_hh every step,
+  constexpr int64_t kSharedCacheBytes = 8 << 20;  // if it comes from the cache that threads share
   const int64_t B = p.rows.B, GH = Cell::gates * p.H;
   const int64_t all = p.rows.total() * GH * (p.I + p.P);
   const int threads = static_cast<int>(std::clamp<int64_t>(all / kThreadWork, 1, p.threads));
   const bool even = !p.rows.packed();  // later steps of a packed batch have fewer sequences
   const bool enough_rows = B >= 4 * threads;
-  const bool fits = GH * p.P * static_cast<int64_t>(sizeof(T)) <= kCacheBytes;
-  if (even && enough_rows && (fits || B >= kManyRows * threads)) return {threads, true};
+  const int64_t bytes = GH * p.P * static_cast<int64_t>(sizeof(T));
+  const bool fits = bytes <= kCacheBytes || (bytes <= kSharedCacheBytes && B >= kManyRows * threads);
+  // A single step uses each weight once, so it is best packed by the thread that multiplies it.
+  if (even && enough_rows && p.rows.T > 1 && fits) return {threads, true};
   if (p.rows.T > 1 && B * GH * p.P < kBarrierWork) return {enough_rows ? threads : 1, enough_rows};
   return {threads, false};
 }

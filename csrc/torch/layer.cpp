@@ -57,8 +57,9 @@ Shape check_shape(const Tensor& x, const optional<Tensor>& batch_sizes, at::Tens
                   at::TensorList weights, const cpu::CellKernels& cell, bool bidirectional,
                   bool batch_first) {
   const WeightLayout layout = weight_layout(weights, bidirectional);
-  TORCH_CHECK_NOT_IMPLEMENTED(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
-                              "input: expected dtype Float or Double, got ", x.scalar_type());
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble || x.scalar_type() == at::kBFloat16,
+      "input: expected dtype Float, Double or BFloat16, got ", x.scalar_type());
   TORCH_CHECK(x.dim() == (batch_sizes || !bidirectional ? 2 : 3) || (x.dim() == 3 && !batch_sizes),
               "input: expected [T, B, I], packed [R, I] or a single step [B, I], got ", x.dim(),
               " dimensions");
@@ -117,8 +118,9 @@ variable_list empty_outputs(const Tensor& x, const Shape& s, bool save) {
   if (!s.step) outputs.push_back(empty({s.D, s.B, s.P}));
   if (s.has_c) outputs.push_back(s.step ? empty({s.B, s.H}) : empty({s.D, s.B, s.H}));
   if (save) {
-    outputs.push_back(empty({s.D, s.R, s.S * s.H}));
-    if (s.has_c) outputs.push_back(empty({s.D, s.R, s.H}));
+    const auto real = x.options().dtype(x.scalar_type() == at::kBFloat16 ? at::kFloat : x.scalar_type());
+    outputs.push_back(at::empty_symint({s.D, s.R, s.S * s.H}, real));
+    if (s.has_c) outputs.push_back(at::empty_symint({s.D, s.R, s.H}, real));
   }
   return outputs;
 }
@@ -154,7 +156,7 @@ class Arguments {
   const T* read(const Tensor& tensor) {
     if (!tensor.defined()) return nullptr;
     kept_.push_back(tensor.contiguous());
-    return kept_.back().const_data_ptr<T>();
+    return static_cast<const T*>(kept_.back().const_data_ptr());
   }
 
   Rows rows;
@@ -189,16 +191,19 @@ void fill_forward(ForwardParams<T>& p, Arguments& arguments, const Tensor& x, at
 
 template <class T>
 T* data(const Tensor& tensor) {
-  return tensor.defined() ? tensor.mutable_data_ptr<T>() : nullptr;
+  return tensor.defined() ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
 }
 
 // Calls f with a zero of the tensor's type.
 template <class F>
 void with_dtype(const Tensor& x, const F& f) {
-  if (x.scalar_type() == at::kFloat) {
-    f(0.0f);
-  } else {
-    f(0.0);
+  switch (x.scalar_type()) {
+    case at::kFloat:
+      return f(float{});
+    case at::kDouble:
+      return f(double{});
+    default:  // check_shape lets no others pass
+      return f(bf16{});
   }
 }
 
@@ -225,15 +230,11 @@ variable_list layer_forward(const Tensor& x, const optional<Tensor>& batch_sizes
       if (!s.step) p.hn = data<T>(outputs[i++]);
       if (s.has_c) p.cn = data<T>(outputs[i++]);
       if (save) {
-        if (s.S > 0) p.s = data<T>(outputs[i]);
+        if (s.S > 0) p.s = data<Real<T>>(outputs[i]);
         ++i;
-        if (s.has_c) p.c = data<T>(outputs[i++]);
+        if (s.has_c) p.c = data<Real<T>>(outputs[i++]);
       }
-      if constexpr (std::is_same_v<T, float>) {
-        cell.forward_float(p);
-      } else {
-        cell.forward_double(p);
-      }
+      cell.of<T>().forward(p);
     });
   }
   return outputs;
@@ -284,8 +285,8 @@ variable_list layer_backward(const c10::List<optional<Tensor>>& grads, const Ten
       BackwardParams<T> p{};
       fill_forward(p, arguments, x, hx, weights, s);
       p.y = const_cast<T*>(arguments.read<T>(y.value_or(Tensor())));
-      if (s.S > 0) p.s = const_cast<T*>(arguments.read<T>(saved[0]));
-      if (s.has_c) p.c = const_cast<T*>(arguments.read<T>(saved[1]));
+      if (s.S > 0) p.s = const_cast<Real<T>*>(arguments.read<Real<T>>(saved[0]));
+      if (s.has_c) p.c = const_cast<Real<T>*>(arguments.read<Real<T>>(saved[1]));
       p.dy = arguments.read<T>(grad(0));
       if (!s.step) p.dhn = arguments.read<T>(grad(1));
       if (s.has_c) p.dcn = arguments.read<T>(grad(h_grad + 1));
@@ -299,11 +300,7 @@ variable_list layer_backward(const c10::List<optional<Tensor>>& grads, const Ten
         p.dweights[d] = {data<T>(w[0]), data<T>(w[1]), bias ? data<T>(w[2]) : nullptr,
                          bias ? data<T>(w[3]) : nullptr, s.projected ? data<T>(w[each - 1]) : nullptr};
       }
-      if constexpr (std::is_same_v<T, float>) {
-        cell.backward_float(p);
-      } else {
-        cell.backward_double(p);
-      }
+      cell.of<T>().backward(p);
     });
   }
   return result;

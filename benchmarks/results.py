@@ -1,0 +1,102 @@
+"""What a run found, read from its JSON: the times of each problem and what they mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from statistics import geometric_mean
+
+import numpy as np
+
+from .limits import Limits
+from .peers import AGAIN, COMPILED, FASTRNN, ONNXRUNTIME, TORCH
+from .problems import Problem
+
+PEERS_OF_FASTRNN = (TORCH, ONNXRUNTIME, COMPILED)
+NOISE = 0.97  # a ratio between this and its inverse may be noise
+
+
+@dataclass
+class Row:
+    """The times of one problem; a peer that did not run has none.
+
+    Attributes:
+        median, quietest: seconds, by peer; quietest is the mean of the quietest third
+        spread: interquartile range / median, by peer
+        refusals: why a peer did not run, by peer
+        limit: seconds that the machine needs at least
+    """
+
+    problem: Problem
+    limit: float
+    median: dict[str, float] = field(default_factory=dict)
+    quietest: dict[str, float] = field(default_factory=dict)
+    spread: dict[str, float] = field(default_factory=dict)
+    refusals: dict[str, str] = field(default_factory=dict)
+
+    def ratio(self, peer: str, to: str = FASTRNN) -> float | None:
+        """How many times as fast `to` is as `peer`; None where one of them did not run."""
+        if peer in self.median and to in self.median:
+            return self.median[peer] / self.median[to]
+        return None
+
+    @property
+    def best_ratio(self) -> float | None:
+        """To the fastest of the peers."""
+        ratios = [ratio for peer in PEERS_OF_FASTRNN if (ratio := self.ratio(peer))]
+        return min(ratios, default=None)
+
+    @property
+    def aa(self) -> float | None:
+        return self.ratio(TORCH, to=AGAIN)
+
+    @property
+    def of_limit(self) -> float | None:
+        return self.limit / self.median[FASTRNN] if FASTRNN in self.median else None
+
+
+def read_limits(data: dict) -> dict[int, Limits]:
+    """By the number of threads."""
+    return {int(threads): Limits(**fields) for threads, fields in data["limits"].items()}
+
+
+def read_rows(data: dict) -> list[Row]:
+    limits, cores = read_limits(data), data["machine_info"]["cores"]
+    rows: dict[Problem, Row] = {}
+
+    def row_of(fields: dict) -> Row:
+        problem = Problem.from_json(fields)
+        if problem not in rows:
+            rows[problem] = Row(problem, limits[min(problem.threads, cores)].seconds(problem))
+        return rows[problem]
+
+    for benchmark in data["benchmarks"]:
+        info, stats = benchmark["extra_info"], benchmark["stats"]
+        row, peer = row_of(info["problem"]), info["peer"]
+        row.median[peer] = stats["median"]
+        row.quietest[peer] = info["quietest"]
+        row.spread[peer] = stats["iqr"] / stats["median"]
+    for refusal in data["refusals"]:
+        row_of(refusal["problem"]).refusals[refusal["peer"]] = refusal["reason"]
+    return list(rows.values())
+
+
+def means(values: list[float | None]) -> tuple[float, float] | None:
+    """The geometric mean and the smallest of what there is."""
+    present = [value for value in values if value is not None]
+    return (geometric_mean(present), min(present)) if present else None
+
+
+@dataclass(frozen=True)
+class Line:
+    """`seconds = start + slope * T`, fitted; `error` is the largest relative distance of a point to it."""
+
+    start: float
+    slope: float
+    error: float
+
+
+def fit_line(points: list[tuple[float, float]]) -> Line:
+    """Through `(T, seconds)`, by least squares of the relative distances, so that short times count too."""
+    T, seconds = np.array(sorted(points)).T
+    slope, start = np.polyfit(T, seconds, 1, w=1 / seconds)
+    return Line(start, slope, np.abs((start + slope * T) / seconds - 1).max())

@@ -1,0 +1,273 @@
+"""`python -m benchmarks`: problems, peers, limits, reports. No test depends on how long anything takes."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import run_python
+
+from benchmarks import onnx_peer, peers
+from benchmarks.limits import Limits, count_cpus, measure_limits
+from benchmarks.peers import AGAIN, COMPILED, FASTRNN, ONNXRUNTIME, PEERS, TORCH, find_missing, make_calls
+from benchmarks.problems import CELLS, DEFAULT_CELLS, MODES, Problem, Shape, select, sentence_lengths
+from benchmarks.report import describe_noise, markdown, tables, write_report
+from benchmarks.results import fit_line, read_rows
+from benchmarks.timing import interleave, quietest_third
+
+SMALL = Shape(3, 2, 5, 4)
+GIVEN = {"threads": 2, "device": "cpu"}
+LIMITS = Limits(
+    gemm={"float32": 1e9, "float64": 5e8, "bfloat16": 2e9},
+    capacity={"L1": 1000, "L2": 10_000},
+    bandwidth={"L1": 1e9, "L2": 1e8, "memory": 1e7},
+)
+TIMES = {TORCH: 4.0, ONNXRUNTIME: 3.0, FASTRNN: 2.0, AGAIN: 4.0}  # seconds
+
+
+def problem(**fields) -> Problem:
+    return Problem(**{"mode": "forward", "cell": "lstm", "shape": SMALL, "threads": 2, **fields})
+
+
+def data(problems, times=lambda problem: TIMES) -> dict:
+    """The JSON of a run that found `times(problem)`; who has no time there has refused."""
+    timed = [(p, peer, seconds) for p in problems for peer, seconds in times(p).items()]
+    refused = [(p, peer) for p in problems for peer in TIMES if peer not in times(p)]
+    result = {
+        "datetime": "2026-01-02T03:04:05",
+        "machine_info": {
+            "cpu": "Some CPU",
+            "cores": 2,
+            "threads": 2,
+            "torch": "2.0",
+            "torch_isa": "AVX2",
+            "onnxruntime": "1.0",
+            "fastrnn": {"fastrnn": "0.1", "CPU ISA chosen": "avx2"},
+            "python_version": "3.10",
+        },
+        "limits": {n: LIMITS.to_json() for n in (1, 2)},
+        "memory": [{"problem": problem(training=True).to_json(), "bytes": {TORCH: 2**21, FASTRNN: 2**20}}],
+        "missing": {COMPILED: "no compiler"},
+        "refusals": [
+            {"problem": p.to_json(), "peer": peer, "reason": f"{peer} cannot"} for p, peer in refused
+        ],
+        "benchmarks": [
+            {
+                "extra_info": {"problem": p.to_json(), "peer": peer, "quietest": 0.9 * seconds},
+                "stats": {"median": seconds, "iqr": 0.1 * seconds},
+            }
+            for p, peer, seconds in timed
+        ],
+    }
+    return json.loads(json.dumps(result))
+
+
+def table(found: dict, title: str):
+    (result,) = [t for t in tables(found) if title in t.title]
+    return result
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_problems(quick):
+    problems = select(DEFAULT_CELLS, None, MODES, quick, **GIVEN)
+    assert len({p.name for p in problems}) == len(problems)
+    assert {p.mode for p in problems} == {name for name in MODES if not quick or MODES[name].quick}
+    assert [Problem.from_json(json.loads(json.dumps(p.to_json()))) for p in problems] == problems
+
+
+def test_chosen_shapes():
+    """They replace each mode's own; streaming takes them with T = 1, once each."""
+    chosen = [SMALL, SMALL._replace(T=9)]
+    problems = select(["gru"], chosen, ["forward", "streaming"], False, **GIVEN)
+    assert [(p.mode, p.module, p.shape.T) for p in problems] == [
+        ("forward", "layer", 3),
+        ("forward", "layer", 9),
+        ("streaming", "layer", 1),
+        ("streaming", "cell", 1),
+    ]
+
+
+def test_sentence_lengths():
+    lengths = sentence_lengths(64, 30)
+    assert len(lengths) == 64 and lengths == sentence_lengths(64, 30)
+    assert list(lengths) == sorted(lengths, reverse=True)
+    assert lengths[0] == 30 and lengths[-1] >= 1 and len(set(lengths)) > 10
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_peers_agree(cell, monkeypatch):
+    """In every mode: those that support a problem compute the same; `make_calls` raises where they do not."""
+    monkeypatch.delitem(PEERS, COMPILED)
+    for p in select([cell], [SMALL], MODES, False, **GIVEN):
+        calls, refusals = make_calls(p, {})
+        assert {TORCH, AGAIN} <= set(calls)
+        assert set(calls) | set(refusals) == set(PEERS)
+        inference = not p.training and p.module == "layer" and p.dtype == "float32"
+        assert (ONNXRUNTIME in calls) == inference, refusals
+
+
+def test_compiled_refuses_what_would_compile_for_long():
+    _, refusals = make_calls(problem(shape=SMALL._replace(T=29)), {ONNXRUNTIME: ""})
+    assert "28 steps" in refusals[COMPILED]
+
+
+def test_wrong_peer_is_found(monkeypatch):
+    monkeypatch.setitem(PEERS, FASTRNN, lambda setup: lambda: torch.zeros(3, 2, 4))
+    with pytest.raises(RuntimeError, match="fastrnn differs from torch.nn"):
+        make_calls(problem(), {COMPILED: ""})
+
+
+def test_missing_peers_have_reasons(monkeypatch):
+    def broken(function):
+        raise RuntimeError("no compiler\nand more")
+
+    monkeypatch.setattr(onnx_peer, "MISSING", "No module named 'onnx'")
+    monkeypatch.setattr(torch, "compile", broken)
+    assert find_missing(quick=False) == {ONNXRUNTIME: "No module named 'onnx'", COMPILED: "no compiler"}
+    assert "--quick" in find_missing(quick=True)[COMPILED]
+    calls, refusals = make_calls(problem(), peers.find_missing(quick=True))
+    assert not {ONNXRUNTIME, COMPILED} & {*calls, *refusals}
+
+
+def test_interleave():
+    """Every peer gets at least so many samples; short calls are timed several at once."""
+    counts = dict.fromkeys("ab", 0)
+
+    def call(name):
+        counts[name] += 1
+
+    calls = {name: lambda name=name: call(name) for name in counts}
+    samples = interleave(calls, lambda: None, seconds=0.0, min_rounds=2)
+    assert all(len(samples[name]) >= 2 and counts[name] > len(samples[name]) for name in counts)
+    assert quietest_third([9.0, 1.0, 3.0, 8.0, 7.0]) == 2.0
+
+
+def test_level():
+    assert [LIMITS.level(n) for n in (1000, 1001, 10_001)] == ["L1", "L2", "memory"]
+
+
+def test_limit():
+    """x-GEMM flops / peak + max(recurrent flops / peak, T * bytes(W_hh) / bandwidth of its level)."""
+    x, recurrent, T = 2 * 6 * 16 * 5 / 1e9, 2 * 6 * 16 * 4 / 1e9, 3
+    streamed = T * (4 * 16 * 4) / 1e9
+    assert LIMITS.seconds(problem()) == pytest.approx(x + max(recurrent, streamed))
+    # At B = 1 with weights in memory, reading them takes longest.
+    large = problem(shape=Shape(3, 1, 5, 100))
+    streamed = T * (4 * 400 * 100) / 1e7
+    assert LIMITS.seconds(large) == pytest.approx(2 * 3 * 400 * 5 / 1e9 + streamed)
+    recurrent = 2 * 3 * 400 * 100 / 1e9
+    training = 3 * 2 * 3 * 400 * 5 / 1e9 + 2 * streamed + recurrent
+    assert LIMITS.seconds(replace(large, training=True)) == pytest.approx(training)
+
+
+def test_limit_of_layers_directions_and_lengths():
+    assert problem(layers=2, directions=2).input_sizes == [5, 8]
+    packed = problem(lengths=(3, 1))
+    assert (packed.rows, packed.steps) == (4, 3)
+    one, both = LIMITS.seconds(problem()), LIMITS.seconds(problem(directions=2))
+    assert both == pytest.approx(2 * one)
+
+
+def test_best_of_two_measurements():
+    other = replace(LIMITS, gemm={**LIMITS.gemm, "float32": 2e9})
+    assert LIMITS.best(other) == other == other.best(LIMITS)
+
+
+def test_measured_limits(monkeypatch):
+    monkeypatch.setattr("benchmarks.limits.GEMM_SIZES", (32, 64))
+    monkeypatch.setattr("benchmarks.limits.cache_sizes", lambda threads: {"L1": 2**15, "L2": 2**18})
+    threads = torch.get_num_threads()
+    (limits,) = measure_limits([problem(threads=1), problem(threads=1, dtype="float64")]).values()
+    assert torch.get_num_threads() == threads
+    assert set(limits.gemm) == {"float32", "float64"}
+    assert list(limits.bandwidth) == ["L1", "L2", "memory"]
+    assert min(*limits.gemm.values(), *limits.bandwidth.values()) > 0
+
+
+def test_count_cpus():
+    assert [count_cpus(text) for text in ("0", "0-3", "0-1,8-11")] == [1, 4, 6]
+
+
+def test_row():
+    (row,) = read_rows(data([problem()]))
+    assert (row.ratio(TORCH), row.ratio(ONNXRUNTIME), row.ratio(COMPILED)) == (2.0, 1.5, None)
+    assert (row.best_ratio, row.aa) == (1.5, 1.0)
+    assert row.of_limit == LIMITS.seconds(problem()) / 2.0
+
+
+def test_fit_line():
+    line = fit_line([(T, 5.0 + 2 * T) for T in (1, 10, 100)])
+    assert (line.start, line.slope) == (pytest.approx(5.0), pytest.approx(2.0)) and line.error < 1e-9
+    assert fit_line([(1, 1.0), (2, 2.0), (3, 4.0)]).error > 0.05
+
+
+def test_summary():
+    """Geometric mean and worst, beside each peer that ran and beside the best."""
+    found = data(
+        [problem(), problem(shape=SMALL._replace(T=4))],
+        times=lambda p: {**TIMES, TORCH: 4.0 if p.shape.T == 3 else 16.0},
+    )
+    (line,) = table(found, "each peer").rows
+    assert line[:3] == ["forward", "lstm", "2"]
+    assert line[3:9] == pytest.approx([4.0, 2.0, 1.5, 1.5, 1.5, 1.5])
+
+
+def test_tables_of_scaling():
+    """A time of 1 + T, half of it with two threads; a bidirectional layer takes as long as one direction."""
+
+    def times(p: Problem):
+        return {peer: (1.0 + p.shape.T) / min(p.threads, 2) for peer in TIMES}
+
+    modes = ["forward", "bidirectional", "scaling-T", "oversubscribed"]
+    shapes = [SMALL._replace(T=T) for T in (10, 20, 40)]
+    found = data(select(["lstm"], shapes, modes, False, **GIVEN), times)
+    fits = table(found, "line in T").rows
+    assert {line[1] for line in fits} == {"1", "2"}
+    assert all(line[-1] == "0%" for line in fits)
+    assert {v for line in table(found, "Speed-up").rows for v in line[1:]} == {2.0}
+    assert {v for line in table(found, "Bidirectional").rows for v in line[1:] if v} == {2.0}
+
+
+def test_report_says_who_is_missing_and_who_refused(tmp_path):
+    found = data([problem(dtype="bfloat16", mode="bfloat16")], times=lambda p: {TORCH: 4.0, AGAIN: 4.0})
+    text = markdown(found, [])
+    assert "Missing: torch.compile: no compiler" in text
+    assert "Not supported: fastrnn: fastrnn cannot" in text
+    (line,) = table(found, "bfloat16 forward").rows
+    assert "not supported" in line
+
+
+def test_noise_is_named():
+    assert "trust" not in describe_noise(data([problem()]))
+    noisy = data([problem()], times=lambda p: {**TIMES, AGAIN: 3.8})
+    assert "too far from 1" in describe_noise(noisy)
+
+
+def test_report_files(tmp_path):
+    found = data(select(["lstm", "gru"], None, ["forward", "training", "scaling-T"], True, **GIVEN))
+    report, *plots = write_report(found, tmp_path / "run.json", tmp_path / "plots")
+    assert [plot.name for plot in plots] == ["run-ratio.png", "run-limit.png", "run-scaling.png"]
+    assert all(plot.read_bytes().startswith(b"\x89PNG") for plot in plots)
+    assert "](plots/run-ratio.png)" in report.read_text()
+
+
+@pytest.mark.parametrize(
+    "option, value, words",
+    [
+        ("--threads", "0", "positive"),
+        ("--shapes", "1,2,3", "T,B,I,H"),
+        ("--modes", "sideways", "sideways"),
+        pytest.param(
+            "--device",
+            "cuda",
+            "no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
+    ],
+)
+def test_wrong_arguments(option, value, words):
+    """One line names the argument."""
+    done = run_python("-m", "benchmarks", option, value)
+    assert done.returncode == 2
+    message = done.stderr.strip().splitlines()[-1]
+    assert option in message and words in message, message

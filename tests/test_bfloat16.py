@@ -1,0 +1,148 @@
+"""bfloat16 layers and cells: right, no less accurate than torch.nn's, NaN goes through.
+
+Weights, inputs and outputs are bfloat16; sums, activations and states are float32. So what is rounded on the
+way is the hidden state once a step and the gates' gradients once a step, and errors are a few roundings, not
+one for each addition. They are measured against the float64 reference, given the same bfloat16 numbers.
+"""
+
+import functools
+
+import pytest
+import torch
+from cases import EVERY_CELL, FORMS, Case, cover_pairs
+from test_numerics import measure
+from tolerance import kind, unit_roundoff
+
+import fastrnn
+
+pytestmark = [
+    pytest.mark.usefixtures("isa"),
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),  # of torch.nn
+]
+
+BF16 = torch.bfloat16
+U = unit_roundoff(BF16)
+SIZES = (1, 7, 16, 33, 150, 257)
+
+
+def layer_cases():
+    rows = cover_pairs(
+        H=SIZES,
+        I=SIZES,
+        form=FORMS,
+        B=(3, 17, 1, 0),
+        T=(20, 2, 1),
+        L=(1, 2),
+        bidirectional=(False, True),
+        bias=(True, False),
+        hx=(True, False),
+        project=(False, True),
+    )
+    for cell in EVERY_CELL:
+        for row in rows:
+            row = dict(row)
+            project = row.pop("project") and cell == "lstm" and row["H"] > 1
+            if row["B"] == 0 and row["form"] in ("packed", "unsorted"):
+                row["form"] = "batch_first"
+            yield Case(cell, P=project and (row["H"] + 1) // 2, dtype=BF16, **row)
+        # Enough work for two threads, shared by batch and by units.
+        yield Case(cell, T=12, B=49, I=33, H=150, P=7 if cell == "lstm" else 0, dtype=BF16)
+        yield Case(cell, T=12, B=5, I=257, H=257, bidirectional=True, dtype=BF16)
+
+
+@functools.cache
+def truth(case):
+    return case.solve_exactly()
+
+
+@pytest.mark.parametrize("case", list(dict.fromkeys(layer_cases())), ids=str)
+def test_layer(case):
+    """Relative errors, root mean square, of a few roundings. Where sums of few numbers cancel (H = 1) they are
+    relative to the largest result of the same kind. Relu's derivative jumps where a sum is near zero, which a
+    rounding can move to either side: its gradients get more room."""
+    result, expected = case.solve(fastrnn), truth(case)
+    assert result.keys() == expected.keys()
+    complaints = []
+    for name, want in expected.items():
+        got = result[name]
+        if want is None or want.numel() == 0:
+            assert (got is None) == (want is None) and (got is None or got.shape == want.shape)
+            continue
+        assert got.dtype == BF16, name
+        room = 60 if case.cell == "rnn_relu" and name.startswith("d") else 6
+        rms = want.square().mean().sqrt().item()
+        if case.H == 1:
+            rms = max(t.abs().max().item() for n, t in expected.items() if kind(n) == kind(name) and t is not None)
+        error = (got.double() - want).square().mean().sqrt().item()
+        if not error <= room * U * rms:
+            complaints.append(f"{name}: error {error / max(rms, 1e-30) / U:.2f} u, allowed {room} u")
+    assert not complaints, f"{case}\n" + "\n".join(complaints)
+
+
+ACCURACY_CASES = [
+    Case(cell, dtype=BF16, **sizes)
+    for cell in ("lstm", "gru", "rnn_tanh")
+    for sizes in (
+        dict(T=50, B=1, I=64, H=64),
+        dict(T=20, B=17, I=33, H=150),
+        dict(T=8, B=3, I=16, H=257, form="unsorted"),
+        dict(T=10, B=5, I=33, H=33, L=2, bidirectional=True),
+        dict(T=20, B=64, I=16, H=32),
+    )
+]
+SEEDS = range(4)
+
+
+@functools.cache
+def solved_by_torch(case):
+    return case.solve(torch.nn)
+
+
+@pytest.mark.parametrize("case", ACCURACY_CASES, ids=str)
+def test_error_at_most_that_of_torch(case):
+    """Root mean square over seeds and results of a kind. A result rounded correctly has u of its size, which is
+    allowed on top of torch.nn's error: torch.nn can be that lucky too."""
+    cases = [case.but(seed=seed) for seed in SEEDS]
+    ours, theirs = [c.solve(fastrnn) for c in cases], [solved_by_torch(c) for c in cases]
+    truths = [truth(c) for c in cases]
+    complaints = []
+    for name in truths[0]:
+        our, _, size, _ = measure(ours, truths, name)
+        their, _, _, _ = measure(theirs, truths, name)
+        if not our <= their + 0.25 * U * size:
+            complaints.append(f"{name}: {our / size / U:.2f} u, torch.nn {their / size / U:.2f} u")
+    assert not complaints, f"{case}\n" + "\n".join(complaints)
+
+
+@pytest.mark.parametrize("place", ["x", "h_0", "weight_ih_l0"])
+@pytest.mark.parametrize("cell", EVERY_CELL)
+def test_nan_goes_through(cell, place):
+    """NaN in the very places where float32 has it; an odd input size, so that pairs have a tail."""
+    case = Case(cell, T=4, B=3, I=7, H=33, dtype=BF16)
+    layer, call, x, hx = case.prepare(fastrnn)
+    with torch.no_grad():
+        {"x": x, "h_0": hx[0], "weight_ih_l0": layer.weight_ih_l0}[place].view(-1)[-1] = float("nan")
+        got = call(x, hx)
+        want = call_in_float32(case, layer, x, hx)
+    for result, expected in zip(got, want, strict=True):
+        assert torch.equal(result.isnan(), expected.isnan())
+        assert expected.isnan().any()
+
+
+def call_in_float32(case, layer, x, hx):
+    wide = case.but(dtype=torch.float32).build(fastrnn)
+    wide.load_state_dict(layer.state_dict())
+    return case.call(wide)(x.float(), [h.float() for h in hx])
+
+
+@pytest.mark.parametrize("cell", EVERY_CELL)
+def test_cell(cell):
+    case = Case(cell, T=1, B=5, I=33, H=65, dtype=BF16)
+    module, call, x, hx = case.prepare_step(fastrnn)
+    got = call(x, hx)
+    with torch.no_grad():
+        weights = [w.double() for w in (module.weight_ih, module.weight_hh, module.bias_ih, module.bias_hh)]
+        want = case.row.step(x.double(), tuple(h.double() for h in hx), *weights)
+    for result, expected in zip(got[1:], want, strict=True):
+        assert result.dtype == BF16
+        assert (result.double() - expected).norm() <= 2 * U * expected.norm()
