@@ -330,8 +330,8 @@ def _list_states(cell, hx):
             return [hx]
         expected = "Tensor"
     else:
-        is_tuple = isinstance(hx, (tuple, list)) and len(hx) == len(names)
-        if is_tuple and all(isinstance(h, Tensor) for h in hx):
+        is_pair = isinstance(hx, (tuple, list)) and len(hx) == 2
+        if is_pair and isinstance(hx[0], Tensor) and isinstance(hx[1], Tensor):
             return hx
         expected = f"tuple ({', '.join(names)}) of {len(names)} Tensors"
     raise KindError(f"{cell}: hx: expected {expected}, got {_kind(hx)}")

@@ -111,7 +111,7 @@ def test_opcheck_layer_backward(case):
     gradients = [torch.ones_like(r) for r in results[:n]]
     wanted = [True] * (1 + len(hx) + len(weights))
     for g, w in ((gradients, wanted), ([gradients[0]] + [None] * (n - 1), [False, *wanted[1:]])):
-        opcheck(layer_backward, (g, x, batch_sizes, hx, weights, *rest, results[0], results[n:], w))
+        opcheck(layer_backward, (g, x, batch_sizes, hx, weights, *rest, results[n:], w))
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -2,7 +2,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/ops/clone.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <c10/util/irange.h>
@@ -12,6 +11,8 @@
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/library.h>
+
+#include <cstring>
 
 #include "cpu/dispatch.h"
 
@@ -37,11 +38,11 @@ const cpu::CellKernels& find_cell(const std::string& name) {
   }
 }
 
-void check_tensor(const Tensor& tensor, const char* name, at::SymIntArrayRef expected, const Tensor& x) {
-  TORCH_CHECK(tensor.sym_sizes() == expected, name, ": expected size ", expected, ", got ",
-              tensor.sym_sizes());
-  TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), name, ": expected dtype ", x.scalar_type(),
-              " as the input's, got ", tensor.scalar_type());
+void check_tensor(const Tensor& tensor, const std::string& name, at::SymIntArrayRef size,
+                  at::ScalarType dtype, const Tensor& x) {
+  TORCH_CHECK(tensor.sym_sizes() == size, name, ": expected size ", size, ", got ", tensor.sym_sizes());
+  TORCH_CHECK(tensor.scalar_type() == dtype, name, ": expected dtype ", dtype, " for an input of ",
+              x.scalar_type(), ", got ", tensor.scalar_type());
   TORCH_CHECK(tensor.device() == x.device(), name, ": expected device ", x.device(), " as the input's, got ",
               tensor.device());
 }
@@ -51,6 +52,7 @@ struct Shape {
   SymInt T, B, R, I, H, P;
   int64_t D, S;
   bool step, has_c, projected;
+  bool needs_y;  // in the backward: the states before each step, or the result of a cell that saves nothing
 };
 
 Shape check_shape(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
@@ -89,40 +91,51 @@ Shape check_shape(const Tensor& x, const optional<Tensor>& batch_sizes, at::Tens
     s.B = x.sym_size(s.step || batch_first ? 0 : 1);
     s.R = s.T * s.B;
   }
+  s.needs_y = s.S == 0 || s.T > 1;
+  const auto check = [&](const Tensor& tensor, const char* name, at::SymIntArrayRef size) {
+    check_tensor(tensor, name, size, x.scalar_type(), x);
+  };
   const SymInt GH = cell.gates * s.H, D = s.D;
   for (const auto i : c10::irange(hx.size())) {
     const SymInt width = i == 0 ? s.P : s.H;
     const SymInt layered[] = {D, s.B, width}, single[] = {s.B, width};
-    check_tensor(hx[i], i == 0 ? "h_0" : "c_0",
-                 s.step ? at::SymIntArrayRef(single) : at::SymIntArrayRef(layered), x);
+    check(hx[i], i == 0 ? "h_0" : "c_0", s.step ? at::SymIntArrayRef(single) : at::SymIntArrayRef(layered));
   }
   for (const auto d : c10::irange(layout.D)) {
     const at::TensorList w = weights.slice(d * layout.each, layout.each);
-    check_tensor(w[0], "W_ih", {GH, s.I}, x);
-    check_tensor(w[1], "W_hh", {GH, s.P}, x);
+    check(w[0], "W_ih", {GH, s.I});
+    check(w[1], "W_hh", {GH, s.P});
     if (layout.bias()) {
-      check_tensor(w[2], "b_ih", {GH}, x);
-      check_tensor(w[3], "b_hh", {GH}, x);
+      check(w[2], "b_ih", {GH});
+      check(w[3], "b_hh", {GH});
     }
-    if (layout.projected()) check_tensor(w[layout.each - 1], "W_hr", {s.P, s.H}, x);
+    if (layout.projected()) check(w[layout.each - 1], "W_hr", {s.P, s.H});
   }
   return s;
 }
 
-// [y, h_n(, c_n)][, s(, c)]
-variable_list empty_outputs(const Tensor& x, const Shape& s, bool save) {
-  const auto empty = [&](at::SymIntArrayRef size) { return at::empty_symint(size, x.options()); };
-  std::vector<SymInt> y_size = x.sym_sizes().vec();
-  y_size.back() = s.D * s.P;
-  variable_list outputs{empty(y_size)};
-  if (!s.step) outputs.push_back(empty({s.D, s.B, s.P}));
-  if (s.has_c) outputs.push_back(s.step ? empty({s.B, s.H}) : empty({s.D, s.B, s.H}));
-  if (save) {
-    const auto real = x.options().dtype(x.scalar_type() == at::kBFloat16 ? at::kFloat : x.scalar_type());
-    outputs.push_back(at::empty_symint({s.D, s.R, s.S * s.H}, real));
-    if (s.has_c) outputs.push_back(at::empty_symint({s.D, s.R, s.H}, real));
-  }
-  return outputs;
+c10::SymDimVector y_size(const Tensor& x, const Shape& s) {
+  c10::SymDimVector size(x.sym_sizes());
+  size.back() = s.D * s.P;
+  return size;
+}
+
+// Calls f(name, size, dtype) for each result of a forward.
+template <class F>
+void for_each_result(const Tensor& x, const Shape& s, const F& f) {
+  const SymInt h_n[] = {s.D, s.B, s.P}, c_n[] = {s.D, s.B, s.H};
+  f("y", y_size(x, s), x.scalar_type());
+  if (!s.step) f("h_n", h_n, x.scalar_type());
+  if (s.has_c) f("c_n", at::SymIntArrayRef(c_n).slice(s.step ? 1 : 0), x.scalar_type());
+}
+
+// The same for what a backward needs of a forward beside y.
+template <class F>
+void for_each_activation(const Tensor& x, const Shape& s, const F& f) {
+  const auto real = x.scalar_type() == at::kBFloat16 ? at::kFloat : x.scalar_type();
+  const SymInt activations[] = {s.D, s.R, s.S * s.H}, c[] = {s.D, s.R, s.H};
+  if (s.S > 0) f("s", activations, real);
+  if (s.has_c) f("c", c, real);
 }
 
 // Holds what the pointers in a parameter struct point to.
@@ -155,6 +168,7 @@ class Arguments {
   template <class T>
   const T* read(const Tensor& tensor) {
     if (!tensor.defined()) return nullptr;
+    if (tensor.is_contiguous()) return static_cast<const T*>(tensor.const_data_ptr());
     kept_.push_back(tensor.contiguous());
     return static_cast<const T*>(kept_.back().const_data_ptr());
   }
@@ -207,13 +221,33 @@ void with_dtype(const Tensor& x, const F& f) {
   }
 }
 
+// Tensor.copy_ would cost more than a small step.
+void copy_contiguous(const Tensor& from, const Tensor& to) {
+  constexpr int64_t kBytesPerThread = 1 << 18;
+  const char* source = static_cast<const char*>(from.const_data_ptr());
+  char* target = static_cast<char*>(to.mutable_data_ptr());
+  at::parallel_for(0, static_cast<int64_t>(from.nbytes()), kBytesPerThread, [&](int64_t begin, int64_t end) {
+    std::memcpy(target + begin, source + begin, end - begin);
+  });
+}
+
 template <bool compute>
 variable_list layer_forward(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
                             at::TensorList weights, const std::string& cell_name, bool bidirectional,
                             bool batch_first, bool save) {
   const cpu::CellKernels& cell = find_cell(cell_name);
   const Shape s = check_shape(x, batch_sizes, hx, weights, cell, bidirectional, batch_first);
-  variable_list outputs = empty_outputs(x, s, save);
+  variable_list outputs;
+  outputs.reserve(6);
+  const auto allocate = [&](const char*, at::SymIntArrayRef size, at::ScalarType dtype) {
+    outputs.push_back(at::empty_symint(size, x.options().dtype(dtype)));
+  };
+  for_each_result(x, s, allocate);
+  if (save) for_each_activation(x, s, allocate);
+  // A layer saves a copy of y, so that its result may be written to (`y += x`), as torch.nn's may. A step saves
+  // its result itself.
+  const bool copies_y = save && s.needs_y && !s.step;
+  if (copies_y) allocate("y", y_size(x, s), x.scalar_type());
   if constexpr (compute) {
     if (x.numel() == 0) {  // no rows: the states stay as they are
       for (const auto i : c10::irange(hx.size())) outputs[s.step ? i : i + 1].copy_(hx[i]);
@@ -229,13 +263,11 @@ variable_list layer_forward(const Tensor& x, const optional<Tensor>& batch_sizes
       p.y = data<T>(outputs[i++]);
       if (!s.step) p.hn = data<T>(outputs[i++]);
       if (s.has_c) p.cn = data<T>(outputs[i++]);
-      if (save) {
-        if (s.S > 0) p.s = data<Real<T>>(outputs[i]);
-        ++i;
-        if (s.has_c) p.c = data<Real<T>>(outputs[i++]);
-      }
+      if (save && s.S > 0) p.s = data<Real<T>>(outputs[i++]);
+      if (save && s.has_c) p.c = data<Real<T>>(outputs[i++]);
       cell.of<T>().forward(p);
     });
+    if (copies_y) copy_contiguous(outputs[0], outputs.back());
   }
   return outputs;
 }
@@ -246,14 +278,39 @@ variable_list layer(const Tensor& x, const optional<Tensor>& batch_sizes, at::Te
   return layer_forward<compute>(x, batch_sizes, hx, weights, cell, bidirectional, batch_first, false);
 }
 
-// Gradients of those of x, hx and weights, in this order, that `wanted` marks.
+void check_gradients(const c10::List<optional<Tensor>>& grads, const Tensor& x, const Shape& s) {
+  const size_t expected = 1 + !s.step + s.has_c;
+  TORCH_CHECK(grads.size() == expected, "grads: expected one or None for each of ", expected,
+              " result(s), got ", grads.size());
+  size_t i = 0;
+  for_each_result(x, s, [&](const char* name, at::SymIntArrayRef size, at::ScalarType dtype) {
+    const optional<Tensor> grad = grads.get(i++);
+    if (grad) check_tensor(*grad, std::string("d") + name, size, dtype, x);
+  });
+}
+
+void check_saved(at::TensorList saved, const Tensor& x, const Shape& s) {
+  const size_t expected = (s.S > 0) + s.has_c + s.needs_y;
+  TORCH_CHECK(saved.size() == expected, "saved: expected ", expected, " tensor(s), got ", saved.size());
+  size_t i = 0;
+  const auto check = [&](const char* name, at::SymIntArrayRef size, at::ScalarType dtype) {
+    check_tensor(saved[i++], std::string("saved ") + name, size, dtype, x);
+  };
+  for_each_activation(x, s, check);
+  if (s.needs_y) check("y", y_size(x, s), x.scalar_type());
+}
+
+// Gradients of those of x, hx and weights, in this order, that `wanted` marks. saved: what layer_forward
+// returned after the results; for a step of a cell that saves nothing else, y.
 template <bool compute>
 variable_list layer_backward(const c10::List<optional<Tensor>>& grads, const Tensor& x,
                              const optional<Tensor>& batch_sizes, at::TensorList hx, at::TensorList weights,
                              const std::string& cell_name, bool bidirectional, bool batch_first,
-                             const optional<Tensor>& y, at::TensorList saved, c10::List<bool> wanted) {
+                             at::TensorList saved, c10::List<bool> wanted) {
   const cpu::CellKernels& cell = find_cell(cell_name);
   const Shape s = check_shape(x, batch_sizes, hx, weights, cell, bidirectional, batch_first);
+  check_gradients(grads, x, s);
+  check_saved(saved, x, s);
   std::vector<Tensor> inputs{x};
   inputs.insert(inputs.end(), hx.begin(), hx.end());
   inputs.insert(inputs.end(), weights.begin(), weights.end());
@@ -284,9 +341,10 @@ variable_list layer_backward(const c10::List<optional<Tensor>>& grads, const Ten
       Arguments arguments(x, batch_sizes, s, batch_first);
       BackwardParams<T> p{};
       fill_forward(p, arguments, x, hx, weights, s);
-      p.y = const_cast<T*>(arguments.read<T>(y.value_or(Tensor())));
-      if (s.S > 0) p.s = const_cast<Real<T>*>(arguments.read<Real<T>>(saved[0]));
-      if (s.has_c) p.c = const_cast<Real<T>*>(arguments.read<Real<T>>(saved[1]));
+      size_t i = 0;
+      if (s.S > 0) p.s = const_cast<Real<T>*>(arguments.read<Real<T>>(saved[i++]));
+      if (s.has_c) p.c = const_cast<Real<T>*>(arguments.read<Real<T>>(saved[i++]));
+      if (s.needs_y) p.y = const_cast<T*>(arguments.read<T>(saved[i++]));
       p.dy = arguments.read<T>(grad(0));
       if (!s.step) p.dhn = arguments.read<T>(grad(1));
       if (s.has_c) p.dcn = arguments.read<T>(grad(h_grad + 1));
@@ -350,11 +408,8 @@ class LayerBackward : public Node {
     save(batch_sizes.value_or(Tensor()));
   }
 
-  // What the forward left for the backward: y, undefined if it is not needed, and s(, c).
-  void save_results(const Tensor& y, bool is_output, at::TensorList activations) {
-    save(y, is_output);
-    for (const Tensor& tensor : activations) save(tensor);
-  }
+  // After the arguments, what layer_backward takes as `saved`.
+  void save(const Tensor& tensor, bool is_output = false) { saved_.emplace_back(tensor, is_output); }
 
   std::string name() const override { return "fastrnn::LayerBackward"; }
 
@@ -406,14 +461,13 @@ class LayerBackward : public Node {
       found = torch::autograd::grad(used, needed, used_grads, /*retain_graph=*/true, /*create_graph=*/true,
                                     /*allow_unused=*/true);
     } else {
-      const Tensor& y = saved[count_ + 1];
       c10::List<optional<Tensor>> given;
       given.reserve(grads.size());
       for (const Tensor& grad : grads)
         given.push_back(grad.defined() ? optional<Tensor>(grad) : std::nullopt);
+      at::AutoDispatchBelowADInplaceOrView below_autograd;  // whose fallback would box the arguments
       found = backward_operator().call(given, inputs[0], batch_sizes, hx, weights, cell_, bidirectional_,
-                                       batch_first_, y.defined() ? optional<Tensor>(y) : std::nullopt,
-                                       all.slice(count_ + 2), wanted);
+                                       batch_first_, all.slice(count_ + 1), wanted);
     }
     variable_list result(count_);
     size_t next = 0;
@@ -424,12 +478,10 @@ class LayerBackward : public Node {
   }
 
  private:
-  void save(const Tensor& tensor, bool is_output = false) { saved_.emplace_back(tensor, is_output); }
-
   const size_t count_, states_;
   const std::string cell_;
   const bool bidirectional_, batch_first_, packed_;
-  std::vector<torch::autograd::SavedVariable> saved_;  // inputs, batch_sizes, y, s(, c)
+  std::vector<torch::autograd::SavedVariable> saved_;  // inputs, batch_sizes, `saved`
 };
 
 variable_list layer_autograd(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
@@ -452,17 +504,14 @@ variable_list layer_autograd(const Tensor& x, const optional<Tensor>& batch_size
       forward_operator().call(x, batch_sizes, hx, weights, cell, bidirectional, batch_first, save);
   if (!save) return outputs;
 
-  const cpu::CellKernels& kernels = find_cell(cell);
-  const size_t results = outputs.size() - (kernels.has_c ? 2 : 1);
   const auto node =
       make_node<LayerBackward>(inputs, hx.size(), batch_sizes, cell, bidirectional, batch_first);
-  // A layer saves a copy of y, so that its result may be written to (`y += x`), as torch.nn's may. A single
-  // step needs y only in a cell that saves nothing else.
   const bool step = x.dim() == 2 && !batch_sizes;
-  const bool saves_output = step && kernels.saved == 0;
-  const Tensor y = saves_output ? outputs[0] : step ? Tensor() : outputs[0].clone();
+  const cpu::CellKernels& kernels = find_cell(cell);
+  const size_t results = (step ? 1 : 2) + (kernels.has_c ? 1 : 0);
   for (const auto i : c10::irange(results)) torch::autograd::set_history(outputs[i], node);
-  node->save_results(y, saves_output, at::TensorList(outputs).slice(results));
+  for (const auto i : c10::irange(results, outputs.size())) node->save(outputs[i]);
+  if (step && kernels.saved == 0) node->save(outputs[0], /*is_output=*/true);
   outputs.resize(results);
   return outputs;
 }
@@ -485,7 +534,7 @@ TORCH_LIBRARY(fastrnn, m) {
   m.def(
       "layer_backward(Tensor?[] grads, Tensor x, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str "
       "cell, "
-      "bool bidirectional, bool batch_first, Tensor? y, Tensor[] saved, bool[] wanted) -> Tensor[]");
+      "bool bidirectional, bool batch_first, Tensor[] saved, bool[] wanted) -> Tensor[]");
 }
 
 TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
