@@ -1,4 +1,4 @@
-"""torch.autocast on the CPU: float32 is cast to bfloat16, float64 is left alone, gradients arrive in the dtype
+"""torch.autocast on the CPU: float32 is cast to bfloat16, float64 is not, gradients arrive in the dtype
 of the leaves.
 
 Every layer and cell gives its results in the dtype of the region, as torch.nn.LSTM does. What the other
@@ -133,7 +133,7 @@ def test_disabled_changes_nothing(cell, step):
 @each_cell
 def test_weights_are_cast_once(cell):
     """Each weight is saved once for the backward, however often the region calls the layer."""
-    layer, _, x, hx = Case(cell, T=1).prepare(fastrnn)
+    layer, _, x, hx = Case(cell, T=1, B=2, I=7, H=11).prepare(fastrnn)
     weights = [p.numel() for p in layer.parameters()]
     saved = []
 
