@@ -127,7 +127,7 @@ class Backward {
   }
   Panel panel(const Panels& of, int64_t i, int64_t K, const T* W, const Real<T>* packed) const {
     if constexpr (kGroup<T> == 1) {
-      if (in_place(of, i)) return {W + of.first_vector(i) * L, of.units};
+      if (in_place(of, i)) return {W + of.first(i), of.units};
     }
     return {packed + of.offset(i) * groups<T>(K), of.width(i)};
   }
@@ -191,7 +191,7 @@ class Backward {
         }
         for (int64_t b = b0; b < b1; ++b) {
           for (int j = 0; j < out_panels.u(i); ++j) {
-            const int64_t unit = (out_panels.first_vector(i) + j) * L;
+            const int64_t unit = out_panels.first(i) + j * L;
             const int64_t lanes = std::min<int64_t>(L, p.P - unit);
             V dh_b = load(dh + b * P_padded + unit);
             if (b < later.n) dh_b += load(block + (b - b0) * width + j * L);
@@ -225,7 +225,7 @@ class Backward {
                        unit_panels.nv(i), block, width, L, Store::set);
         for (int64_t b = b0; b < b1; ++b) {
           for (int j = 0; j < unit_panels.u(i); ++j) {
-            const int64_t unit = (unit_panels.first_vector(i) + j) * L;
+            const int64_t unit = unit_panels.first(i) + j * L;
             cell(chunk, t, b, unit, load(block + (b - b0) * width + j * L));
           }
         }
@@ -329,8 +329,7 @@ class Backward {
     for (int64_t i = 0; i < columns.count(); ++i) {
       pack_rows<T>(columns, i, K, [&](int64_t k) { return rows[k]; }, packed);
       multiply_panel(share.end - share.begin, K, A, kGroup<T>, a_k, packed, columns.width(i), columns.nv(i),
-                     dW + share.begin * N + columns.first_vector(i) * L, N, columns.last(i), store,
-                     kSummedRows);
+                     dW + share.begin * N + columns.first(i), N, columns.last(i), store, kSummedRows);
     }
   }
 
@@ -371,7 +370,7 @@ class Backward {
           const Range share = team.share(count);
           for (int64_t i = 0; i < input_panels.count(); ++i) {
             const Panel B = panel(input_panels, i, GH, w.W_ih, W_ih);
-            const int64_t width = input_panels.width(i), column = input_panels.first_vector(i) * L;
+            const int64_t width = input_panels.width(i), column = input_panels.first(i);
             for (int64_t k0 = share.begin; k0 < share.end; k0 += kRowBlock) {
               const int64_t k1 = std::min(k0 + kRowBlock, share.end);
               multiply_panel(k1 - k0, GH, dgx + (chunk_row + k0 * chunk_step) * GH, chunk_step * GH,

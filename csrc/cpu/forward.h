@@ -44,9 +44,10 @@ class Forward {
       W_hh = workspace.take<Real<T>>(width * groups<T>(p.P));
       if (projected) W_hr = workspace.take<Real<T>>(out_panels.padded_width() * groups<T>(p.H));
     }
-    b_ih = workspace.take<Real<T>>(width);
-    b_hh = workspace.take<Real<T>>(width);
-    gx = workspace.take<Real<T>>(chunk_steps * B * width);
+    // Vectors of units may be read from up to one vector past these.
+    b_ih = workspace.take<Real<T>>(width + L);
+    b_hh = workspace.take<Real<T>>(width + L);
+    gx = workspace.take<Real<T>>(chunk_steps * B * width + L);
     h[0] = workspace.take<T>(B * P_padded);
     h[1] = workspace.take<T>(B * P_padded);
     if (kRounded && !projected) h_real = workspace.take<Real<T>>(B * P_padded);
@@ -139,7 +140,7 @@ class Forward {
 
   // out: the next hidden state, or what the projection takes.
   void step(int64_t t, int64_t chunk_row, Range own, Range rows, const T* h_prev, T* out) {
-    alignas(64) Real<T> gh[kRowBlock * kTileVectors * L];
+    alignas(64) Real<T> gh[(kRowBlock * kTileVectors + 1) * L];
     for_each_panel(own, t, [&](int64_t i) {
       for (int64_t b0 = rows.begin; b0 < rows.end; b0 += kRowBlock) {
         const Range block{b0, std::min(b0 + kRowBlock, rows.end)};
@@ -154,8 +155,8 @@ class Forward {
   // Vector j of panel i. gx, gh: the panel's columns of the gates, from row `rows.begin` on.
   void cells(int64_t t, int64_t i, int j, Range rows, const Real<T>* gx, const Real<T>* gh, const T* h_prev,
              T* out) {
-    const int64_t unit = (panels.first_vector(i) + j) * L, n = std::min<int64_t>(L, p.H - unit);
-    const int64_t gate = panels.u(i) * L;  // from one gate to the next
+    const int64_t unit = panels.first(i) + j * L, n = std::min<int64_t>(L, p.H - unit);
+    const int64_t gate = panels.size(i);  // from one gate to the next
     const int64_t R = p.rows.total(), row = p.rows.row(t, rows.begin);
     V b_x[G], b_h[G];
     for (int g = 0; g < G; ++g) {
@@ -199,7 +200,7 @@ class Forward {
   void project(int64_t t, Range own, Range rows, T* h_next) {
     alignas(64) Real<T> block[kRowBlock * kTileVectors * L];
     for (int64_t i = own.begin; i < own.end; ++i) {
-      const int64_t width = out_panels.width(i), unit = out_panels.first_vector(i) * L;
+      const int64_t width = out_panels.width(i), unit = out_panels.first(i);
       for (int64_t b0 = rows.begin; b0 < rows.end; b0 += kRowBlock) {
         const int64_t b1 = std::min(b0 + kRowBlock, rows.end);
         multiply(out_panels, i, b1 - b0, p.H, m + b0 * H_padded, H_padded, w.W_hr, W_hr, block, width);

@@ -135,21 +135,24 @@ void multiply_panel(int64_t M, int64_t K, const T* A, int64_t a_row, int64_t a_k
 }
 
 // How `units` hidden units with G gates each are cut into panels of U vectors of units. Within a panel the
-// vectors are gate after gate: vector g * u + j holds gate g of the panel's j-th vector of units.
+// columns are gate after gate, without gaps: column g * size(p) + k holds gate g of the panel's unit k. So the
+// gates of a last panel that is not full share vectors; a vector of units read from it has others' columns in
+// the lanes that are none of its units, and may reach up to a vector past the last row.
 struct Panels {
   int64_t units;
   int G, U, lanes;
 
   int64_t vectors() const { return ceil_div(units, lanes); }
   int64_t count() const { return ceil_div(vectors(), U); }
-  int64_t first_vector(int64_t p) const { return p * U; }
-  int u(int64_t p) const { return static_cast<int>(std::min<int64_t>(U, vectors() - p * U)); }
-  int nv(int64_t p) const { return G * u(p); }
-  int64_t width(int64_t p) const { return static_cast<int64_t>(nv(p)) * lanes; }
-  int64_t offset(int64_t p) const { return p * U * G * lanes; }  // columns before panel p
-  int64_t padded_width() const { return vectors() * G * lanes; }
+  int64_t first(int64_t p) const { return p * U * lanes; }                                  // its first unit
+  int64_t size(int64_t p) const { return std::min<int64_t>(U * lanes, units - first(p)); }  // in units
+  int u(int64_t p) const { return static_cast<int>(ceil_div(size(p), lanes)); }       // in vectors of units
+  int nv(int64_t p) const { return static_cast<int>(ceil_div(G * size(p), lanes)); }  // in vectors of columns
+  int64_t width(int64_t p) const { return static_cast<int64_t>(nv(p)) * lanes; }      // in columns
+  int64_t offset(int64_t p) const { return first(p) * G; }  // columns before panel p
+  int64_t padded_width() const { return offset(count() - 1) + width(count() - 1); }
   // Lanes of the panel's last vector of units that are units.
-  int64_t last(int64_t p) const { return std::min<int64_t>(lanes, units - (p * U + u(p) - 1) * lanes); }
+  int64_t last(int64_t p) const { return size(p) - (u(p) - 1) * lanes; }
 };
 
 // The widest panels that still share out evenly: a thread's time goes with the vectors it holds, and narrow
@@ -188,15 +191,16 @@ FASTRNN_INLINE void transpose_block(const T* in, int64_t in_row, Real<T>* out, i
 template <class T>
 void pack_transposed(const Panels& panels, int64_t p, const T* W, int64_t K, Real<T>* packed) {
   constexpr int L = kLanes<Real<T>>;
-  const int u = panels.u(p);
-  const int64_t width = panels.width(p);
+  const int64_t size = panels.size(p), width = panels.width(p);
   Real<T>* panel = packed + panels.offset(p) * groups<T>(K);
+  for (int64_t column = panels.G * size; column < width; ++column) {
+    for (int64_t k = 0; k < groups<T>(K); ++k) panel[k * width + column] = 0;
+  }
   for (int g = 0; g < panels.G; ++g) {
-    for (int j = 0; j < u; ++j) {
-      const int64_t unit = (panels.first_vector(p) + j) * L;
-      const int64_t n = std::min<int64_t>(L, panels.units - unit);
-      const T* rows = W + (g * panels.units + unit) * K;
-      Real<T>* out = panel + (g * u + j) * L;
+    for (int64_t unit = 0; unit < size; unit += L) {
+      const int64_t n = std::min<int64_t>(L, size - unit);
+      const T* rows = W + (g * panels.units + panels.first(p) + unit) * K;
+      Real<T>* out = panel + g * size + unit;
       int64_t k = 0;
       if (n == L) {
         for (; k + L * kGroup<T> <= K; k += L * kGroup<T>) {
@@ -204,9 +208,9 @@ void pack_transposed(const Panels& panels, int64_t p, const T* W, int64_t K, Rea
         }
       }
       for (; k < K; k += kGroup<T>) {
-        for (int64_t i = 0; i < L; ++i) {
+        for (int64_t i = 0; i < n; ++i) {
           Real<T> group{};
-          if (i < n) std::memcpy(&group, rows + i * K + k, std::min<int64_t>(kGroup<T>, K - k) * sizeof(T));
+          std::memcpy(&group, rows + i * K + k, std::min<int64_t>(kGroup<T>, K - k) * sizeof(T));
           out[k / kGroup<T> * width + i] = group;
         }
       }
@@ -218,7 +222,7 @@ void pack_transposed(const Panels& panels, int64_t p, const T* W, int64_t K, Rea
 template <class T, class Row>
 void pack_rows(const Panels& panels, int64_t p, int64_t K, Row row, Real<T>* panel) {
   constexpr int L = kLanes<Real<T>>;
-  const int64_t width = panels.width(p), unit = panels.first_vector(p) * L;
+  const int64_t width = panels.width(p), unit = panels.first(p);
   const int u = panels.u(p);
   for (int64_t k = 0; k < K; k += kGroup<T>, panel += width) {
     const T* row_0 = row(k) + unit;
@@ -233,14 +237,13 @@ void pack_rows(const Panels& panels, int64_t p, int64_t K, Row row, Real<T>* pan
 // Packs a bias [G * units] (zeros if null) as one row of panels.
 template <class T>
 void pack_bias(const Panels& panels, int64_t p, const T* bias, Real<T>* packed) {
-  constexpr int L = kLanes<Real<T>>;
-  const int u = panels.u(p);
+  const int64_t size = panels.size(p);
   for (int g = 0; g < panels.G; ++g) {
-    for (int j = 0; j < u; ++j) {
-      const int64_t unit = (panels.first_vector(p) + j) * L;
-      const int64_t n = std::min<int64_t>(L, panels.units - unit);
-      store(packed + panels.offset(p) + (g * u + j) * L,
-            bias ? load_upto(bias + g * panels.units + unit, n) : Vector<Real<T>>{});
+    Real<T>* to = packed + panels.offset(p) + g * size;
+    if (bias) {
+      copy(to, bias + g * panels.units + panels.first(p), size);
+    } else {
+      std::memset(to, 0, size * sizeof(Real<T>));
     }
   }
 }
@@ -251,13 +254,12 @@ template <class T>
 void multiply_unpacked(const Panels& panels, int64_t p, int64_t M, int64_t K, const T* A, int64_t a_row,
                        const T* W, Real<T>* C, int64_t ldc) {
   constexpr int L = kLanes<Real<T>>;
-  const int u = panels.u(p);
+  const int64_t size = panels.size(p);
   for (int g = 0; g < panels.G; ++g) {
-    for (int j = 0; j < u; ++j) {
-      const int64_t unit = (panels.first_vector(p) + j) * L;
-      // Lanes beyond the last unit repeat it; nobody reads them.
-      const int64_t last = std::min<int64_t>(L, panels.units - unit) - 1;
-      const T* W_unit = W + (g * panels.units + unit) * K;
+    for (int64_t unit = 0; unit < size; unit += L) {
+      // Lanes beyond the last unit repeat it.
+      const int64_t n = std::min<int64_t>(L, size - unit), last = n - 1;
+      const T* W_unit = W + (g * panels.units + panels.first(p) + unit) * K;
       for (int64_t m = 0; m < M; ++m) {
         const T* a = A + m * a_row;
         Vector<Real<T>> acc[L] = {};
@@ -278,7 +280,7 @@ void multiply_unpacked(const Panels& panels, int64_t p, int64_t M, int64_t K, co
             acc[i] = multiply_add<T>(acc[i], a_k, load_groups_first(W_i + k, K - k));
           }
         }
-        store(C + m * ldc + (g * u + j) * L, sum_each<Real<T>>(acc));
+        store_upto(C + m * ldc + g * size + unit, sum_each<Real<T>>(acc), n);
       }
     }
   }

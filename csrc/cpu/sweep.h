@@ -30,7 +30,7 @@ Plan make_plan(const ForwardParams<T>& p) {
   constexpr int64_t kBarrierWork = 8 * 1024;   // multiply-adds a step that pay for a barrier a step
   constexpr int64_t kCacheBytes = 512 * 1024;  // weights that every thread can keep beside its other data
   constexpr int64_t kManyRows = 24;  // sequences a thread that pay for fetching all of W_hh every step,
-  constexpr int64_t kSharedCacheBytes = 8 << 20;  // if it comes from the cache that threads share
+  constexpr int64_t kSharedCacheBytes = 4 << 20;  // if it comes from the cache that threads share
   const int64_t B = p.rows.B, GH = Cell::gates * p.H;
   const int64_t all = p.rows.total() * GH * (p.I + p.P);
   const int threads = static_cast<int>(std::clamp<int64_t>(all / kThreadWork, 1, p.threads));
