@@ -8,7 +8,8 @@ elementwise.
 Sizes: T time, B batch, I input, H hidden, P projected hidden (H without a projection), L layers,
 D directions.
 
-Every tensor of a call has one dtype, float32 or float64, and one device, the CPU. Outputs have that dtype.
+Every tensor of a call has one dtype, float32, float64 or bfloat16, and one device, the CPU. Outputs have that
+dtype. In a region of torch.autocast float32 and bfloat16 may be mixed: they are cast to the dtype of the region.
 Strides are free. Gradients flow to the input, the states and the weights.
 """
 
