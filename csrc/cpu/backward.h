@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstring>
 #include <initializer_list>
 #include <type_traits>
@@ -25,14 +26,15 @@ class Backward {
       : p(params),
         d(d),
         direction{p.rows.T, d == 1},
-        by_batch(plan.by_batch),
+        plan(plan),
+        steal(params.rows.B >= kStolenRows),
         w(p.weights[d]),
         projected(w.W_hr != nullptr),
         wants_dh0(p.dh0 != nullptr),
         GH(Cell::gates * p.H),
         R(p.rows.total()),
-        out_panels(make_panels<T>(p.P, 1, p.rows.B, by_batch ? 1 : plan.threads)),
-        unit_panels(make_panels<T>(p.H, 1, p.rows.B, by_batch ? 1 : plan.threads)),
+        out_panels(make_panels<T>(p.P, 1, p.rows.B, plan.by_batch() ? 1 : plan.threads)),
+        unit_panels(make_panels<T>(p.H, 1, p.rows.B, plan.by_batch() ? 1 : plan.threads)),
         input_panels{p.I, 1, kTileVectors, L},
         P_padded(ceil_div(p.P, L) * L),
         H_padded(ceil_div(p.H, L) * L) {
@@ -56,47 +58,60 @@ class Backward {
     std::memset(zeros, 0, std::max(p.P, p.H) * sizeof(T));
     operand = workspace.take<Real<T>>(plan.threads * operand_size());
     if (kGroup<T> > 1) {
-      grouped_size = groups<T>(chunk_rows) * ceil_div(std::max(GH, p.P), plan.threads);
-      grouped = workspace.take<Real<T>>(plan.threads * grouped_size);
+      for (Real<T>*& buffer : grouped) {
+        buffer = workspace.take<Real<T>>(groups<T>(chunk_rows) * std::max(GH, p.P));
+      }
     }
     dW_ih = make_sum(dw.W_ih, GH * p.I);
     dW_hh = make_sum(dw.W_hh, GH * p.P);
     dW_hr = make_sum(dw.W_hr, p.P * p.H);
     db_ih = make_sum(dw.b_ih, GH);
     db_hh = make_sum(dw.b_hh, GH);
-    operand_rows = workspace.take<const T*>(plan.threads * chunk_rows);
+    x_rows = workspace.take<const T*>(chunk_rows);
+    h_rows = workspace.take<const T*>(chunk_rows);
+    if (projected) m_row_list = workspace.take<const T*>(chunk_rows);
   }
 
-  void run(const Team& team) {
+  void run(Team& team) {
     prepare(team);
-    const Range batch = by_batch ? team.share(p.rows.B) : Range{0, p.rows.B};
-    const Range own_out = by_batch ? Range{0, out_panels.count()} : team.share(out_panels.count());
-    const Range own_units = by_batch ? Range{0, unit_panels.count()} : team.share(unit_panels.count());
+    const Range batch{0, p.rows.B};
     Later later{nullptr, 0};
     for (int64_t i1 = p.rows.T; i1 > 0; i1 -= std::min(chunk_steps, i1)) {
       const int64_t i0 = std::max<int64_t>(i1 - chunk_steps, 0);
       const Chunk chunk = chunk_of(p.rows, direction, i0, i1);
-      for (int64_t i = i1 - 1; i >= i0; --i) {
-        const int64_t t = direction.time(i);
-        hidden_gradient(chunk, t, p.rows.n(t), own_out, batch, later);
-        if (projected) {
-          if (!by_batch) team.wait();
-          unproject(chunk, t, own_units, batch);
+      // What the step after step i of the sweep forward has left.
+      const auto later_of = [&](int64_t i) {
+        if (i + 1 == i1) return later;
+        const int64_t t = direction.time(i + 1);
+        return Later{dgh + chunk.row(t) * GH, p.rows.n(t)};
+      };
+      if (plan.by_batch()) {
+        const Range all{0, out_panels.count()}, all_units{0, unit_panels.count()};
+        team.for_each_chain(plan.groups, i1 - i0, [&](int64_t group, int64_t number) {
+          const int64_t i = i1 - 1 - number, t = direction.time(i);
+          hidden_gradient(chunk, t, all, plan.group(group, p.rows.B), later_of(i));
+          if (projected) unproject(chunk, t, all_units, plan.group(group, p.rows.B));
+        });
+      } else {
+        for (int64_t i = i1 - 1; i >= i0; --i) {
+          const int64_t t = direction.time(i);
+          const bool descending = i % 2 == 1;
+          team.for_each(out_panels.count(), steal, descending,
+                        [&](int64_t k) { hidden_gradient(chunk, t, {k, k + 1}, batch, later_of(i)); });
+          if (projected) {
+            team.for_each(unit_panels.count(), steal, descending,
+                          [&](int64_t k) { unproject(chunk, t, {k, k + 1}, batch); });
+          }
         }
-        if (!by_batch) team.wait();
-        later = {dgh + chunk.row(t) * GH, p.rows.n(t)};
       }
-      if (by_batch) team.wait();
-      weight_gradients(chunk, team, i1 == p.rows.T ? Store::set : Store::add);
-      if (p.dx) input_gradient(chunk, team);
-      const Range rows = team.share(later.n);
-      std::memcpy(carry + rows.begin * GH, later.dgh + rows.begin * GH,
-                  (rows.end - rows.begin) * GH * sizeof(T));
+      later = later_of(i0 - 1);
+      chunk_gradients(chunk, team, i1 == p.rows.T ? Store::set : Store::add, later);
       later.dgh = carry;
-      team.wait();  // before the next chunk is written over this one
     }
-    if (wants_dh0) hidden_gradient({p.rows, 0, 0}, -1, 0, own_out, batch, later);
-    if (!by_batch) team.wait();
+    if (wants_dh0) {
+      team.for_each(out_panels.count(), steal, false,
+                    [&](int64_t k) { hidden_gradient({p.rows, 0, 0}, -1, {k, k + 1}, batch, later); });
+    }
     write_initial(team);
     if constexpr (!std::is_same_v<T, Real<T>>) write_sums(team);
   }
@@ -131,13 +146,12 @@ class Backward {
     }
     return {packed + of.offset(i) * groups<T>(K), of.width(i)};
   }
-  void pack(const Panels& of, int64_t K, const T* W, Real<T>* packed, const Team& team) const {
-    const Range share = team.share(of.count());
-    for (int64_t i = share.begin; i < share.end; ++i) {
-      if (in_place(of, i)) continue;
-      pack_rows<T>(
-          of, i, K, [&](int64_t k) { return W + k * of.units; }, packed + of.offset(i) * groups<T>(K));
-    }
+  void pack(const Panels& of, int64_t K, const T* W, Real<T>* packed, Team& team) const {
+    team.for_each(of.count(), steal, false, [&](int64_t i) {
+      if (in_place(of, i)) return;
+      const auto row = [&](int64_t k) { return W + k * of.units; };
+      pack_rows<T>(of, i, K, row, packed + of.offset(i) * groups<T>(K));
+    });
   }
 
   // A gradient of weights while chunks are added to it: the result itself, or numbers not yet rounded to it.
@@ -156,7 +170,7 @@ class Backward {
 
   int64_t operand_size() const { return chunk_rows * kTileVectors * L; }
 
-  void prepare(const Team& team) {
+  void prepare(Team& team) {
     if (W_hh) pack(out_panels, GH, w.W_hh, W_hh, team);
     if (W_ih) pack(input_panels, GH, w.W_ih, W_ih, team);
     if (projected) pack(unit_panels, p.P, w.W_hr, W_hr, team);
@@ -176,10 +190,11 @@ class Backward {
   // product: the gradient of the final state, and what the cell passes on element by element. Sequences that
   // the later step had and this one has not (a packed batch in reverse) have reached their initial state:
   // their dh stays as it is.
-  void hidden_gradient(const Chunk& chunk, int64_t t, int64_t n, Range own, Range batch, const Later& later) {
+  void hidden_gradient(const Chunk& chunk, int64_t t, Range own, Range batch, const Later& later) {
+    const int64_t n = t < 0 ? 0 : p.rows.n(t);  // no step, only the initial state: none
     alignas(64) Real<T> block[kRowBlock * kTileVectors * L];
     const int64_t end = std::min(batch.end, std::max(n, later.n));
-    for_each_panel(own, t, [&](int64_t i) {
+    for (int64_t i = own.begin; i < own.end; ++i) {
       const int64_t width = out_panels.width(i);
       for (int64_t b0 = batch.begin; b0 < end; b0 += kRowBlock) {
         const int64_t b1 = std::min(b0 + kRowBlock, end);
@@ -209,7 +224,7 @@ class Backward {
           }
         }
       }
-    });
+    }
   }
 
   // With a projection the gradient of the cell's output m is dh W_hr.
@@ -285,65 +300,106 @@ class Backward {
     return p.c0 ? load_upto(p.c0 + (d * p.rows.B + b) * p.H + unit, lanes) : V{};
   }
 
-  void weight_gradients(const Chunk& chunk, const Team& team, Store store) {
-    const Range gates = team.share(GH);
-    const T** rows = operand_rows + team.rank * chunk_rows;
+  // The chunk's part of dW_ih, dW_hh, dW_hr, the biases and dx; and what the next chunk needs of this one.
+  void chunk_gradients(const Chunk& chunk, Team& team, Store store, const Later& later) {
     const int64_t K = chunk.count();
-    if (dW_ih.result) {
-      for_each_row(chunk, [&](int64_t k, int64_t t, int64_t b) { rows[k] = p.x + p.rows.row(t, b) * p.I; });
-      multiply_by_rows(team, K, dgx, GH, gates, rows, p.I, dW_ih.sum, store);
-    }
-    if (dW_hh.result) {
-      for_each_row(chunk, [&](int64_t k, int64_t t, int64_t b) { rows[k] = previous_h(t, b); });
-      multiply_by_rows(team, K, dgh, GH, gates, rows, p.P, dW_hh.sum, store);
-    }
-    if (dW_hr.result) {
-      for (int64_t k = 0; k < K; ++k) rows[k] = m_rows + k * p.H;
-      multiply_by_rows(team, K, dh_rows, p.P, team.share(p.P), rows, p.H, dW_hr.sum, store);
-    }
-    if (db_ih.result) sum_rows(K, dgx, gates, db_ih.sum, store);
-    if (db_hh.result) sum_rows(K, dgh, gates, db_hh.sum, store);
+    const std::array<Product, 3> products{{{dgx, GH, x_rows, p.I, dW_ih, grouped[0]},
+                                           {dgh, GH, h_rows, p.P, dW_hh, grouped[1]},
+                                           {dh_rows, p.P, m_row_list, p.H, dW_hr, grouped[2]}}};
+    prepare_operands(chunk, team, products);
+    std::array<int64_t, 6> ends;  // of the tasks of each kind
+    int64_t tasks = 0;
+    for (size_t i = 0; i < products.size(); ++i) ends[i] = tasks += products[i].tasks();
+    ends[3] = tasks += p.dx ? ceil_div(K, kRowBlock) : 0;
+    ends[4] = tasks += db_ih.result || db_hh.result ? ceil_div(GH, kGateBlock) : 0;
+    ends[5] = tasks += 1;
+    team.for_each(tasks, steal || K >= kStolenRows, false, [&](int64_t task) {
+      size_t kind = 0;
+      while (task >= ends[kind]) ++kind;
+      if (kind > 0) task -= ends[kind - 1];
+      switch (kind) {
+        default:
+          return multiply_rows(team, K, products[kind], task, store);
+        case 3:
+          return input_gradient(block_of(task, kRowBlock, K));
+        case 4: {
+          const Range gates = block_of(task, kGateBlock, GH);
+          if (db_ih.result) sum_rows(K, dgx, gates, db_ih.sum, store);
+          if (db_hh.result) sum_rows(K, dgh, gates, db_hh.sum, store);
+          return;
+        }
+        case 5:
+          std::memcpy(carry, later.dgh, later.n * GH * sizeof(T));
+      }
+    });
   }
 
-  template <class F>
-  void for_each_row(const Chunk& chunk, const F& f) const {
+  // So many gates are multiplied at a time: enough to pay for packing the other factor.
+  static constexpr int64_t kGateBlock = 192;
+  static Range block_of(int64_t i, int64_t size, int64_t count) {
+    return {i * size, std::min((i + 1) * size, count)};
+  }
+
+  // to[m, n] (+)= sum_k gradient[k, m] rows[k][n], m < M, n < N, cut into blocks of m and panels of n.
+  struct Product {
+    const T* gradient;  // [K, M]
+    int64_t M;
+    const T* const* rows;
+    int64_t N;
+    const Sum& to;
+    Real<T>* grouped;  // the gradient with its rows in groups
+
+    Panels columns() const { return {N, 1, kTileVectors, L}; }
+    int64_t blocks() const { return ceil_div(M, kGateBlock); }
+    int64_t tasks() const { return to.result ? blocks() * columns().count() : 0; }
+  };
+
+  // Where the chunk's rows of x, of the hidden state before each step and of m are; gradients in groups.
+  void prepare_operands(const Chunk& chunk, Team& team, const std::array<Product, 3>& products) {
+    const int64_t K = chunk.count();
+    const Range share = team.share(K);
     int64_t k = 0;
     for (int64_t t = chunk.begin; t < chunk.end; ++t) {
-      for (int64_t b = 0; b < p.rows.n(t); ++b) f(k++, t, b);
+      const int64_t first = std::max<int64_t>(share.begin - k, 0),
+                    last = std::min(share.end - k, p.rows.n(t));
+      for (int64_t b = first; b < last; ++b) {
+        x_rows[k + b] = p.x + p.rows.row(t, b) * p.I;
+        h_rows[k + b] = previous_h(t, b);
+        if (projected) m_row_list[k + b] = m_rows + (k + b) * p.H;
+      }
+      k += p.rows.n(t);
     }
-  }
-
-  // dW[m, n] (+)= sum_k gradient[k, m] rows[k][n] for m in `share` and all n < N; gradient is [K, M].
-  void multiply_by_rows(const Team& team, int64_t K, const T* gradient, int64_t M, Range share,
-                        const T* const* rows, int64_t N, Real<T>* dW, Store store) const {
-    if (share.begin == share.end) return;
-    Real<T>* packed = operand + team.rank * operand_size();
-    // A = the transpose of `gradient`, columns `share`.
-    const T* A = gradient + share.begin;
-    int64_t a_k = M;
     if constexpr (kGroup<T> > 1) {
-      A = group_gradient(team, K, A, M, share.end - share.begin);
-      a_k = (share.end - share.begin) * kGroup<T>;
-    }
-    const Panels columns{N, 1, kTileVectors, L};
-    for (int64_t i = 0; i < columns.count(); ++i) {
-      pack_rows<T>(columns, i, K, [&](int64_t k) { return rows[k]; }, packed);
-      multiply_panel(share.end - share.begin, K, A, kGroup<T>, a_k, packed, columns.width(i), columns.nv(i),
-                     dW + share.begin * N + columns.first(i), N, columns.last(i), store, kSummedRows);
-    }
-  }
-
-  // The first `count` columns of gradient [K, M] with its rows in groups, in this thread's buffer.
-  const T* group_gradient(const Team& team, int64_t K, const T* gradient, int64_t M, int64_t count) const {
-    Real<T>* const buffer = grouped + team.rank * grouped_size;
-    for (int64_t k = 0; k < K; k += kGroup<T>) {
-      const T* row = gradient + k * M;
-      for (int64_t m = 0; m < count; m += L) {
-        store_upto(buffer + k / kGroup<T> * count + m,
-                   group_rows(row + m, k + 1 < K ? row + M + m : nullptr, count - m), count - m);
+      for (const Product& product : products) {
+        if (product.to.result) group_gradient(K, product, team.share(product.M));
       }
     }
-    return reinterpret_cast<const T*>(buffer);
+    team.wait();
+  }
+
+  void group_gradient(int64_t K, const Product& product, Range columns) const {
+    for (int64_t k = 0; k < K; k += kGroup<T>) {
+      const T* row = product.gradient + k * product.M;
+      Real<T>* to = product.grouped + k / kGroup<T> * product.M;
+      for (int64_t m = columns.begin; m < columns.end; m += L) {
+        const int64_t n = columns.end - m;
+        store_upto(to + m, group_rows(row + m, k + 1 < K ? row + product.M + m : nullptr, n), n);
+      }
+    }
+  }
+
+  void multiply_rows(const Team& team, int64_t K, const Product& product, int64_t task, Store store) const {
+    const Panels columns = product.columns();
+    const Range share = block_of(task % product.blocks(), kGateBlock, product.M);
+    const int64_t i = task / product.blocks(), N = product.N;
+    // A = the transpose of the gradient.
+    const T* A = kGroup<T> == 1 ? product.gradient : reinterpret_cast<const T*>(product.grouped);
+    Real<T>* packed = operand + team.rank * operand_size();
+    pack_rows<T>(columns, i, K, [&](int64_t k) { return product.rows[k]; }, packed);
+    multiply_panel(share.end - share.begin, K, A + share.begin * kGroup<T>, kGroup<T>, product.M * kGroup<T>,
+                   packed, columns.width(i), columns.nv(i),
+                   product.to.sum + share.begin * N + columns.first(i), N, columns.last(i), store,
+                   kSummedRows);
   }
 
   // db[m] (+)= sum_k gradient[k, m] for m in `share`.
@@ -362,30 +418,22 @@ class Backward {
     }
   }
 
-  // dx = dgx W_ih, the second direction's added to the first's.
-  void input_gradient(const Chunk& chunk, const Team& team) {
+  // dx = dgx W_ih for a block of the chunk's rows, the second direction's added to the first's.
+  void input_gradient(Range rows) const {
     alignas(64) Real<T> block[kRowBlock * kTileVectors * L];
-    chunk.for_each_run(
-        {0, p.rows.B}, [&](int64_t row, int64_t step, int64_t chunk_row, int64_t chunk_step, int64_t count) {
-          const Range share = team.share(count);
-          for (int64_t i = 0; i < input_panels.count(); ++i) {
-            const Panel B = panel(input_panels, i, GH, w.W_ih, W_ih);
-            const int64_t width = input_panels.width(i), column = input_panels.first(i);
-            for (int64_t k0 = share.begin; k0 < share.end; k0 += kRowBlock) {
-              const int64_t k1 = std::min(k0 + kRowBlock, share.end);
-              multiply_panel(k1 - k0, GH, dgx + (chunk_row + k0 * chunk_step) * GH, chunk_step * GH,
-                             kGroup<T>, B.B, B.ldb, input_panels.nv(i), block, width, L, Store::set);
-              for (int64_t k = k0; k < k1; ++k) {
-                T* dx = p.dx + (row + k * step) * p.I + column;
-                const int64_t n = std::min(width, p.I - column);
-                for (int64_t j = 0; j < n; j += L) {
-                  const V sum = load(block + (k - k0) * width + j);
-                  store_upto(dx + j, d == 0 ? sum : sum + load_upto(dx + j, n - j), n - j);
-                }
-              }
-            }
-          }
-        });
+    for (int64_t i = 0; i < input_panels.count(); ++i) {
+      const Panel B = panel(input_panels, i, GH, w.W_ih, W_ih);
+      const int64_t width = input_panels.width(i), n = input_panels.size(i);
+      multiply_panel(rows.end - rows.begin, GH, dgx + rows.begin * GH, GH, kGroup<T>, B.B, B.ldb,
+                     input_panels.nv(i), block, width, L, Store::set);
+      for (int64_t k = rows.begin; k < rows.end; ++k) {
+        T* dx = p.dx + (x_rows[k] - p.x) + input_panels.first(i);
+        for (int64_t j = 0; j < n; j += L) {
+          const V sum = load(block + (k - rows.begin) * width + j);
+          store_upto(dx + j, d == 0 ? sum : sum + load_upto(dx + j, n - j), n - j);
+        }
+      }
+    }
   }
 
   void write_initial(const Team& team) const {
@@ -407,7 +455,8 @@ class Backward {
   const BackwardParams<T>& p;
   const int d;
   const Direction direction;
-  const bool by_batch;
+  const Plan plan;
+  const bool steal;
   const Weights<T>& w;
   const bool projected, wants_dh0;
   const int64_t GH, R;
@@ -425,19 +474,21 @@ class Backward {
   T *dh_rows = nullptr, *m_rows = nullptr;  // [rows of a chunk, P] and [rows of a chunk, H]
   T* zeros;                                 // [max(P, H)]
   Real<T>* operand;                         // a packed panel a thread
-  Real<T>* grouped = nullptr;               // gradients with their rows in groups, a buffer a thread
-  int64_t grouped_size = 0;
-  const T** operand_rows;  // [rows of a chunk] a thread
+  std::array<Real<T>*, 3> grouped{};        // gradients with their rows in groups, for each product
+  const T **x_rows, **h_rows, **m_row_list = nullptr;  // [rows of a chunk]
   Sum dW_ih, dW_hh, dW_hr, db_ih, db_hh;
 };
 
 template <class Cell, class T>
 void backward(const BackwardParams<T>& p) {
-  const Plan plan = make_plan<Cell>(p);
+  const Plan plan = make_plan<Cell>(p, p.threads);
   for (int d = 0; d < p.D; ++d) {
     Backward<Cell, T> sweep(p, d, plan);
-    Barrier barrier;
-    parallel(plan.threads, [&](int rank, int size) { sweep.run({rank, size, &barrier}); });
+    Board board(plan.threads, plan.groups);
+    parallel(plan.threads, [&](int rank, int size) {
+      Team team(rank, size, board);
+      sweep.run(team);
+    });
   }
 }
 

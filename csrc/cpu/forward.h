@@ -28,17 +28,20 @@ class Forward {
       : p(params),
         d(d),
         direction{p.rows.T, d == 1},
-        by_batch(plan.by_batch),
+        plan(plan),
+        steal(params.rows.B >= kStolenRows),
         packed(p.rows.total() > kUnpackedRows),
         w(p.weights[d]),
         projected(w.W_hr != nullptr),
-        panels(make_panels<T>(p.H, G, p.rows.B, by_batch ? 1 : plan.threads)),
-        out_panels(make_panels<T>(p.P, 1, p.rows.B, by_batch ? 1 : plan.threads)),
+        panels(make_panels<T>(p.H, G, p.rows.B, plan.by_batch() ? 1 : plan.threads)),
+        out_panels(make_panels<T>(p.P, 1, p.rows.B, plan.by_batch() ? 1 : plan.threads)),
         H_padded(ceil_div(p.H, L) * L),
         P_padded(ceil_div(p.P, L) * L) {
     const int64_t B = p.rows.B, width = panels.padded_width();
     chunk_steps =
         steps_in_chunk(p.rows, std::max<int64_t>(kChunkBytes / (width * sizeof(Real<T>)), kRowBlock));
+    // Short enough that a slow thread is not waited for long.
+    if (plan.by_batch()) chunk_steps = std::min(chunk_steps, ceil_div(p.rows.T, kLeastChunks));
     if (packed) {
       W_ih = workspace.take<Real<T>>(width * groups<T>(p.I));
       W_hh = workspace.take<Real<T>>(width * groups<T>(p.P));
@@ -55,48 +58,59 @@ class Forward {
     if (projected) m = workspace.take<T>(B * H_padded);
   }
 
-  void run(const Team& team) {
+  void run(Team& team) {
     pack(team);
-    const Range batch = by_batch ? team.share(p.rows.B) : Range{0, p.rows.B};
-    const Range own = by_batch ? Range{0, panels.count()} : team.share(panels.count());
-    const Range own_out = by_batch ? Range{0, out_panels.count()} : team.share(out_panels.count());
-    for (int64_t i0 = 0; i0 < p.rows.T; i0 += chunk_steps) {
-      const int64_t i1 = std::min(i0 + chunk_steps, p.rows.T);
-      const Chunk chunk = chunk_of(p.rows, direction, i0, i1);
-      input_gates(chunk, own, batch);
-      for (int64_t i = i0; i < i1; ++i) {
-        const int64_t t = direction.time(i);
-        const Range rows{batch.begin, std::min(batch.end, p.rows.n(t))};
-        const T* h_prev = h[i % 2];
-        T* h_next = h[(i + 1) % 2];
-        step(t, chunk.row(t), own, rows, h_prev, projected ? m : h_next);
-        if (projected) {
-          if (!by_batch) team.wait();
-          project(t, own_out, rows, h_next);
+    if (plan.by_batch()) {
+      const Range all{0, panels.count()}, all_out{0, out_panels.count()};
+      team.for_each_chain(plan.groups, ceil_div(p.rows.T, chunk_steps), [&](int64_t group, int64_t number) {
+        const Range batch = plan.group(group, p.rows.B);
+        const int64_t i0 = number * chunk_steps, i1 = std::min(i0 + chunk_steps, p.rows.T);
+        const Chunk chunk = chunk_of(p.rows, direction, i0, i1);
+        input_gates(chunk, all, batch);
+        for (int64_t i = i0; i < i1; ++i) {
+          step(chunk, i, all, batch);
+          if (projected) project(i, all_out, batch);
         }
-        if (!by_batch) team.wait();
+      });
+    } else {
+      const Range batch{0, p.rows.B};
+      for (int64_t i0 = 0; i0 < p.rows.T; i0 += chunk_steps) {
+        const int64_t i1 = std::min(i0 + chunk_steps, p.rows.T);
+        const Chunk chunk = chunk_of(p.rows, direction, i0, i1);
+        team.for_each(panels.count(), steal, false,
+                      [&](int64_t k) { input_gates(chunk, {k, k + 1}, batch); });
+        for (int64_t i = i0; i < i1; ++i) {
+          // Back and forth: weights that do not all fit the cache are found in it where the last step ended.
+          const bool descending = i % 2 == 1;
+          team.for_each(panels.count(), steal, descending,
+                        [&](int64_t k) { step(chunk, i, {k, k + 1}, batch); });
+          if (projected) {
+            team.for_each(out_panels.count(), steal, descending,
+                          [&](int64_t k) { project(i, {k, k + 1}, batch); });
+          }
+        }
       }
     }
     write_final(team);
   }
 
  private:
+  static constexpr int64_t kLeastChunks = 8;
   // About what a core's second-level cache holds.
   static constexpr int64_t kChunkBytes = 1 << 20;
 
-  void pack(const Team& team) {
-    const Range share = team.share(panels.count());
-    for (int64_t i = share.begin; i < share.end; ++i) {
+  void pack(Team& team) {
+    team.for_each(panels.count(), steal, false, [&](int64_t i) {
       if (packed) {
         pack_transposed(panels, i, w.W_ih, p.I, W_ih);
         pack_transposed(panels, i, w.W_hh, p.P, W_hh);
       }
       pack_bias(panels, i, w.b_ih, b_ih);
       pack_bias(panels, i, w.b_hh, b_hh);
-    }
+    });
     if (packed && projected) {
-      const Range out = team.share(out_panels.count());
-      for (int64_t i = out.begin; i < out.end; ++i) pack_transposed(out_panels, i, w.W_hr, p.H, W_hr);
+      team.for_each(out_panels.count(), steal, false,
+                    [&](int64_t i) { pack_transposed(out_panels, i, w.W_hr, p.H, W_hr); });
     }
     // Both buffers: a packed sequence that starts later finds its initial state in whichever is read then.
     const Range rows = team.share(p.rows.B);
@@ -138,18 +152,27 @@ class Forward {
                        });
   }
 
-  // out: the next hidden state, or what the projection takes.
-  void step(int64_t t, int64_t chunk_row, Range own, Range rows, const T* h_prev, T* out) {
+  const T* h_before(int64_t i) const { return h[i % 2]; }
+  T* h_after(int64_t i) const { return h[(i + 1) % 2]; }
+  Range present(int64_t i, Range batch) const {
+    return {batch.begin, std::min(batch.end, p.rows.n(direction.time(i)))};
+  }
+
+  // Step i of the sweep: the hidden state after it, or what the projection takes.
+  void step(const Chunk& chunk, int64_t i, Range own, Range batch) {
+    const int64_t t = direction.time(i);
+    const Range rows = present(i, batch);
+    T* out = projected ? m : h_after(i);
     alignas(64) Real<T> gh[(kRowBlock * kTileVectors + 1) * L];
-    for_each_panel(own, t, [&](int64_t i) {
+    for (int64_t k = own.begin; k < own.end; ++k) {
       for (int64_t b0 = rows.begin; b0 < rows.end; b0 += kRowBlock) {
         const Range block{b0, std::min(b0 + kRowBlock, rows.end)};
-        multiply(panels, i, block.end - b0, p.P, h_prev + b0 * P_padded, P_padded, w.W_hh, W_hh, gh,
-                 panels.width(i));
-        const Real<T>* gx_block = gx + (chunk_row + b0) * panels.padded_width() + panels.offset(i);
-        for (int j = 0; j < panels.u(i); ++j) cells(t, i, j, block, gx_block, gh, h_prev, out);
+        multiply(panels, k, block.end - b0, p.P, h_before(i) + b0 * P_padded, P_padded, w.W_hh, W_hh, gh,
+                 panels.width(k));
+        const Real<T>* gx_block = gx + (chunk.row(t) + b0) * panels.padded_width() + panels.offset(k);
+        for (int j = 0; j < panels.u(k); ++j) cells(t, k, j, block, gx_block, gh, h_before(i), out);
       }
-    });
+    }
   }
 
   // Vector j of panel i. gx, gh: the panel's columns of the gates, from row `rows.begin` on.
@@ -197,16 +220,18 @@ class Forward {
     }
   }
 
-  void project(int64_t t, Range own, Range rows, T* h_next) {
+  void project(int64_t i, Range own, Range batch) {
+    const int64_t t = direction.time(i);
+    const Range rows = present(i, batch);
     alignas(64) Real<T> block[kRowBlock * kTileVectors * L];
-    for (int64_t i = own.begin; i < own.end; ++i) {
-      const int64_t width = out_panels.width(i), unit = out_panels.first(i);
+    for (int64_t k = own.begin; k < own.end; ++k) {
+      const int64_t width = out_panels.width(k), unit = out_panels.first(k);
       for (int64_t b0 = rows.begin; b0 < rows.end; b0 += kRowBlock) {
         const int64_t b1 = std::min(b0 + kRowBlock, rows.end);
-        multiply(out_panels, i, b1 - b0, p.H, m + b0 * H_padded, H_padded, w.W_hr, W_hr, block, width);
+        multiply(out_panels, k, b1 - b0, p.H, m + b0 * H_padded, H_padded, w.W_hr, W_hr, block, width);
         for (int64_t b = b0; b < b1; ++b) {
           const int64_t n = std::min(width, p.P - unit);
-          copy(h_next + b * P_padded + unit, block + (b - b0) * width, n);
+          copy(h_after(i) + b * P_padded + unit, block + (b - b0) * width, n);
           copy(p.y + (p.rows.row(t, b) * p.D + d) * p.P + unit, block + (b - b0) * width, n);
         }
       }
@@ -229,7 +254,8 @@ class Forward {
   const ForwardParams<T>& p;
   const int d;
   const Direction direction;
-  const bool by_batch, packed;
+  const Plan plan;
+  const bool steal, packed;
   const Weights<T>& w;
   const bool projected;
   const Panels panels;      // gates of the hidden units
@@ -248,19 +274,23 @@ class Forward {
 
 template <class Cell, class T>
 void forward(const ForwardParams<T>& p) {
-  const Plan plan = make_plan<Cell>(p);
+  const Plan plan = make_plan<Cell>(p, p.threads);
   // Two directions run side by side, each with half of the threads.
   const bool side_by_side = p.D == 2 && plan.threads >= 2;
-  const Plan each{side_by_side ? plan.threads / 2 : plan.threads, plan.by_batch};
+  const Plan each = side_by_side ? make_plan<Cell>(p, plan.threads / 2) : plan;
   std::unique_ptr<Forward<Cell, T>> sweeps[2];
   for (int d = 0; d < p.D; ++d) sweeps[d] = std::make_unique<Forward<Cell, T>>(p, d, each);
-  Barrier barriers[2];
+  Board boards[2]{{plan.threads, plan.groups}, {plan.threads, plan.groups}};
   parallel(plan.threads, [&](int rank, int size) {
     if (side_by_side && size >= 2) {
       const int first = size / 2, d = rank >= first;
-      sweeps[d]->run({d ? rank - first : rank, d ? size - first : first, &barriers[d]});
+      Team team(d ? rank - first : rank, d ? size - first : first, boards[d]);
+      sweeps[d]->run(team);
     } else {
-      for (int d = 0; d < p.D; ++d) sweeps[d]->run({rank, size, &barriers[d]});
+      for (int d = 0; d < p.D; ++d) {
+        Team team(rank, size, boards[d]);
+        sweeps[d]->run(team);
+      }
     }
   });
 }

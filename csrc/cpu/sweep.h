@@ -19,30 +19,43 @@ constexpr int64_t kRowBlock = 48;
 // Two ways to share a step among threads. By units: each thread keeps its part of W_hh in its own cache, and
 // all meet at a barrier every step. By batch: each thread runs its own sequences through all of W_hh, and no
 // barrier is needed.
+//
+// By batch the sequences form groups, some for each thread, so that whoever is quicker can take more of them.
 struct Plan {
   int threads;
-  bool by_batch;
+  int64_t groups;  // 0: by units
+
+  bool by_batch() const { return groups > 0; }
+  Range group(int64_t i, int64_t B) const { return {B * i / groups, B * (i + 1) / groups}; }
 };
 
 template <class Cell, class T>
-Plan make_plan(const ForwardParams<T>& p) {
+Plan make_plan(const ForwardParams<T>& p, int most_threads) {
   constexpr int64_t kThreadWork = 512 * 1024;  // multiply-adds that pay for waking a thread
   constexpr int64_t kBarrierWork = 8 * 1024;   // multiply-adds a step that pay for a barrier a step
   constexpr int64_t kCacheBytes = 512 * 1024;  // weights that every thread can keep beside its other data
   constexpr int64_t kManyRows = 24;  // sequences a thread that pay for fetching all of W_hh every step,
-  constexpr int64_t kSharedCacheBytes = 4 << 20;  // if it comes from the cache that threads share
+  constexpr int64_t kSharedCacheBytes = 4 << 20;      // if it comes from the cache that threads share
+  constexpr int64_t kGroupRows = 8, kMostGroups = 4;  // sequences of a group; groups of a thread
   const int64_t B = p.rows.B, GH = Cell::gates * p.H;
   const int64_t all = p.rows.total() * GH * (p.I + p.P);
-  const int threads = static_cast<int>(std::clamp<int64_t>(all / kThreadWork, 1, p.threads));
+  const int threads = static_cast<int>(std::clamp<int64_t>(all / kThreadWork, 1, most_threads));
+  if (threads == 1) return {1, 0};
   const bool even = !p.rows.packed();  // later steps of a packed batch have fewer sequences
   const bool enough_rows = B >= 4 * threads;
   const int64_t bytes = GH * p.P * static_cast<int64_t>(sizeof(T));
   const bool fits = bytes <= kCacheBytes || (bytes <= kSharedCacheBytes && B >= kManyRows * threads);
+  const bool barrier_pays = p.rows.T == 1 || B * GH * p.P >= kBarrierWork;
   // A single step uses each weight once, so it is best packed by the thread that multiplies it.
-  if (even && enough_rows && p.rows.T > 1 && fits) return {threads, true};
-  if (p.rows.T > 1 && B * GH * p.P < kBarrierWork) return {enough_rows ? threads : 1, enough_rows};
-  return {threads, false};
+  const bool by_batch = even && enough_rows && p.rows.T > 1 && fits;
+  if (by_batch || (!barrier_pays && enough_rows)) {
+    return {threads, threads * std::clamp<int64_t>(B / (threads * kGroupRows), 1, kMostGroups)};
+  }
+  return {barrier_pays ? threads : 1, 0};
 }
+
+// Tasks of fewer rows are not worth moving to another core, where their weights are not in cache.
+constexpr int64_t kStolenRows = 8;
 
 // The steps of a direction in the order of its sweep.
 struct Direction {
@@ -50,13 +63,6 @@ struct Direction {
   bool reverse;
   int64_t time(int64_t i) const { return reverse ? T - 1 - i : i; }
 };
-
-// Calls f(panel) for every panel of `own`, back and forth from step to step: weights that do not all fit the
-// cache are then found in it where the step before ended.
-template <class F>
-void for_each_panel(Range own, int64_t step, const F& f) {
-  for (int64_t i = own.begin; i < own.end; ++i) f(step % 2 == 0 ? i : own.begin + own.end - 1 - i);
-}
 
 // Steps [begin, end) in time. Buffers that hold one chunk are time-major, without gaps.
 struct Chunk {

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "cpu/barrier.h"
+#include "cpu/board.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
@@ -14,15 +14,63 @@ struct Range {
   int64_t begin, end;
 };
 
-struct Team {
-  int rank, size;
-  Barrier* barrier;  // of these threads
+// One thread's view of its team. All threads make the same calls in the same order.
+class Team {
+ public:
+  Team(int rank, int size, Board& board) : rank(rank), size(size), board_(board) {}
 
-  void wait() const {
-    if (size > 1) barrier->wait(size);
+  const int rank, size;
+
+  // Calls f(i) for every i < count, each on one of the threads, and returns when all are done. A thread has
+  // the same part of the same count every time, in ascending or descending order; with `steal` it takes
+  // others' tasks when it has done its own.
+  template <class F>
+  void for_each(int64_t count, bool steal, bool descending, const F& f) {
+    if (size == 1) {
+      for (int64_t i = 0; i < count; ++i) f(descending ? count - 1 - i : i);
+      return;
+    }
+    ++phase_;
+    goal_ += static_cast<uint32_t>(count);
+    uint32_t done = 0;
+    for (Board::Task task; (task = board_.take(rank, size, phase_, count, steal)).owner >= 0; ++done) {
+      const int64_t begin = Board::share_begin(task.owner, size, count);
+      const int64_t end = Board::share_begin(task.owner + 1, size, count);
+      f(descending ? end - 1 - task.position : begin + task.position);
+    }
+    board_.finish(done, goal_);
   }
+
+  // Calls f(chain, number) for every number < length of every chain, those of a chain in order.
+  template <class F>
+  void for_each_chain(int64_t chains, int64_t length, const F& f) {
+    if (size == 1) {
+      for (int64_t number = 0; number < length; ++number) {
+        for (int64_t chain = 0; chain < chains; ++chain) f(chain, number);
+      }
+      return;
+    }
+    goal_ += static_cast<uint32_t>(chains * length);
+    uint32_t done = 0;
+    for (Board::Link link; (link = board_.take_link(rank, size, chains, links_, length)).chain >= 0; ++done) {
+      f(link.chain, link.number);
+      board_.finish_link(link.chain);
+    }
+    links_ += length;
+    board_.finish(done, goal_);
+  }
+
+  void wait() {
+    for_each(size, false, false, [](int64_t) {});
+  }
+
   // This thread's share of `count` things.
   Range share(int64_t count) const { return {count * rank / size, count * (rank + 1) / size}; }
+
+ private:
+  Board& board_;
+  uint32_t phase_ = 0, goal_ = 0;
+  int64_t links_ = 0;  // of each chain, in the phases before
 };
 
 // Runs f(rank, size) on up to `threads` threads of the OpenMP team.

@@ -1,0 +1,93 @@
+#include "cpu/board.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace fastrnn::cpu {
+namespace {
+
+void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#endif
+}
+
+}  // namespace
+
+Board::Board(int threads, int64_t chains)
+    : shares_(std::make_unique<Share[]>(threads)),
+      links_(std::make_unique<std::atomic<uint64_t>[]>(chains)) {}
+
+Board::Task Board::take(int rank, int threads, uint32_t phase, int64_t count, bool steal) {
+  for (int i = 0; i < (steal ? threads : 1); ++i) {
+    const int owner = (rank + i) % threads;
+    const int64_t position = take_from(owner, threads, phase, count, i == 0);
+    if (position >= 0) return {owner, position};
+  }
+  return {-1, 0};
+}
+
+int64_t Board::take_from(int owner, int threads, uint32_t phase, int64_t count, bool front) {
+  constexpr int kBits = 20;
+  constexpr uint64_t kMask = (1 << kBits) - 1;
+  const int64_t size = share_begin(owner + 1, threads, count) - share_begin(owner, threads, count);
+  std::atomic<uint64_t>& left = shares_[owner].left;
+  uint64_t now = left.load(std::memory_order_relaxed);
+  while (true) {
+    // Phase numbers wrap, so their difference tells which is later.
+    const auto later = static_cast<int32_t>((static_cast<uint32_t>(now >> 2 * kBits) - phase) << 8);
+    if (later > 0) return -1;  // a later phase has begun: this one is complete
+    const uint64_t first = later < 0 ? 0 : now >> kBits & kMask, last = later < 0 ? size : now & kMask;
+    if (first == last) return -1;
+    const uint64_t next =
+        static_cast<uint64_t>(phase) << 2 * kBits | (first + front) << kBits | (last - !front);
+    if (left.compare_exchange_weak(now, next, std::memory_order_relaxed)) {
+      return static_cast<int64_t>(front ? first : last - 1);
+    }
+  }
+}
+
+Board::Link Board::take_link(int rank, int threads, int64_t chains, int64_t before, int64_t length) {
+  const int64_t begin = share_begin(rank, threads, chains);
+  const uint64_t end = 2 * static_cast<uint64_t>(before + length);
+  while (true) {
+    int64_t shortest = -1;
+    uint64_t least = end;
+    for (int64_t i = 0; i < chains; ++i) {
+      const int64_t chain = (begin + i) % chains;
+      const uint64_t now = links_[chain].load(std::memory_order_relaxed);
+      if (now % 2 == 0 && now < least) {
+        shortest = chain;
+        least = now;
+      }
+    }
+    if (shortest < 0) return {-1, 0};
+    if (links_[shortest].compare_exchange_strong(least, least + 1, std::memory_order_acquire)) {
+      return {shortest, static_cast<int64_t>(least / 2) - before};
+    }
+  }
+}
+
+void Board::finish_link(int64_t chain) { links_[chain].fetch_add(1, std::memory_order_release); }
+
+// Spins at first, since a phase is short. Then sleeps: with more threads than cores the one waited for may
+// need this core.
+void Board::finish(uint32_t done, uint32_t goal) {
+  uint32_t now = done > 0 ? completed_.fetch_add(done, std::memory_order_acq_rel) + done
+                          : completed_.load(std::memory_order_acquire);
+  if (done > 0 && now == goal) {
+    completed_.notify_all();
+    return;
+  }
+  // A hypervisor may take the core from a guest that pauses in a tight loop, so a pause comes once in many
+  // looks.
+  constexpr int kSpins = 20000, kSpinsPerPause = 64;
+  for (int spins = 1; static_cast<int32_t>(now - goal) < 0; ++spins) {
+    if (spins > kSpins) completed_.wait(now, std::memory_order_acquire);
+    if (spins % kSpinsPerPause == 0) pause();
+    now = completed_.load(std::memory_order_acquire);
+  }
+}
+
+}  // namespace fastrnn::cpu

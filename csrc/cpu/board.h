@@ -1,0 +1,52 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+
+namespace fastrnn::cpu {
+
+// Where the threads of a team take their tasks from. Each has its share of a phase's tasks, taken front to
+// back, so that what it keeps in its cache is used again; a thread that has done its own may take others' from
+// the back. Whoever is slow, because another program has its core or another core is faster, holds up the
+// others for a task at most.
+class Board {
+ public:
+  Board(int threads, int64_t chains);
+
+  struct Task {
+    int owner;         // whose share it is of; -1: none is left for this thread
+    int64_t position;  // in that share
+  };
+
+  // All threads go through the same phases, numbered from 1, in order; count: tasks of this phase.
+  Task take(int rank, int threads, uint32_t phase, int64_t count, bool steal);
+
+  // A chain is `length` links, of which each needs the one before; several phases may add links to the chains.
+  // The link of a chain that is not being worked on, of the shortest; none if they are all being worked on.
+  struct Link {
+    int64_t chain;   // -1: none
+    int64_t number;  // below length
+  };
+  Link take_link(int rank, int threads, int64_t chains, int64_t before, int64_t length);
+  void finish_link(int64_t chain);
+
+  // `done` tasks more are complete. Returns when `goal` are, all phases together.
+  void finish(uint32_t done, uint32_t goal);
+
+  // The share of one thread is tasks [share_begin(owner), share_begin(owner + 1)).
+  static int64_t share_begin(int owner, int threads, int64_t count) { return count * owner / threads; }
+
+ private:
+  // phase (24 bits), front, back (20 bits each): positions [front, back) of a share are left.
+  struct alignas(64) Share {
+    std::atomic<uint64_t> left{0};
+  };
+  int64_t take_from(int owner, int threads, uint32_t phase, int64_t count, bool front);
+
+  std::unique_ptr<Share[]> shares_;
+  std::unique_ptr<std::atomic<uint64_t>[]> links_;  // of each chain: 2 * links finished + being worked on
+  alignas(64) std::atomic<uint32_t> completed_{0};
+};
+
+}  // namespace fastrnn::cpu
