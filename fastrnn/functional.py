@@ -8,7 +8,8 @@ elementwise.
 Sizes: T time, B batch, I input, H hidden, P projected hidden (H without a projection), L layers,
 D directions.
 
-Every tensor of a call has one dtype, float32 or float64, and one device, the CPU. Outputs have that dtype.
+Every tensor of a call has one dtype, float32, float64 or bfloat16, and one device, the CPU. Outputs have that
+dtype. In a region of torch.autocast float32 and bfloat16 may be mixed: they are cast to the dtype of the region.
 Strides are free. Gradients flow to the input, the states and the weights.
 """
 
@@ -330,8 +331,8 @@ def _list_states(cell, hx):
             return [hx]
         expected = "Tensor"
     else:
-        is_tuple = isinstance(hx, (tuple, list)) and len(hx) == len(names)
-        if is_tuple and all(isinstance(h, Tensor) for h in hx):
+        is_pair = isinstance(hx, (tuple, list)) and len(hx) == 2
+        if is_pair and isinstance(hx[0], Tensor) and isinstance(hx[1], Tensor):
             return hx
         expected = f"tuple ({', '.join(names)}) of {len(names)} Tensors"
     raise KindError(f"{cell}: hx: expected {expected}, got {_kind(hx)}")

@@ -3,8 +3,10 @@ wrong."""
 
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_ad
 from cases import EVERY_CELL, Case, cotangents, evaluate, give, name_values, run_python, take
 from tolerance import assert_close, assert_same_bits
+from torch._dynamo import compiled_autograd
 
 import fastrnn
 from fastrnn.reference import CELLS
@@ -146,7 +148,106 @@ def test_double_backward_is_right_or_raises(cell, step, form, used):
     assert_close(got, want, case)
 
 
-# ---- nothing is kept in vain ----
+@pytest.mark.parametrize("form", ["padded", "packed"])
+@each_kind
+@each_cell
+def test_saved_tensor_hooks(cell, step, form):
+    """What is saved may be moved elsewhere until the backward, all of it, and then gives the same bits."""
+    case = Case(cell, T=3, form="padded" if step else form)
+    layer, call, x, hx = prepare(fastrnn, case, step)
+    want = evaluate(call, x, hx, dict(layer.named_parameters()), case)
+    layer, call, x, hx = prepare(fastrnn, case, step)
+
+    def evaluate_with(pack, unpack):
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            return evaluate(call, x, hx, dict(layer.named_parameters()), case)
+
+    got = evaluate_with(lambda t: t.detach().numpy().copy(), torch.from_numpy)
+    assert_same_bits(got, want, "hooks")
+
+
+# ---- derivatives of other kinds ----
+
+
+@each_kind
+@each_cell
+def test_forward_mode(cell, step):
+    case = Case(cell, T=3, dtype=DOUBLE)
+
+    def tangents(library, grad):
+        layer, call, x, hx = prepare(library, case, step)
+        inputs = [x.detach(), *(h.detach() for h in hx)]
+        with torch.set_grad_enabled(grad), forward_ad.dual_level():
+            dual = [forward_ad.make_dual(t, torch.ones_like(t)) for t in inputs]
+            values = name_values(call(dual[0], dual[1:]))
+            return {name: forward_ad.unpack_dual(v).tangent.detach() for name, v in values.items()}
+
+    want = tangents(torch.nn, True)
+    for grad in (True, False):
+        assert_close(tangents(fastrnn, grad), want, case)
+
+
+@each_kind
+@each_cell
+def test_torch_func(cell, step):
+    """grad, grad of grad and jvp."""
+    case = Case(cell, T=3, dtype=DOUBLE)
+
+    def solve(library):
+        _, call, x, hx = prepare(library, case, step)
+        x, hx = x.detach(), [h.detach() for h in hx]
+
+        def loss(x):
+            return call(x, hx)[0].square().sum()
+
+        def penalty(x):
+            return torch.func.grad(loss)(x).square().sum()
+
+        return {
+            "grad": torch.func.grad(loss)(x),
+            "grad of grad": torch.func.grad(penalty)(x),
+            "jvp": torch.func.jvp(loss, (x,), (torch.ones_like(x),))[1].detach(),
+        }
+
+    assert_close(solve(fastrnn), solve(torch.nn), case)
+
+
+def test_torch_func_checks_sizes():
+    layer, _, x, hx = Case("gru", T=1).prepare_step(fastrnn)
+    with pytest.raises(RuntimeError, match=r"h_0: expected size \[3, 16\], got \[1, 16\]"):
+        torch.func.grad(lambda x: layer(x, hx[0][:1]).sum())(x.detach())
+
+
+@each_kind
+@each_cell
+def test_compiled_autograd(cell, step):
+    case = Case(cell, T=3)
+    layer, call, x, hx = prepare(fastrnn, case, step)
+    want = evaluate(call, x, hx, dict(layer.named_parameters()), case)
+    layer, call, x, hx = prepare(fastrnn, case, step)
+    with compiled_autograd._enable(lambda graph: graph):
+        values = call(x, hx)
+        torch.autograd.backward(values, cotangents(values))
+    for name, leaf in name_leaves(layer, x, hx).items():
+        assert torch.equal(leaf.grad, want[f"d{name}"]), name
+
+
+# ---- nothing is kept or copied in vain ----
+
+
+@each_kind
+@each_cell
+def test_gradients_are_handed_over(cell, step):
+    """A leaf's `.grad` is the tensor that the backward has written, no copy of it."""
+    case = Case(cell, T=3)
+    layer, call, x, hx = prepare(fastrnn, case, step)
+    leaves = name_leaves(layer, x, hx)
+    written = {}
+    for name, leaf in leaves.items():
+        leaf.register_hook(lambda grad, name=name: written.update({name: grad.data_ptr()}))
+    values = call(x, hx)
+    torch.autograd.backward(values, cotangents(values))
+    assert {name: leaf.grad.data_ptr() for name, leaf in leaves.items()} == written
 
 
 @each_kind

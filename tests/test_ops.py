@@ -111,7 +111,7 @@ def test_opcheck_layer_backward(case):
     gradients = [torch.ones_like(r) for r in results[:n]]
     wanted = [True] * (1 + len(hx) + len(weights))
     for g, w in ((gradients, wanted), ([gradients[0]] + [None] * (n - 1), [False, *wanted[1:]])):
-        opcheck(layer_backward, (g, x, batch_sizes, hx, weights, *rest, results[0], results[n:], w))
+        opcheck(layer_backward, (g, x, batch_sizes, hx, weights, *rest, results[n:], w))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -146,3 +146,82 @@ CELL_SCHEMA = "fastrnn::cell(Tensor input, Tensor[] hx, Tensor[] weights, str ce
 @pytest.mark.parametrize("op, schema", [(rnn, RNN_SCHEMA), (cell_step, CELL_SCHEMA)], ids=["rnn", "cell"])
 def test_schema_is_that_of_the_design(op, schema):
     assert str(op._schema) == schema
+
+
+# ---- what layer_backward refuses ----
+
+
+def backward_arguments(case, step=False):
+    """Arguments of layer_backward by name, right ones."""
+    x, batch_sizes, hx, weights, cell, bidirectional, batch_first = layer_arguments(case)
+    if step:
+        x, hx = x[0], [h[0] for h in hx]
+    results = layer_forward(x, batch_sizes, hx, weights, cell, bidirectional, batch_first, True)
+    n = CELLS[case.cell].states + (not step)
+    return dict(
+        grads=[torch.ones_like(r) for r in results[:n]],
+        x=x,
+        batch_sizes=batch_sizes,
+        hx=hx,
+        weights=weights,
+        cell=cell,
+        bidirectional=bidirectional,
+        batch_first=batch_first,
+        saved=results[n:] or results[:1],  # a step saves its result if there is nothing else
+        wanted=[True] * (1 + len(hx) + len(weights)),
+    )
+
+
+def replaced(items, i, item):
+    items = list(items)
+    items[i] = item
+    return items
+
+
+# name: (argument, what becomes of it, the message)
+BAD_BACKWARDS = {
+    "grads-count": ("grads", lambda g: g[:-1], r"^grads: expected .* got \d"),
+    "grads-size": (
+        "grads",
+        lambda g: replaced(g, 0, g[0][..., :-1]),
+        r"^dy: expected size \[.*5\], got \[.*4\]",
+    ),
+    "grads-dtype": (
+        "grads",
+        lambda g: replaced(g, 0, g[0].double()),
+        "^dy: expected dtype Float .* got Double",
+    ),
+    "saved-count": ("saved", lambda s: s[:-1], r"^saved: expected \d tensor\(s\), got \d"),
+    "saved-size": (
+        "saved",
+        lambda s: replaced(s, 0, s[0][..., :-1]),
+        r"^saved [scy]: expected size .* got \[",
+    ),
+    "saved-dtype": ("saved", lambda s: replaced(s, 0, s[0].double()), "^saved [scy]: expected dtype Float"),
+    "last-saved-size": ("saved", lambda s: replaced(s, -1, s[-1][:0]), r"^saved [scy]: expected size"),
+    "wanted-count": ("wanted", lambda w: w[:-1], r"^wanted: expected \d+ flags, got \d+"),
+    "x-size": ("x", lambda x: x[..., :-1], "^W_ih: expected size"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_BACKWARDS)
+@pytest.mark.parametrize("step", [False, True], ids=["layer", "step"])
+@pytest.mark.parametrize("cell", EVERY_CELL)
+def test_layer_backward_refuses(cell, step, bad):
+    argument, change, message = BAD_BACKWARDS[bad]
+    arguments = backward_arguments(Case(cell, **SIZES), step)
+    layer_backward(*arguments.values())
+    arguments[argument] = change(arguments[argument])
+    with pytest.raises(RuntimeError, match=message):
+        layer_backward(*arguments.values())
+
+
+@pytest.mark.parametrize("cell", EVERY_CELL)
+@pytest.mark.parametrize("i, name", list(enumerate(("y", "h_n", "c_n"))))
+def test_layer_backward_names_the_gradient(cell, i, name):
+    arguments = backward_arguments(Case(cell, **SIZES))
+    if i >= len(arguments["grads"]):
+        pytest.skip("the cell has no such result")
+    arguments["grads"] = replaced(arguments["grads"], i, torch.ones(1))
+    with pytest.raises(RuntimeError, match=rf"^d{name}: expected size \[.*\], got \[1\]"):
+        layer_backward(*arguments.values())

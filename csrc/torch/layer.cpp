@@ -2,13 +2,17 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/ops/clone.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <c10/util/irange.h>
 #include <torch/csrc/autograd/autograd.h>
-#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/library.h>
+
+#include <cstring>
 
 #include "cpu/dispatch.h"
 
@@ -34,11 +38,11 @@ const cpu::CellKernels& find_cell(const std::string& name) {
   }
 }
 
-void check_tensor(const Tensor& tensor, const char* name, at::SymIntArrayRef expected, const Tensor& x) {
-  TORCH_CHECK(tensor.sym_sizes() == expected, name, ": expected size ", expected, ", got ",
-              tensor.sym_sizes());
-  TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), name, ": expected dtype ", x.scalar_type(),
-              " as the input's, got ", tensor.scalar_type());
+void check_tensor(const Tensor& tensor, const std::string& name, at::SymIntArrayRef size,
+                  at::ScalarType dtype, const Tensor& x) {
+  TORCH_CHECK(tensor.sym_sizes() == size, name, ": expected size ", size, ", got ", tensor.sym_sizes());
+  TORCH_CHECK(tensor.scalar_type() == dtype, name, ": expected dtype ", dtype, " for an input of ",
+              x.scalar_type(), ", got ", tensor.scalar_type());
   TORCH_CHECK(tensor.device() == x.device(), name, ": expected device ", x.device(), " as the input's, got ",
               tensor.device());
 }
@@ -48,6 +52,7 @@ struct Shape {
   SymInt T, B, R, I, H, P;
   int64_t D, S;
   bool step, has_c, projected;
+  bool needs_y;  // in the backward: the states before each step, or the result of a cell that saves nothing
 };
 
 Shape check_shape(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
@@ -86,40 +91,51 @@ Shape check_shape(const Tensor& x, const optional<Tensor>& batch_sizes, at::Tens
     s.B = x.sym_size(s.step || batch_first ? 0 : 1);
     s.R = s.T * s.B;
   }
+  s.needs_y = s.S == 0 || s.T > 1;
+  const auto check = [&](const Tensor& tensor, const char* name, at::SymIntArrayRef size) {
+    check_tensor(tensor, name, size, x.scalar_type(), x);
+  };
   const SymInt GH = cell.gates * s.H, D = s.D;
   for (const auto i : c10::irange(hx.size())) {
     const SymInt width = i == 0 ? s.P : s.H;
     const SymInt layered[] = {D, s.B, width}, single[] = {s.B, width};
-    check_tensor(hx[i], i == 0 ? "h_0" : "c_0",
-                 s.step ? at::SymIntArrayRef(single) : at::SymIntArrayRef(layered), x);
+    check(hx[i], i == 0 ? "h_0" : "c_0", s.step ? at::SymIntArrayRef(single) : at::SymIntArrayRef(layered));
   }
   for (const auto d : c10::irange(layout.D)) {
     const at::TensorList w = weights.slice(d * layout.each, layout.each);
-    check_tensor(w[0], "W_ih", {GH, s.I}, x);
-    check_tensor(w[1], "W_hh", {GH, s.P}, x);
+    check(w[0], "W_ih", {GH, s.I});
+    check(w[1], "W_hh", {GH, s.P});
     if (layout.bias()) {
-      check_tensor(w[2], "b_ih", {GH}, x);
-      check_tensor(w[3], "b_hh", {GH}, x);
+      check(w[2], "b_ih", {GH});
+      check(w[3], "b_hh", {GH});
     }
-    if (layout.projected()) check_tensor(w[layout.each - 1], "W_hr", {s.P, s.H}, x);
+    if (layout.projected()) check(w[layout.each - 1], "W_hr", {s.P, s.H});
   }
   return s;
 }
 
-// [y, h_n(, c_n)][, s(, c)]
-variable_list empty_outputs(const Tensor& x, const Shape& s, bool save) {
-  const auto empty = [&](at::SymIntArrayRef size) { return at::empty_symint(size, x.options()); };
-  std::vector<SymInt> y_size = x.sym_sizes().vec();
-  y_size.back() = s.D * s.P;
-  variable_list outputs{empty(y_size)};
-  if (!s.step) outputs.push_back(empty({s.D, s.B, s.P}));
-  if (s.has_c) outputs.push_back(s.step ? empty({s.B, s.H}) : empty({s.D, s.B, s.H}));
-  if (save) {
-    const auto real = x.options().dtype(x.scalar_type() == at::kBFloat16 ? at::kFloat : x.scalar_type());
-    outputs.push_back(at::empty_symint({s.D, s.R, s.S * s.H}, real));
-    if (s.has_c) outputs.push_back(at::empty_symint({s.D, s.R, s.H}, real));
-  }
-  return outputs;
+c10::SymDimVector y_size(const Tensor& x, const Shape& s) {
+  c10::SymDimVector size(x.sym_sizes());
+  size.back() = s.D * s.P;
+  return size;
+}
+
+// Calls f(name, size, dtype) for each result of a forward.
+template <class F>
+void for_each_result(const Tensor& x, const Shape& s, const F& f) {
+  const SymInt h_n[] = {s.D, s.B, s.P}, c_n[] = {s.D, s.B, s.H};
+  f("y", y_size(x, s), x.scalar_type());
+  if (!s.step) f("h_n", h_n, x.scalar_type());
+  if (s.has_c) f("c_n", at::SymIntArrayRef(c_n).slice(s.step ? 1 : 0), x.scalar_type());
+}
+
+// The same for what a backward needs of a forward beside y.
+template <class F>
+void for_each_activation(const Tensor& x, const Shape& s, const F& f) {
+  const auto real = x.scalar_type() == at::kBFloat16 ? at::kFloat : x.scalar_type();
+  const SymInt activations[] = {s.D, s.R, s.S * s.H}, c[] = {s.D, s.R, s.H};
+  if (s.S > 0) f("s", activations, real);
+  if (s.has_c) f("c", c, real);
 }
 
 // Holds what the pointers in a parameter struct point to.
@@ -152,6 +168,7 @@ class Arguments {
   template <class T>
   const T* read(const Tensor& tensor) {
     if (!tensor.defined()) return nullptr;
+    if (tensor.is_contiguous()) return static_cast<const T*>(tensor.const_data_ptr());
     kept_.push_back(tensor.contiguous());
     return static_cast<const T*>(kept_.back().const_data_ptr());
   }
@@ -204,13 +221,33 @@ void with_dtype(const Tensor& x, const F& f) {
   }
 }
 
+// Tensor.copy_ would cost more than a small step.
+void copy_contiguous(const Tensor& from, const Tensor& to) {
+  constexpr int64_t kBytesPerThread = 1 << 18;
+  const char* source = static_cast<const char*>(from.const_data_ptr());
+  char* target = static_cast<char*>(to.mutable_data_ptr());
+  at::parallel_for(0, static_cast<int64_t>(from.nbytes()), kBytesPerThread, [&](int64_t begin, int64_t end) {
+    std::memcpy(target + begin, source + begin, end - begin);
+  });
+}
+
 template <bool compute>
 variable_list layer_forward(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
                             at::TensorList weights, const std::string& cell_name, bool bidirectional,
                             bool batch_first, bool save) {
   const cpu::CellKernels& cell = find_cell(cell_name);
   const Shape s = check_shape(x, batch_sizes, hx, weights, cell, bidirectional, batch_first);
-  variable_list outputs = empty_outputs(x, s, save);
+  variable_list outputs;
+  outputs.reserve(6);
+  const auto allocate = [&](const char*, at::SymIntArrayRef size, at::ScalarType dtype) {
+    outputs.push_back(at::empty_symint(size, x.options().dtype(dtype)));
+  };
+  for_each_result(x, s, allocate);
+  if (save) for_each_activation(x, s, allocate);
+  // A layer saves a copy of y, so that its result may be written to (`y += x`), as torch.nn's may. A step saves
+  // its result itself.
+  const bool copies_y = save && s.needs_y && !s.step;
+  if (copies_y) allocate("y", y_size(x, s), x.scalar_type());
   if constexpr (compute) {
     if (x.numel() == 0) {  // no rows: the states stay as they are
       for (const auto i : c10::irange(hx.size())) outputs[s.step ? i : i + 1].copy_(hx[i]);
@@ -226,13 +263,11 @@ variable_list layer_forward(const Tensor& x, const optional<Tensor>& batch_sizes
       p.y = data<T>(outputs[i++]);
       if (!s.step) p.hn = data<T>(outputs[i++]);
       if (s.has_c) p.cn = data<T>(outputs[i++]);
-      if (save) {
-        if (s.S > 0) p.s = data<Real<T>>(outputs[i]);
-        ++i;
-        if (s.has_c) p.c = data<Real<T>>(outputs[i++]);
-      }
+      if (save && s.S > 0) p.s = data<Real<T>>(outputs[i++]);
+      if (save && s.has_c) p.c = data<Real<T>>(outputs[i++]);
       cell.of<T>().forward(p);
     });
+    if (copies_y) copy_contiguous(outputs[0], outputs.back());
   }
   return outputs;
 }
@@ -243,14 +278,41 @@ variable_list layer(const Tensor& x, const optional<Tensor>& batch_sizes, at::Te
   return layer_forward<compute>(x, batch_sizes, hx, weights, cell, bidirectional, batch_first, false);
 }
 
-// Gradients of those of x, hx and weights, in this order, that `wanted` marks.
+void check_gradients(const c10::List<optional<Tensor>>& grads, const Tensor& x, const Shape& s) {
+  const size_t expected = 1 + !s.step + s.has_c;
+  TORCH_CHECK(grads.size() == expected, "grads: expected one or None for each of ", expected,
+              " result(s), got ", grads.size());
+  size_t i = 0;
+  for_each_result(x, s, [&](const char* name, at::SymIntArrayRef size, at::ScalarType dtype) {
+    const optional<Tensor> grad = grads.get(i++);
+    if (grad) check_tensor(*grad, std::string("d") + name, size, dtype, x);
+  });
+}
+
+void check_saved(at::TensorList saved, const Tensor& x, const Shape& s) {
+  const size_t expected = (s.S > 0) + s.has_c + s.needs_y;
+  TORCH_CHECK(saved.size() == expected, "saved: expected ", expected, " tensor(s), got ", saved.size());
+  size_t i = 0;
+  const auto check = [&](const char* name, at::SymIntArrayRef size, at::ScalarType dtype) {
+    check_tensor(saved[i++], std::string("saved ") + name, size, dtype, x);
+  };
+  for_each_activation(x, s, check);
+  if (s.needs_y) check("y", y_size(x, s), x.scalar_type());
+}
+
+// Gradients of those of x, hx and weights, in this order, that `wanted` marks. saved: what layer_forward
+// returned after the results; for a step of a cell that saves nothing else, y.
 template <bool compute>
 variable_list layer_backward(const c10::List<optional<Tensor>>& grads, const Tensor& x,
                              const optional<Tensor>& batch_sizes, at::TensorList hx, at::TensorList weights,
                              const std::string& cell_name, bool bidirectional, bool batch_first,
-                             const optional<Tensor>& y, at::TensorList saved, c10::List<bool> wanted) {
+                             at::TensorList saved, c10::List<bool> wanted) {
   const cpu::CellKernels& cell = find_cell(cell_name);
   const Shape s = check_shape(x, batch_sizes, hx, weights, cell, bidirectional, batch_first);
+  if constexpr (compute) {  // compiled autograd traces with stand-ins for the gradients, of any size
+    check_gradients(grads, x, s);
+    check_saved(saved, x, s);
+  }
   std::vector<Tensor> inputs{x};
   inputs.insert(inputs.end(), hx.begin(), hx.end());
   inputs.insert(inputs.end(), weights.begin(), weights.end());
@@ -281,9 +343,10 @@ variable_list layer_backward(const c10::List<optional<Tensor>>& grads, const Ten
       Arguments arguments(x, batch_sizes, s, batch_first);
       BackwardParams<T> p{};
       fill_forward(p, arguments, x, hx, weights, s);
-      p.y = const_cast<T*>(arguments.read<T>(y.value_or(Tensor())));
-      if (s.S > 0) p.s = const_cast<Real<T>*>(arguments.read<Real<T>>(saved[0]));
-      if (s.has_c) p.c = const_cast<Real<T>*>(arguments.read<Real<T>>(saved[1]));
+      size_t i = 0;
+      if (s.S > 0) p.s = const_cast<Real<T>*>(arguments.read<Real<T>>(saved[i++]));
+      if (s.has_c) p.c = const_cast<Real<T>*>(arguments.read<Real<T>>(saved[i++]));
+      if (s.needs_y) p.y = const_cast<T*>(arguments.read<T>(saved[i++]));
       p.dy = arguments.read<T>(grad(0));
       if (!s.step) p.dhn = arguments.read<T>(grad(1));
       if (s.has_c) p.dcn = arguments.read<T>(grad(h_grad + 1));
@@ -316,57 +379,84 @@ const auto& backward_operator() {
   return op;
 }
 
-// inputs: x, hx, weights.
-struct LayerFunction : torch::autograd::Function<LayerFunction> {
-  static variable_list forward(torch::autograd::AutogradContext* ctx, at::TensorList inputs,
-                               const optional<Tensor>& batch_sizes, const std::string& cell, int64_t states,
-                               bool bidirectional, bool batch_first) {
-    at::AutoDispatchBelowADInplaceOrView below_autograd;
-    variable_list outputs =
-        forward_operator().call(inputs[0], batch_sizes, inputs.slice(1, states), inputs.slice(1 + states),
-                                cell, bidirectional, batch_first, true);
-    const bool has_c = find_cell(cell).has_c;
-    const size_t kept = has_c ? 2 : 1;
-    variable_list saved = inputs.vec();
-    saved.push_back(batch_sizes.value_or(Tensor()));
-    // A layer saves a copy, so that its result may be written to (`y += x`), as torch.nn's may. A single step
-    // needs y only in a cell that saves nothing else.
-    const bool step = inputs[0].dim() == 2 && !batch_sizes;
-    saved.push_back(!step ? outputs[0].clone() : find_cell(cell).saved == 0 ? outputs[0] : Tensor());
-    saved.insert(saved.end(), outputs.end() - kept, outputs.end());
-    ctx->save_for_backward(std::move(saved));
-    ctx->saved_data["cell"] = cell;
-    ctx->saved_data["sizes"] =
-        std::vector<int64_t>{static_cast<int64_t>(inputs.size()), states, bidirectional, batch_first};
-    ctx->set_materialize_grads(false);
-    outputs.resize(outputs.size() - kept);
-    return outputs;
+using torch::autograd::Node;
+
+// torch holds nodes by shared_ptr, newer versions by intrusive_ptr.
+template <class T, class... Args>
+auto make_node(Args&&... args) {
+  if constexpr (std::is_same_v<decltype(torch::autograd::Edge::function), std::shared_ptr<Node>>) {
+    // deleteNode takes a long chain of nodes apart without recursion. It is found by its argument: newer
+    // versions have none.
+    return std::shared_ptr<T>(new T(std::forward<Args>(args)...), [](auto* node) { deleteNode(node); });
+  } else {
+    return c10::make_intrusive<T>(std::forward<Args>(args)...);
+  }
+}
+
+// The backward of one call of fastrnn::layer. A node of its own: torch::autograd::Function keeps what is no
+// tensor in a map from names to IValues and copies lists several times, which costs more than a small step.
+class LayerBackward : public Node {
+ public:
+  // inputs: x, hx, weights.
+  LayerBackward(const variable_list& inputs, size_t states, const optional<Tensor>& batch_sizes,
+                const std::string& cell, bool bidirectional, bool batch_first)
+      : Node(torch::autograd::collect_next_edges(inputs)),
+        count_(inputs.size()),
+        states_(states),
+        cell_(cell),
+        bidirectional_(bidirectional),
+        batch_first_(batch_first),
+        packed_(batch_sizes.has_value()) {
+    saved_.reserve(count_ + 4);
+    for (const Tensor& input : inputs) save(input);
+    save(batch_sizes.value_or(Tensor()));
   }
 
-  static variable_list backward(torch::autograd::AutogradContext* ctx, variable_list grads) {
-    const variable_list saved = ctx->get_saved_variables();
-    const std::string cell = ctx->saved_data["cell"].toStringRef();
-    const std::vector<int64_t> sizes = ctx->saved_data["sizes"].toIntVector();
-    const size_t count = sizes[0], states = sizes[1];
-    const bool bidirectional = sizes[2], batch_first = sizes[3];
-    const at::TensorList inputs = at::TensorList(saved).slice(0, count);
-    const optional<Tensor> batch_sizes =
-        saved[count].defined() ? optional<Tensor>(saved[count]) : std::nullopt;
-    const at::TensorList hx = inputs.slice(1, states), weights = inputs.slice(1 + states);
-    const optional<Tensor> y = saved[count + 1].defined() ? optional<Tensor>(saved[count + 1]) : std::nullopt;
+  // After the arguments, what layer_backward takes as `saved`.
+  void save(const Tensor& tensor, bool is_output = false) { saved_.emplace_back(tensor, is_output); }
 
-    variable_list result(count + 5);  // none for the arguments that are not differentiable
-    variable_list needed;
+  std::string name() const override { return "fastrnn::LayerBackward"; }
+
+  void release_variables() override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (auto& tensor : saved_) tensor.reset_data();
+  }
+
+  // For compiled autograd: what a compiled graph depends on, and a call that it traces.
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    args.collect(saved_, /*is_output=*/true);
+    for (const size_t number : {count_, states_}) args.collect(number);
+    for (const bool flag : {bidirectional_, batch_first_, packed_}) args.collect(flag);
+    args.collect(cell_);
+  }
+  variable_list apply_with_saved(const variable_list& grads,
+                                 torch::dynamo::autograd::SwapSavedVariables& swap) override {
+    swap.before(saved_);
+    variable_list result = apply(variable_list(grads));
+    swap.after(saved_);
+    return result;
+  }
+
+  variable_list apply(variable_list&& grads) override {
+    std::lock_guard<std::mutex> lock(mutex_);  // with retain_graph two threads may be here
+    variable_list saved;
+    saved.reserve(saved_.size());
+    for (const auto& tensor : saved_) saved.push_back(tensor.unpack(getptr()));
+    const at::TensorList all(saved), inputs = all.slice(0, count_);
+    const at::TensorList hx = inputs.slice(1, states_), weights = inputs.slice(1 + states_);
+    const optional<Tensor> batch_sizes = packed_ ? optional<Tensor>(saved[count_]) : std::nullopt;
     c10::List<bool> wanted;
-    for (const auto i : c10::irange(count)) {
-      wanted.push_back(ctx->needs_input_grad(i));
-      if (wanted[i]) needed.push_back(inputs[i]);
-    }
+    wanted.reserve(count_);
+    for (const auto i : c10::irange(count_)) wanted.push_back(task_should_compute_output(i));
+
     variable_list found;
     if (at::GradMode::is_enabled()) {  // create_graph=True
       const variable_list outputs =
-          differentiable_layer(inputs[0], batch_sizes, hx, weights, cell, bidirectional, batch_first);
-      variable_list used, used_grads;
+          differentiable_layer(inputs[0], batch_sizes, hx, weights, cell_, bidirectional_, batch_first_);
+      variable_list needed, used, used_grads;
+      for (const auto i : c10::irange(count_)) {
+        if (wanted[i]) needed.push_back(inputs[i]);
+      }
       for (const auto i : c10::irange(outputs.size())) {
         if (!grads[i].defined()) continue;
         used.push_back(outputs[i]);
@@ -376,17 +466,26 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
                                     /*allow_unused=*/true);
     } else {
       c10::List<optional<Tensor>> given;
+      given.reserve(grads.size());
       for (const Tensor& grad : grads)
         given.push_back(grad.defined() ? optional<Tensor>(grad) : std::nullopt);
-      found = backward_operator().call(given, inputs[0], batch_sizes, hx, weights, cell, bidirectional,
-                                       batch_first, y, at::TensorList(saved).slice(count + 2), wanted);
+      at::AutoDispatchBelowADInplaceOrView below_autograd;  // whose fallback would box the arguments
+      found = backward_operator().call(given, inputs[0], batch_sizes, hx, weights, cell_, bidirectional_,
+                                       batch_first_, all.slice(count_ + 1), wanted);
     }
+    variable_list result(count_);
     size_t next = 0;
-    for (const auto i : c10::irange(count)) {
-      if (wanted[i]) result[i] = found[next++];
+    for (const auto i : c10::irange(count_)) {
+      if (wanted[i]) result[i] = std::move(found[next++]);
     }
     return result;
   }
+
+ private:
+  const size_t count_, states_;
+  const std::string cell_;
+  const bool bidirectional_, batch_first_, packed_;
+  std::vector<torch::autograd::SavedVariable> saved_;  // inputs, batch_sizes, `saved`
 };
 
 variable_list layer_autograd(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
@@ -397,13 +496,28 @@ variable_list layer_autograd(const Tensor& x, const optional<Tensor>& batch_size
   inputs.push_back(x);
   inputs.insert(inputs.end(), hx.begin(), hx.end());
   inputs.insert(inputs.end(), weights.begin(), weights.end());
-  const auto requires_grad = [](const Tensor& tensor) { return tensor.requires_grad(); };
-  if (at::GradMode::is_enabled() && std::any_of(inputs.begin(), inputs.end(), requires_grad)) {
-    return LayerFunction::apply(at::TensorList(inputs), batch_sizes, cell, static_cast<int64_t>(hx.size()),
-                                bidirectional, batch_first);
+  // Forward-mode derivatives and the transforms of torch.func.
+  if (torch::autograd::isFwGradDefinedTensorList(inputs) ||
+      c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerBackMode)) {
+    check_shape(x, batch_sizes, hx, weights, find_cell(cell), bidirectional, batch_first);
+    return differentiable_layer(x, batch_sizes, hx, weights, cell, bidirectional, batch_first);
   }
+  const bool save = torch::autograd::compute_requires_grad(inputs);
   at::AutoDispatchBelowADInplaceOrView below_autograd;
-  return forward_operator().call(x, batch_sizes, hx, weights, cell, bidirectional, batch_first, false);
+  variable_list outputs =
+      forward_operator().call(x, batch_sizes, hx, weights, cell, bidirectional, batch_first, save);
+  if (!save) return outputs;
+
+  const auto node =
+      make_node<LayerBackward>(inputs, hx.size(), batch_sizes, cell, bidirectional, batch_first);
+  const bool step = x.dim() == 2 && !batch_sizes;
+  const cpu::CellKernels& kernels = find_cell(cell);
+  const size_t results = (step ? 1 : 2) + (kernels.has_c ? 1 : 0);
+  for (const auto i : c10::irange(results)) torch::autograd::set_history(outputs[i], node);
+  for (const auto i : c10::irange(results, outputs.size())) node->save(outputs[i]);
+  if (step && kernels.saved == 0) node->save(outputs[0], /*is_output=*/true);
+  outputs.resize(results);
+  return outputs;
 }
 
 }  // namespace
@@ -424,7 +538,7 @@ TORCH_LIBRARY(fastrnn, m) {
   m.def(
       "layer_backward(Tensor?[] grads, Tensor x, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str "
       "cell, "
-      "bool bidirectional, bool batch_first, Tensor? y, Tensor[] saved, bool[] wanted) -> Tensor[]");
+      "bool bidirectional, bool batch_first, Tensor[] saved, bool[] wanted) -> Tensor[]");
 }
 
 TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {

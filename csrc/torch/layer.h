@@ -3,7 +3,8 @@
 // One layer, one or two directions: the unit that the kernels compute and autograd knows.
 //
 //   fastrnn::layer          the operator others are composed of; differentiable
-//   fastrnn::layer_forward  the kernel: [y, h_n(, c_n)], and with `save` also [s(, c)] for the backward
+//   fastrnn::layer_forward  the kernel: [y, h_n(, c_n)], and with `save` what the backward needs:
+//                           [s][, c][, a copy of y], as far as there are such
 //   fastrnn::layer_backward the kernel of its first derivative
 //
 // x is [T, B, I] ([B, T, I] with batch_first), packed [R, I] with batch_sizes, or one step [B, I]. hx is

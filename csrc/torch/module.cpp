@@ -4,12 +4,29 @@
 #include <pybind11/stl.h>
 #include <torch/version.h>
 
+#include <cstdlib>
+
 #include "cpu/dispatch.h"
 
 namespace py = pybind11;
 namespace cpu = fastrnn::cpu;
 
+namespace {
+
+// glibc returns the top of the heap to the system when more of it is free than twice the largest block so far
+// that was mapped and freed on its own. The gradients of a layer of 256 units are at that limit: freed and
+// allocated in every training step, they cost page faults that can take longer than the step. A larger block
+// raises the limit, as the first larger tensor of the process would. It is never touched.
+void raise_trim_threshold() {
+  constexpr size_t kBytes = 16 << 20;
+  void* volatile block = std::malloc(kBytes);  // volatile, or the compiler leaves both calls out
+  std::free(block);
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_C, m) {
+  raise_trim_threshold();
   m.attr("torch_version") = TORCH_VERSION;
   m.attr("cuda_archs") = std::vector<std::string>{};
   m.def("isas_built", &cpu::isas_built, "Instruction sets this build has kernels for.");

@@ -1,6 +1,7 @@
 // The operators that modules call: a stack of layers, and a single step. Both are composed of fastrnn::layer.
 
 #include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/util/irange.h>
 #include <torch/library.h>
@@ -132,11 +133,36 @@ variable_list cell_step(const Tensor& input, at::TensorList hx, at::TensorList w
   return outputs;
 }
 
+// In a region of torch.autocast tensors are cast to its dtype, except float64; weights once in the region.
+template <class Tensors>
+auto autocast(const Tensors& tensors) {
+  return at::autocast::cached_cast(at::autocast::get_autocast_dtype(at::kCPU), tensors, at::kCPU);
+}
+
+variable_list rnn_autocast(const Tensor& input, const optional<Tensor>& batch_sizes, at::TensorList hx,
+                           at::TensorList weights, const std::string& cell, bool has_biases,
+                           int64_t num_layers, double dropout, bool train, bool bidirectional,
+                           bool batch_first) {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
+  return rnn(autocast(input), batch_sizes, autocast(hx), autocast(weights), cell, has_biases, num_layers,
+             dropout, train, bidirectional, batch_first);
+}
+
+variable_list cell_autocast(const Tensor& input, at::TensorList hx, at::TensorList weights,
+                            const std::string& cell) {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
+  return cell_step(autocast(input), autocast(hx), autocast(weights), cell);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fastrnn, CompositeImplicitAutograd, m) {
   m.impl("rnn", rnn);
   m.impl("cell", cell_step);
+}
+TORCH_LIBRARY_IMPL(fastrnn, AutocastCPU, m) {
+  m.impl("rnn", rnn_autocast);
+  m.impl("cell", cell_autocast);
 }
 
 }  // namespace fastrnn::torch_ops
