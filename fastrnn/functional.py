@@ -9,7 +9,7 @@ Sizes: T time, B batch, I input, H hidden, P projected hidden (H without a proje
 D directions.
 
 Every tensor of a call has one dtype, float32, float64 or bfloat16, and one device, the CPU. Outputs have that
-dtype. In a region of torch.autocast float32 and bfloat16 may be mixed: they are cast to the dtype of the region.
+dtype. In a region of torch.autocast float32 and bfloat16 may be mixed: both are cast to its dtype.
 Strides are free. Gradients flow to the input, the states and the weights.
 """
 
