@@ -44,15 +44,15 @@ class Backward {
     chunk_rows = chunk_steps * B;
     // Enough to pay for packing the other factor, but several blocks a thread.
     gate_block = std::clamp<int64_t>(ceil_div(GH, 2 * plan.threads), 48, 192);
-    if (p.rows.T > 1 || wants_dh0) W_hh = workspace.take<Real<T>>(out_panels.padded_width() * groups<T>(GH));
-    if (p.dx) W_ih = workspace.take<Real<T>>(input_panels.padded_width() * groups<T>(GH));
+    if (p.rows.T > 1 || wants_dh0) W_hh = take_packed(out_panels, GH);
+    if (p.dx) W_ih = take_packed(input_panels, GH);
     dgx = workspace.take<T>(chunk_rows * GH);
     dgh = Cell::split_gate ? workspace.take<T>(chunk_rows * GH) : dgx;
     carry = workspace.take<T>(B * GH);
     dh = workspace.take<Real<T>>(B * P_padded);
     if (Cell::has_c) dc = workspace.take<Real<T>>(B * H_padded);
     if (projected) {
-      W_hr = workspace.take<Real<T>>(unit_panels.padded_width() * groups<T>(p.P));
+      W_hr = take_packed(unit_panels, p.P);
       dh_rows = workspace.take<T>(chunk_rows * p.P);
       m_rows = workspace.take<T>(chunk_rows * p.H);
     }
@@ -147,6 +147,10 @@ class Backward {
       if (in_place(of, i)) return {W + of.first(i), of.units};
     }
     return {packed + of.offset(i) * groups<T>(K), of.width(i)};
+  }
+  Real<T>* take_packed(const Panels<T>& of, int64_t K) {
+    const bool none = in_place(of, 0) && in_place(of, of.count() - 1);
+    return workspace.take<Real<T>>(none ? 0 : of.padded_width() * groups<T>(K));
   }
   void pack(const Panels<T>& of, int64_t K, const T* W, Real<T>* packed, Team& team) const {
     team.for_each(of.count(), steal, false, [&](int64_t i) {

@@ -15,9 +15,13 @@ void pause() {
 
 }  // namespace
 
-Board::Board(int threads, int64_t chains)
-    : shares_(std::make_unique<Share[]>(threads)),
-      links_(std::make_unique<std::atomic<uint64_t>[]>(chains)) {}
+Board::Board(int threads, int64_t chains) {
+  if (threads == 1) return;
+  shares_ = std::make_unique<Share[]>(threads);
+  links_ = std::make_unique<std::atomic<uint64_t>[]>(chains);
+}
+
+Board::~Board() = default;
 
 Board::Task Board::take(int rank, int threads, uint32_t phase, int64_t count) {
   for (int i = 0; i < threads; ++i) {

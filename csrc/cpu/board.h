@@ -12,7 +12,10 @@ namespace fastrnn::cpu {
 // others for a task at most.
 class Board {
  public:
+  // For a single thread nothing is kept: it does not ask.
   Board(int threads, int64_t chains);
+  // Not inline: its code would be compiled for each instruction set under one name.
+  ~Board();
 
   struct Task {
     int owner;         // whose share it is of; -1: none is left for this thread
