@@ -262,6 +262,7 @@ REPEATED_CASES = [
         dict(T=10, B=37, I=33, H=150, dtype=torch.float64),
         dict(T=10, B=16, I=128, H=128, bidirectional=True),
         dict(T=30, B=20, I=33, H=65, L=2, form="unsorted"),
+        dict(T=10, B=70, I=33, H=150, dtype=torch.bfloat16),
         *([dict(T=10, B=33, I=20, H=70, P=21)] if cell == "lstm" else []),
     )
 ]
@@ -270,13 +271,17 @@ REPEATED_CASES = [
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize("case", REPEATED_CASES, ids=str)
 def test_same_bits(case):
-    """The same call gives the same bits twice, with one thread and with two, values and gradients."""
+    """The same call gives the same bits twice, with one thread and with several, values and gradients. With more
+    threads than cores tasks go from one thread to another."""
     with using_threads(1):
         one = case.solve(fastrnn)
         assert_same_bits(case.solve(fastrnn), one, f"{case}: one thread, second call")
-    with using_threads(2):
-        for call in ("first", "second", "third"):
-            assert_same_bits(case.solve(fastrnn), one, f"{case}: two threads, {call} call, against one")
+    for threads in (2, 3, 5):
+        with using_threads(threads):
+            for call in ("first", "second"):
+                assert_same_bits(
+                    case.solve(fastrnn), one, f"{case}: {threads} threads, {call} call, against one"
+                )
 
 
 @pytest.mark.parametrize("B", [1, 65])

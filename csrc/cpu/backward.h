@@ -344,8 +344,8 @@ class Backward {
     return {i * size, std::min((i + 1) * size, count)};
   }
 
-  // to[m, n] (+)= sum_k gradient[k, m] rows[k][n], m < M, n < N, cut into blocks of m and panels of n. A task is
-  // one of each.
+  // to[m, n] (+)= sum_k gradient[k, m] rows[k][n], m < M, n < N, cut into blocks of m and panels of n. A task
+  // is one of each.
   struct Product {
     const T* gradient;  // [K, M]
     int64_t M, block;

@@ -7,9 +7,9 @@
 namespace fastrnn::cpu {
 
 // Where the threads of a team take their tasks from. Each has its share of a phase's tasks, taken front to
-// back, so that what it keeps in its cache is used again; a thread that has done its own may take others' from
-// the back. Whoever is slow, because another program has its core or another core is faster, holds up the
-// others for a task at most.
+// back, so that what it keeps in its cache is used again; a thread that has done its own may take others'
+// from the back. Whoever is slow, because another program has its core or another core is faster, holds up
+// the others for a task at most.
 class Board {
  public:
   // For a single thread nothing is kept: it does not ask.
@@ -25,9 +25,10 @@ class Board {
   // All threads go through the same phases, numbered from 1, in order; count: tasks of this phase.
   Task take(int rank, int threads, uint32_t phase, int64_t count);
 
-  // A chain is `length` links, of which each needs the one before; several phases may add links to the chains.
-  // A link that is not waiting for another: of the shortest chain of the thread's own share that nobody works on,
-  // or else of others'.
+  // A chain is `length` links, of which each needs the one before; several phases may add links to the
+  // chains.
+  // take_link gives one that does not wait for another: of the shortest chain of the thread's own share that
+  // nobody works on, or else of others'. before: links of each chain in earlier phases.
   struct Link {
     int64_t chain;   // -1: none is left, or all that are left are being worked on
     int64_t number;  // below length

@@ -4,8 +4,8 @@
 //
 // B stands in panels: a panel is nv vectors wide and its rows, one for each group along k (a number, or two
 // bfloat16), follow each other, so the register tile of up to max_rows(nv) x nv vectors reads it front to
-// back. A is read in place, one broadcast a group, with any strides. The order of the sum over k depends on K alone: not on the tile, the panel or the thread that an
-// element falls to.
+// back. A is read in place, one broadcast a group, with any strides. The order of the sum over k depends on K
+// alone: not on the tile, the panel or the thread that an element falls to.
 
 #include <algorithm>
 #include <array>
@@ -135,9 +135,9 @@ void multiply_panel(int64_t M, int64_t K, const T* A, int64_t a_row, int64_t a_k
 }
 
 // How `units` hidden units with G gates each are cut into panels of U vectors of units. Within a panel the
-// columns are gate after gate, without gaps: column g * size(p) + k holds gate g of the panel's unit k. So the
-// gates of a last panel that is not full share vectors; a vector of units read from it has others' columns in
-// the lanes that are none of its units, and may reach up to a vector past the last row.
+// columns are gate after gate, without gaps: column g * size(p) + k holds gate g of the panel's unit k. So
+// the gates of a last panel that is not full share vectors; a vector of units read from it has others'
+// columns in the lanes that are none of its units, and may reach up to a vector past the last row.
 template <class T>
 struct Panels {
   static constexpr int64_t lanes = kLanes<Real<T>>;

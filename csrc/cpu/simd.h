@@ -164,8 +164,8 @@ FASTRNN_INLINE void copy(To* to, const From* from, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes<Real<To>>) store_upto(to + i, load_upto(from + i, n - i), n - i);
 }
 
-// A multiply-add takes a group of neighbours along k at once: one number, or two bfloat16, whose bits stand in
-// a float.
+// A multiply-add takes a group of neighbours along k at once: one number, or two bfloat16, whose bits stand
+// in a float.
 template <class T>
 constexpr int kGroup = sizeof(Real<T>) / sizeof(T);
 template <class T>

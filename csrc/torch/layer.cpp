@@ -244,8 +244,8 @@ variable_list layer_forward(const Tensor& x, const optional<Tensor>& batch_sizes
   };
   for_each_result(x, s, allocate);
   if (save) for_each_activation(x, s, allocate);
-  // A layer saves a copy of y, so that its result may be written to (`y += x`), as torch.nn's may. A step saves
-  // its result itself.
+  // A layer saves a copy of y, so that its result may be written to (`y += x`), as torch.nn's may. A step
+  // saves its result itself.
   const bool copies_y = save && s.needs_y && !s.step;
   if (copies_y) allocate("y", y_size(x, s), x.scalar_type());
   if constexpr (compute) {
