@@ -271,8 +271,8 @@ REPEATED_CASES = [
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize("case", REPEATED_CASES, ids=str)
 def test_same_bits(case):
-    """The same call gives the same bits twice, with one thread and with several, values and gradients. With more
-    threads than cores tasks go from one thread to another."""
+    """The same call gives the same bits twice, with one thread and with several, values and gradients. With
+    more threads than cores tasks go from one thread to another."""
     with using_threads(1):
         one = case.solve(fastrnn)
         assert_same_bits(case.solve(fastrnn), one, f"{case}: one thread, second call")
