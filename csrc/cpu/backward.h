@@ -180,12 +180,12 @@ class Backward {
     if (W_hh) pack(out_panels, GH, w.W_hh, W_hh, team);
     if (W_ih) pack(input_panels, GH, w.W_ih, W_ih, team);
     if (projected) pack(unit_panels, p.P, w.W_hr, W_hr, team);
-    const Range rows = team.share(p.rows.B);
-    for (int64_t b = rows.begin; b < rows.end; ++b) {
-      initial_gradient(p.dhn, b, p.P, dh + b * P_padded);
-      if (Cell::has_c) initial_gradient(p.dcn, b, p.H, dc + b * H_padded);
-    }
-    team.wait();
+    team.for_each_share(p.rows.B, [&](Range rows) {
+      for (int64_t b = rows.begin; b < rows.end; ++b) {
+        initial_gradient(p.dhn, b, p.P, dh + b * P_padded);
+        if (Cell::has_c) initial_gradient(p.dcn, b, p.H, dc + b * H_padded);
+      }
+    });
   }
 
   void initial_gradient(const T* given, int64_t b, int64_t size, Real<T>* state) const {
@@ -362,24 +362,23 @@ class Backward {
   // Where the chunk's rows of x, of the hidden state before each step and of m are; gradients in groups.
   void prepare_operands(const Chunk& chunk, Team& team, const std::array<Product, 3>& products) {
     const int64_t K = chunk.count();
-    const Range share = team.share(K);
-    int64_t k = 0;
-    for (int64_t t = chunk.begin; t < chunk.end; ++t) {
-      const int64_t first = std::max<int64_t>(share.begin - k, 0),
-                    last = std::min(share.end - k, p.rows.n(t));
-      for (int64_t b = first; b < last; ++b) {
-        x_rows[k + b] = p.x + p.rows.row(t, b) * p.I;
-        h_rows[k + b] = previous_h(t, b);
-        if (projected) m_row_list[k + b] = m_rows + (k + b) * p.H;
+    team.for_each_share(K, [&](Range share) {
+      int64_t k = 0;
+      for (int64_t t = chunk.begin; t < chunk.end; ++t) {
+        const int64_t first = std::max<int64_t>(share.begin - k, 0);
+        const int64_t last = std::min(share.end - k, p.rows.n(t));
+        for (int64_t b = first; b < last; ++b) {
+          x_rows[k + b] = p.x + p.rows.row(t, b) * p.I;
+          h_rows[k + b] = previous_h(t, b);
+          if (projected) m_row_list[k + b] = m_rows + (k + b) * p.H;
+        }
+        k += p.rows.n(t);
       }
-      k += p.rows.n(t);
+    });
+    for (const Product& product : products) {
+      if (kGroup<T> == 1 || !product.to.result) continue;
+      team.for_each_share(product.M, [&](Range columns) { group_gradient(K, product, columns); });
     }
-    if constexpr (kGroup<T> > 1) {
-      for (const Product& product : products) {
-        if (product.to.result) group_gradient(K, product, team.share(product.M));
-      }
-    }
-    team.wait();
   }
 
   void group_gradient(int64_t K, const Product& product, Range columns) const {
@@ -442,7 +441,7 @@ class Backward {
   }
 
   void write_initial(const Team& team) const {
-    const Range rows = team.share(p.rows.B);
+    const Range rows = team.own_share(p.rows.B);
     for (int64_t b = rows.begin; b < rows.end; ++b) {
       const int64_t to = d * p.rows.B + b;
       if (p.dh0) copy(p.dh0 + to * p.P, dh + b * P_padded, p.P);
@@ -452,7 +451,7 @@ class Backward {
 
   void write_sums(const Team& team) const {
     for (const Sum* to : {&dW_ih, &dW_hh, &dW_hr, &db_ih, &db_hh}) {
-      const Range share = team.share(to->size);
+      const Range share = team.own_share(to->size);
       if (to->result) copy(to->result + share.begin, to->sum + share.begin, share.end - share.begin);
     }
   }

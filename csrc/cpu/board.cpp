@@ -23,8 +23,8 @@ Board::Board(int threads, int64_t chains) {
 
 Board::~Board() = default;
 
-Board::Task Board::take(int rank, int threads, uint32_t phase, int64_t count) {
-  for (int i = 0; i < threads; ++i) {
+Board::Task Board::take(int rank, int threads, uint32_t phase, int64_t count, bool others) {
+  for (int i = 0; i < (others ? threads : 1); ++i) {
     const int owner = (rank + i) % threads;
     const int64_t position = take_from(owner, threads, phase, count, i == 0);
     if (position >= 0) return {owner, position};
@@ -80,21 +80,23 @@ void Board::finish_link(int64_t chain) { links_[chain].fetch_add(1, std::memory_
 
 // Spins at first, since a phase is short. Then sleeps: with more threads than cores the one waited for may
 // need this core.
-void Board::finish(uint32_t done, uint32_t goal) {
+bool Board::finish(uint32_t done, uint32_t goal, bool patient) {
   uint32_t now = done > 0 ? completed_.fetch_add(done, std::memory_order_acq_rel) + done
                           : completed_.load(std::memory_order_acquire);
   if (done > 0 && now == goal) {
     completed_.notify_all();
-    return;
+    return true;
   }
   // A hypervisor may take the core from a guest that pauses in a tight loop, so a pause comes once in many
   // looks.
-  constexpr int kSpins = 20000, kSpinsPerPause = 64;
+  constexpr int kSpins = 20000, kImpatientSpins = 2000, kSpinsPerPause = 64;
   for (int spins = 1; static_cast<int32_t>(now - goal) < 0; ++spins) {
+    if (!patient && spins > kImpatientSpins) return false;
     if (spins > kSpins) completed_.wait(now, std::memory_order_acquire);
     if (spins % kSpinsPerPause == 0) pause();
     now = completed_.load(std::memory_order_acquire);
   }
+  return true;
 }
 
 }  // namespace fastrnn::cpu

@@ -23,7 +23,7 @@ class Board {
   };
 
   // All threads go through the same phases, numbered from 1, in order; count: tasks of this phase.
-  Task take(int rank, int threads, uint32_t phase, int64_t count);
+  Task take(int rank, int threads, uint32_t phase, int64_t count, bool others);
 
   // A chain is `length` links, of which each needs the one before; several phases may add links to the
   // chains.
@@ -36,8 +36,9 @@ class Board {
   Link take_link(int rank, int threads, int64_t chains, int64_t before, int64_t length);
   void finish_link(int64_t chain);
 
-  // `done` tasks more are complete. Returns when `goal` are, all phases together.
-  void finish(uint32_t done, uint32_t goal);
+  // `done` tasks more are complete. Returns true when `goal` are, all phases together; if not patient, false
+  // after a short while.
+  bool finish(uint32_t done, uint32_t goal, bool patient);
 
   // The share of one thread is tasks [share_begin(owner), share_begin(owner + 1)).
   static int64_t share_begin(int owner, int threads, int64_t count) { return count * owner / threads; }

@@ -113,13 +113,13 @@ class Forward {
                     [&](int64_t i) { pack_transposed(out_panels, i, w.W_hr, p.H, W_hr); });
     }
     // Both buffers: a packed sequence that starts later finds its initial state in whichever is read then.
-    const Range rows = team.share(p.rows.B);
-    for (int64_t b = rows.begin; b < rows.end; ++b) {
-      for (T* buffer : h) initial_state(p.h0, b, p.P, buffer + b * P_padded);
-      if (h_real) initial_state(p.h0, b, p.P, h_real + b * P_padded);
-      if (Cell::has_c) initial_state(p.c0, b, p.H, c + b * H_padded);
-    }
-    team.wait();
+    team.for_each_share(p.rows.B, [&](Range rows) {
+      for (int64_t b = rows.begin; b < rows.end; ++b) {
+        for (T* buffer : h) initial_state(p.h0, b, p.P, buffer + b * P_padded);
+        if (h_real) initial_state(p.h0, b, p.P, h_real + b * P_padded);
+        if (Cell::has_c) initial_state(p.c0, b, p.H, c + b * H_padded);
+      }
+    });
   }
 
   template <class S>
@@ -239,7 +239,7 @@ class Forward {
   }
 
   void write_final(const Team& team) const {
-    const Range rows = team.share(p.rows.B);
+    const Range rows = team.own_share(p.rows.B);
     int64_t steps = p.rows.T;
     for (int64_t b = rows.begin; b < rows.end; ++b) {
       if (p.rows.packed() && !direction.reverse) {

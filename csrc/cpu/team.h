@@ -22,8 +22,8 @@ class Team {
   const int rank, size;
 
   // Calls f(i) for every i < count, each on one of the threads, and returns when all are done. A thread has
-  // the same part of the same count every time, in ascending or descending order; with `steal` it takes
-  // others' tasks when it has done its own.
+  // the same part of the same count every time, in ascending or descending order. When it has done its own it
+  // takes others' tasks: at once with `steal`; else only if others take long, which may not be running at all.
   template <class F>
   void for_each(int64_t count, bool steal, bool descending, const F& f) {
     if (size == 1) {
@@ -37,16 +37,14 @@ class Team {
       f(descending ? of_owner.end - 1 - position : of_owner.begin + position);
       ++done;
     };
-    if (steal) {
-      ++phase_;
-      for (Board::Task task; (task = board_.take(rank, size, phase_, count)).owner >= 0;) {
+    ++phase_;
+    for (bool others = steal;; others = true) {
+      for (Board::Task task; (task = board_.take(rank, size, phase_, count, others)).owner >= 0;) {
         call(task.owner, task.position);
       }
-    } else {
-      const Range own = share(count);
-      for (int64_t i = 0; i < own.end - own.begin; ++i) call(rank, i);
+      if (board_.finish(done, goal_, /*patient=*/others)) return;
+      done = 0;
     }
-    board_.finish(done, goal_);
   }
 
   // Calls f(chain, number) for every number < length of every chain, those of a chain in order.
@@ -65,15 +63,17 @@ class Team {
       board_.finish_link(link.chain);
     }
     links_ += length;
-    board_.finish(done, goal_);
+    board_.finish(done, goal_, /*patient=*/true);
   }
 
-  void wait() {
-    for_each(size, false, false, [](int64_t) {});
+  // Calls f with a share of `count` things for each thread.
+  template <class F>
+  void for_each_share(int64_t count, const F& f) {
+    for_each(size, false, false, [&](int64_t i) { f(share_of(static_cast<int>(i), count)); });
   }
 
-  // This thread's share of `count` things.
-  Range share(int64_t count) const { return share_of(rank, count); }
+  // This thread's share of `count` things that nobody waits for before the team parts.
+  Range own_share(int64_t count) const { return share_of(rank, count); }
 
  private:
   Range share_of(int owner, int64_t count) const {
