@@ -280,7 +280,7 @@ void forward(const ForwardParams<T>& p) {
   const Plan each = side_by_side ? make_plan<Cell>(p, plan.threads / 2) : plan;
   std::unique_ptr<Forward<Cell, T>> sweeps[2];
   for (int d = 0; d < p.D; ++d) sweeps[d] = std::make_unique<Forward<Cell, T>>(p, d, each);
-  Board boards[2]{{plan.threads, plan.groups}, {plan.threads, plan.groups}};
+  Board boards[2]{{plan.threads, each.groups}, {plan.threads, each.groups}};
   parallel(plan.threads, [&](int rank, int size) {
     if (side_by_side && size >= 2) {
       const int first = size / 2, d = rank >= first;
