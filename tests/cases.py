@@ -16,7 +16,7 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -318,6 +318,32 @@ def cover_pairs(**factors: Sequence) -> list[dict]:
         uncovered -= {(a, row[a], b, row[b]) for a, b in columns}
         rows.append({name: factors[name][row[k]] for k, name in enumerate(names)})
     return rows
+
+
+SIZES = (1, 7, 16, 33, 150, 257)
+
+
+def various_layers(**factors: Sequence) -> Iterator[Case]:
+    """For each cell layers in which any two of these and of `factors` take every pair of their values."""
+    rows = cover_pairs(
+        H=SIZES,
+        I=SIZES,
+        form=FORMS,
+        B=(3, 17, 1, 0),
+        L=(1, 2),
+        bidirectional=(False, True),
+        bias=(True, False),
+        hx=(True, False),
+        project=(False, True),
+        **factors,
+    )
+    for cell in EVERY_CELL:
+        for row in rows:
+            row = dict(row)
+            project = row.pop("project") and cell == "lstm" and row["H"] > 1
+            if row["B"] == 0 and row["form"] in ("packed", "unsorted"):
+                row["form"] = "batch_first"  # there is no packed sequence without a sequence
+            yield Case(cell, P=project and (row["H"] + 1) // 2, **row)
 
 
 @contextlib.contextmanager

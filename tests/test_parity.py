@@ -8,6 +8,7 @@ from cases import (
     DTYPES,
     EVERY_CELL,
     FORMS,
+    SIZES,
     Case,
     cotangents,
     cover_pairs,
@@ -15,6 +16,7 @@ from cases import (
     give,
     name_values,
     random,
+    various_layers,
 )
 from tolerance import assert_close
 
@@ -26,33 +28,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),  # of torch.nn
 ]
 
-SIZES = (1, 7, 16, 33, 150, 257)
-
 
 def layer_cases():
-    """For each cell every pair of values of any two of these, and the largest problem in both precisions."""
-    rows = cover_pairs(
-        H=SIZES,
-        I=SIZES,
-        form=FORMS,
-        B=(3, 17, 1, 0),
-        T=(50, 2, 1),
-        dtype=DTYPES,
-        L=(1, 2),
-        bidirectional=(False, True),
-        bias=(True, False),
-        hx=(True, False),
-        project=(False, True),
-    )
-    for cell in EVERY_CELL:
-        for row in rows:
-            row = dict(row)
-            project = row.pop("project") and cell == "lstm" and row["H"] > 1
-            if row["B"] == 0 and row["form"] in ("packed", "unsorted"):
-                row["form"] = "batch_first"  # there is no packed sequence without a sequence
-            yield Case(cell, P=project and (row["H"] + 1) // 2, **row).safe()
-        for dtype in DTYPES:
-            yield Case(cell, T=50, B=17, I=257, H=257, L=2, bidirectional=True, dtype=dtype).safe()
+    """Various layers, and for each cell the largest problem in both precisions."""
+    for case in various_layers(T=(50, 2, 1), dtype=DTYPES):
+        yield case.safe()
+    for cell, dtype in itertools.product(EVERY_CELL, DTYPES):
+        yield Case(cell, T=50, B=17, I=257, H=257, L=2, bidirectional=True, dtype=dtype).safe()
 
 
 def cell_cases():
