@@ -9,6 +9,11 @@ struct bf16 {
   uint16_t bits;
 };
 
+// A half-precision number, IEEE binary16. Only the CUDA kernels have it.
+struct fp16 {
+  uint16_t bits;
+};
+
 // What numbers stored as T are computed and kept between steps as.
 template <class T>
 struct RealOf {
@@ -16,6 +21,10 @@ struct RealOf {
 };
 template <>
 struct RealOf<bf16> {
+  using type = float;
+};
+template <>
+struct RealOf<fp16> {
   using type = float;
 };
 template <class T>

@@ -1,0 +1,50 @@
+#pragma once
+
+#include "core/params.h"
+
+// The recurrence of one layer on a device: what is left when the inputs' share of the gates has been computed
+// as one product over all rows (csrc/cuda/layer.cu), and before the gate gradients are multiplied into the
+// gradients of the weights and of x. Each tier computes it its own way.
+
+namespace fastrnn::cuda {
+
+// As fastrnn::Rows, with arrays on the device.
+//   lengths [B]:     steps of each sequence, or null (all T)
+//   offsets [T + 1]: first row of each step of a packed batch, or null
+struct DeviceRows {
+  int64_t T, B;
+  int64_t stride_t, stride_b;
+  const int64_t* lengths;
+  const int64_t* offsets;
+};
+
+// Pointers are to device memory. GH = gates * H; S = activations saved per unit; R = rows in all.
+template <class T>
+struct Recurrence {
+  DeviceRows rows;
+  int64_t H;
+  int D;
+  const Real<T>* gx;  // [R, D*GH]: W_ih x, without biases
+  Weights<T> weights[2];  // W_hh [GH, H], b_ih, b_hh; the others are not read
+  const T* h0;        // [D, B, H] or null (zeros)
+  const T* c0;        // [D, B, H] or null (zeros)
+  T* y;               // [R, D*H]
+  T* hn;              // [D, B, H] or null
+  T* cn;              // [D, B, H] or null
+  Real<T>* s;         // [D, R, S*H] or null
+  Real<T>* c;         // [D, R, H] or null
+};
+
+// y, s and c are what the forward wrote; gx, hn and cn are not used.
+template <class T>
+struct BackwardRecurrence : Recurrence<T> {
+  const T* dy;   // [R, D*H] or null (zeros)
+  const T* dhn;  // [D, B, H] or null (zeros)
+  const T* dcn;  // [D, B, H] or null (zeros)
+  T* dgx;        // [R, D*GH]: gradients of the inputs' shares of the gates
+  T* dgh;        // [R, D*GH]: of the hidden state's shares; dgx itself unless the cell has a split gate
+  T* dh0;        // [D, B, H] or null (not wanted)
+  T* dc0;        // [D, B, H] or null (not wanted)
+};
+
+}  // namespace fastrnn::cuda
