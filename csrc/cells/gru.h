@@ -14,6 +14,7 @@ struct Gru {
   static constexpr int saved = 4;  // r z n h_n
   static constexpr bool has_c = false;
   static constexpr bool split_gate = true;  // n: the hidden side passes through r
+  static constexpr bool reads_h = true;     // h_prev itself, past W_hh
 
   template <class M, class V>
   static FASTRNN_INLINE void forward(const V* gx, const V* gh, const V& h_prev, V* s, V& /*c*/, V& h) {

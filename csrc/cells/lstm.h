@@ -15,6 +15,7 @@ struct Lstm {
   static constexpr int saved = 4;            // i f g o, kept for the backward
   static constexpr bool has_c = true;        // a cell state beside the hidden state
   static constexpr bool split_gate = false;  // do the two sides of a gate have different gradients?
+  static constexpr bool reads_h = false;     // does h_prev reach the cell past W_hh?
 
   template <class M, class V>
   static FASTRNN_INLINE void forward(const V* gx, const V* gh, const V& /*h_prev*/, V* s, V& c, V& h) {

@@ -13,6 +13,7 @@ struct Rnn {
   static constexpr int saved = 0;  // the backward needs h' only
   static constexpr bool has_c = false;
   static constexpr bool split_gate = false;
+  static constexpr bool reads_h = false;  // does h_prev reach the cell past W_hh?
 
   template <class M, class V>
   static FASTRNN_INLINE void forward(const V* gx, const V* gh, const V& /*h_prev*/, V* /*s*/, V& /*c*/,

@@ -1,0 +1,63 @@
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "cells/inline.h"
+#include "core/params.h"
+
+#if defined(__CUDACC__)
+#include <cuda_fp16.h>
+#endif
+
+// Numbers as they are stored and as they are computed, on the device and on the host.
+
+namespace fastrnn::cuda {
+
+template <class To, class From>
+FASTRNN_INLINE To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+FASTRNN_INLINE float to_real(float value) { return value; }
+FASTRNN_INLINE double to_real(double value) { return value; }
+FASTRNN_INLINE float to_real(bf16 value) { return bit_cast<float>(static_cast<uint32_t>(value.bits) << 16); }
+FASTRNN_INLINE float to_real(fp16 value) {
+#if defined(__CUDA_ARCH__)
+  return __half2float(__ushort_as_half(value.bits));
+#else
+  return static_cast<float>(bit_cast<_Float16>(value.bits));
+#endif
+}
+
+// Rounded to the nearest, ties to even; NaN stays NaN.
+template <class T>
+FASTRNN_INLINE T from_real(Real<T> value) {
+  return value;
+}
+template <>
+FASTRNN_INLINE bf16 from_real<bf16>(float value) {
+  const uint32_t bits = bit_cast<uint32_t>(value);
+  if (value != value) return {0x7fff};
+  return {static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}
+template <>
+FASTRNN_INLINE fp16 from_real<fp16>(float value) {
+#if defined(__CUDA_ARCH__)
+  return {__half_as_ushort(__float2half_rn(value))};
+#else
+  return {bit_cast<uint16_t>(static_cast<_Float16>(value))};
+#endif
+}
+
+// A float with the 10 mantissa bits that the matrix unit reads, rounded to the nearest, ties away from zero.
+FASTRNN_INLINE float to_tf32(float value) {
+  const uint32_t bits = bit_cast<uint32_t>(value);
+  if ((bits & 0x7f800000) == 0x7f800000) return value;
+  return bit_cast<float>((bits + 0x1000) & 0xffffe000);
+}
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,110 @@
+#include "cuda/plan.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <optional>
+#include <stdexcept>
+
+#include "cells/registry.h"
+#include "cuda/tiling.h"
+
+namespace fastrnn::cuda {
+
+namespace {
+
+// What the plan needs to know of a cell.
+struct CellNumbers {
+  int gates;
+  bool has_c, reads_h;
+};
+
+CellNumbers find_cell(const std::string& name) {
+#define FASTRNN_CELL(Cell) \
+  if (name == cells::Cell::name) return {cells::Cell::gates, cells::Cell::has_c, cells::Cell::reads_h};
+  FASTRNN_FOR_EACH_CELL(FASTRNN_CELL)
+#undef FASTRNN_CELL
+  std::string known;
+#define FASTRNN_CELL(Cell) known += (known.empty() ? "" : ", ") + std::string(cells::Cell::name);
+  FASTRNN_FOR_EACH_CELL(FASTRNN_CELL)
+#undef FASTRNN_CELL
+  throw std::invalid_argument("cell: expected one of " + known + ", got '" + name + "'");
+}
+
+// The selector: the first row that can compute a problem does. The numbers are predictions, made before any
+// measurement.
+struct Rule {
+  int tier;
+  int capability;  // at least
+  int most_blocks;  // of a group; 0: as many as the device has SMs
+  int most_tiles;  // of a group: with more sequences in turn, GEMMs over all of them are expected to win
+  const char* reason;
+};
+constexpr Rule kRules[] = {
+    {2, 90, 16, 4, "the weights fit the registers of one cluster"},
+    {1, 80, 0, 4, "the weights fit the registers of the device"},
+};
+constexpr Plan kStepByStep{0, 0, 0, 0, 0, 0, 0, 1, 0, "a GEMM and a pointwise kernel for each step"};
+
+// The plan of a rule's tier, or nothing if the problem or the device does not allow it.
+std::optional<Plan> plan_of(const Rule& rule, const Problem& problem, const Device& device, bool choose) {
+  if (device.capability < rule.capability || problem.math == Math::fp64 || problem.projected) {
+    return std::nullopt;
+  }
+  const CellNumbers cell = find_cell(problem.cell);
+  const WarpRows rows = warp_rows(cell.gates, problem.backward);
+  const ExchangeShape exchange = exchange_shape(cell.gates, problem.backward, problem.H);
+  const int64_t most_blocks = rule.most_blocks > 0 ? rule.most_blocks : device.sms;
+  const int64_t k_warps = ceil_div(exchange.K(), rows.k_slice(problem.math));
+  if (k_warps > kMostWarps) return std::nullopt;
+  const int64_t row_groups = ceil_div(problem.H, rows.units());
+  const int64_t row_warps = std::min<int64_t>(kMostWarps / k_warps, row_groups);
+  const int64_t blocks = ceil_div(row_groups, row_warps);
+  if (blocks > std::min<int64_t>(most_blocks, device.sms)) return std::nullopt;
+
+  const int64_t batch = tile_batch(rule.tier), all_tiles = ceil_div(std::max<int64_t>(problem.B, 1), batch);
+  Plan plan{};
+  plan.tier = rule.tier;
+  plan.row_warps = static_cast<int>(row_warps);
+  plan.k_warps = static_cast<int>(k_warps);
+  plan.blocks = static_cast<int>(blocks);
+  plan.tile_batch = static_cast<int>(batch);
+  plan.directions = problem.D * blocks <= device.sms ? problem.D : 1;
+  const int64_t resident = device.sms / (blocks * plan.directions);  // groups; one block an SM
+  plan.tiles = static_cast<int>(ceil_div(all_tiles, std::min(resident, all_tiles)));
+  plan.groups = static_cast<int>(ceil_div(all_tiles, plan.tiles));
+  plan.reason = rule.reason;
+  const int states = kept_states(cell.has_c, cell.reads_h, problem.backward);
+  plan.shared_bytes = make_tiling(plan, problem.math, rows, exchange, states).bytes;
+  if (plan.shared_bytes > device.shared_bytes || (choose && plan.tiles > rule.most_tiles)) {
+    return std::nullopt;
+  }
+  return plan;
+}
+
+}  // namespace
+
+Plan make_plan(const Problem& problem, const Device& device, int tier) {
+  find_cell(problem.cell);
+  if (tier != 0) {
+    for (const Rule& rule : kRules) {
+      if (tier > 0 && tier != rule.tier) continue;
+      if (const auto plan = plan_of(rule, problem, device, tier < 0)) return *plan;
+    }
+  }
+  if (tier > 0) {
+    throw std::runtime_error("tier " + std::to_string(tier) + " cannot compute " + problem.cell +
+                             " with H = " + std::to_string(problem.H) + ", B = " + std::to_string(problem.B) +
+                             (problem.backward ? ", backward," : ",") + " on this device");
+  }
+  return kStepByStep;
+}
+
+int forced_tier() {
+  const char* value = std::getenv("FASTRNN_CUDA_TIER");
+  if (value == nullptr || *value == '\0') return -1;
+  const std::string text = value;
+  if (text == "0" || text == "1" || text == "2") return text[0] - '0';
+  throw std::runtime_error("FASTRNN_CUDA_TIER: expected 0, 1 or 2, got '" + text + "'");
+}
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,243 @@
+#pragma once
+
+#include "cuda/numbers.h"
+#include "cuda/tiling.h"
+
+// A warp's product of weights that stay in its registers with the exchanged vectors in shared memory. Written
+// at warp granularity over an execution context Ctx (csrc/cuda/sweep.h says what that is).
+
+#if defined(__CUDACC__)
+#define FASTRNN_DEVICE __device__ __forceinline__
+#define FASTRNN_UNROLL _Pragma("unroll")
+#else
+#define FASTRNN_DEVICE inline
+#define FASTRNN_UNROLL
+#endif
+
+namespace fastrnn::cuda {
+
+// What a math stores in global memory, and what it reads from shared memory.
+template <Math math>
+struct MathTypes {
+  using Stored = float;
+  using Element = float;
+};
+template <>
+struct MathTypes<Math::bf16> {
+  using Stored = bf16;
+  using Element = uint16_t;
+};
+template <>
+struct MathTypes<Math::fp16> {
+  using Stored = fp16;
+  using Element = uint16_t;
+};
+template <Math math>
+using Stored = typename MathTypes<math>::Stored;
+template <Math math>
+using Element = typename MathTypes<math>::Element;
+
+template <Math math>
+FASTRNN_DEVICE Element<math> to_element(Stored<math> value) {
+  if constexpr (math == Math::tf32) {
+    return to_tf32(value);
+  } else {
+    return bit_cast<Element<math>>(value);
+  }
+}
+
+struct alignas(16) Quad {
+  uint32_t of[4];
+};
+
+// Reads as V what stands at an address that is aligned for it.
+template <class V>
+FASTRNN_DEVICE V read_as(const void* address) {
+#if defined(__CUDA_ARCH__)
+  return *static_cast<const V*>(address);
+#else
+  V value;
+  memcpy(&value, address, sizeof(V));
+  return value;
+#endif
+}
+
+// [16 row_tiles, k_slice] weights of a warp. A lane's coordinates in a tile, from the matrix unit's definition:
+// `group` = lane / 4 is a row of the weights or a sequence, `member` = lane % 4 an index along k, or a pair of
+// sequences of the result.
+template <class Ctx, Math math, int row_tiles, int batch_tiles>
+class Product {
+  static constexpr TileShape kTile = tile_shape(math);
+  static constexpr int kTiles = kWeightWords / (row_tiles * kTile.words);
+  template <class V>
+  using var = typename Ctx::template var<V>;
+
+ public:
+  // element(row, k): of the warp's rows, and its slice along k.
+  template <class F>
+  FASTRNN_DEVICE void load_weights(Ctx& ctx, const F& element) {
+    FASTRNN_UNROLL
+    for (int m = 0; m < row_tiles; ++m) {
+      FASTRNN_UNROLL
+      for (int kt = 0; kt < kTiles; ++kt) {
+        FASTRNN_UNROLL
+        for (int word = 0; word < kTile.words; ++word) {
+          ctx.lanes([&](int lane) {
+            const int group = lane / 4, member = lane % 4;
+            if constexpr (math == Math::ieee) {
+              const int row = 16 * m + group + 8 * (word / 4), k = kt * kTile.k + 4 * member + word % 4;
+              weights[m][kt][word][lane] = bit_cast<uint32_t>(element(row, k));
+            } else if constexpr (math == Math::tf32) {
+              const int row = 16 * m + group + 8 * (word % 2), k = kt * kTile.k + member + 4 * (word / 2);
+              weights[m][kt][word][lane] = bit_cast<uint32_t>(element(row, k));
+            } else {
+              const int row = 16 * m + group + 8 * (word % 2), k = kt * kTile.k + 2 * member + 8 * (word / 2);
+              weights[m][kt][word][lane] =
+                  element(row, k) | static_cast<uint32_t>(element(row, k + 1)) << 16;
+            }
+          });
+        }
+      }
+    }
+  }
+
+  // sums [16 row_tiles, 8 batch_tiles] = weights [., k] * vectors [8 batch_tiles, k]^T over `used` tiles of the
+  // slice. Of a tile's result a lane has rows `group` (0, 1) and `group` + 8 (2, 3), sequences 2 `member` and
+  // 2 `member` + 1.
+  FASTRNN_DEVICE void multiply(Ctx& ctx, const Element<math>* vectors, int64_t row_elements, int used,
+                               var<float> (&sums)[batch_tiles][row_tiles][4]) const {
+    if constexpr (math == Math::ieee) {
+      multiply_ieee(ctx, vectors, row_elements, used, sums);
+    } else {
+      multiply_tiles(ctx, vectors, row_elements, used, sums);
+    }
+  }
+
+ private:
+  // Chains of sums that do not wait for each other.
+  static constexpr int kChains = row_tiles * batch_tiles >= 4 ? 1 : 4 / (row_tiles * batch_tiles);
+
+  FASTRNN_DEVICE void multiply_tiles(Ctx& ctx, const Element<math>* vectors, int64_t row_elements, int used,
+                                     var<float> (&sums)[batch_tiles][row_tiles][4]) const {
+    var<float> chains[kChains][batch_tiles][row_tiles][4];
+    FASTRNN_UNROLL
+    for (int chain = 0; chain < kChains; ++chain) clear(ctx, chains[chain]);
+    FASTRNN_UNROLL
+    for (int first = 0; first < kTiles; first += kTilesPerCheck) {
+      if (first < used) {
+        FASTRNN_UNROLL
+        for (int kt = first; kt < first + kTilesPerCheck; ++kt) {
+          FASTRNN_UNROLL
+          for (int n = 0; n < batch_tiles; ++n) {
+            var<uint32_t> words[2];
+            ctx.lanes([&](int lane) {
+              const int group = lane / 4, member = lane % 4;
+              constexpr int kPerWord = 4 / sizeof(Element<math>);
+              const Element<math>* row =
+                  vectors + (8 * n + group) * row_elements + kt * kTile.k + kPerWord * member;
+              words[0][lane] = read_as<uint32_t>(row);
+              words[1][lane] = read_as<uint32_t>(row + kTile.k / 2);
+            });
+            FASTRNN_UNROLL
+            for (int m = 0; m < row_tiles; ++m) {
+              ctx.template mma<math>(chains[kt % kChains][n][m], weights[m][kt], words);
+            }
+          }
+        }
+      }
+    }
+    FASTRNN_UNROLL
+    for (int n = 0; n < batch_tiles; ++n) {
+      FASTRNN_UNROLL
+      for (int m = 0; m < row_tiles; ++m) {
+        FASTRNN_UNROLL
+        for (int j = 0; j < 4; ++j) {
+          ctx.lanes([&](int lane) {
+            float sum = chains[0][n][m][j][lane];
+            FASTRNN_UNROLL
+            for (int chain = 1; chain < kChains; ++chain) sum += chains[chain][n][m][j][lane];
+            sums[n][m][j][lane] = sum;
+          });
+        }
+      }
+    }
+  }
+
+  // Lane `member` sums over k = 4 member .. 4 member + 3 of every tile, for all 8 sequences; then the four
+  // members of a group add up theirs and keep two sequences each.
+  FASTRNN_DEVICE void multiply_ieee(Ctx& ctx, const float* vectors, int64_t row_elements, int used,
+                                    var<float> (&sums)[batch_tiles][row_tiles][4]) const {
+    constexpr int kRows = 2 * row_tiles;
+    var<float> partial[batch_tiles][kRows][8];
+    FASTRNN_UNROLL
+    for (int n = 0; n < batch_tiles; ++n) clear(ctx, partial[n]);
+    FASTRNN_UNROLL
+    for (int first = 0; first < kTiles; first += kTilesPerCheck) {
+      if (first < used) {
+        FASTRNN_UNROLL
+        for (int kt = first; kt < first + kTilesPerCheck; ++kt) {
+          FASTRNN_UNROLL
+          for (int n = 0; n < 8 * batch_tiles; ++n) {
+            ctx.lanes([&](int lane) {
+              const Quad h =
+                  read_as<Quad>(vectors + n * row_elements + kt * kTile.k + 4 * (lane % 4));
+              FASTRNN_UNROLL
+              for (int row = 0; row < kRows; ++row) {
+                FASTRNN_UNROLL
+                for (int j = 0; j < 4; ++j) {
+                  partial[n / 8][row][n % 8][lane] +=
+                      bit_cast<float>(weights[row / 2][kt][4 * (row % 2) + j][lane]) * bit_cast<float>(h.of[j]);
+                }
+              }
+            });
+          }
+        }
+      }
+    }
+    FASTRNN_UNROLL
+    for (int n = 0; n < batch_tiles; ++n) {
+      FASTRNN_UNROLL
+      for (int row = 0; row < kRows; ++row) {
+        var<float>(&all)[8] = partial[n][row];
+        halve<4>(ctx, all);
+        halve<2>(ctx, all);
+        FASTRNN_UNROLL
+        for (int j = 0; j < 2; ++j) {
+          ctx.lanes([&](int lane) { sums[n][row / 2][2 * (row % 2) + j][lane] = all[j][lane]; });
+        }
+      }
+    }
+  }
+
+  // Of 2 * count numbers keeps the lower or the upper half, added to what the lane's partner has of it.
+  template <int count>
+  FASTRNN_DEVICE static void halve(Ctx& ctx, var<float> (&all)[8]) {
+    constexpr int kPartner = count / 2;
+    FASTRNN_UNROLL
+    for (int j = 0; j < count; ++j) {
+      var<float> sent;
+      ctx.lanes([&](int lane) {
+        const bool upper = (lane & kPartner) != 0;
+        sent[lane] = upper ? all[j][lane] : all[count + j][lane];
+        all[j][lane] = upper ? all[count + j][lane] : all[j][lane];
+      });
+      const var<float> received = ctx.shuffle_xor(sent, kPartner);
+      ctx.lanes([&](int lane) { all[j][lane] += received[lane]; });
+    }
+  }
+
+  template <int rows, int count>
+  FASTRNN_DEVICE static void clear(Ctx& ctx, var<float> (&values)[rows][count]) {
+    FASTRNN_UNROLL
+    for (int row = 0; row < rows; ++row) {
+      FASTRNN_UNROLL
+      for (int j = 0; j < count; ++j) {
+        ctx.lanes([&](int lane) { values[row][j][lane] = 0; });
+      }
+    }
+  }
+
+  var<uint32_t> weights[row_tiles][kTiles][kTile.words];
+};
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,113 @@
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/plan.h"
+
+// How the persistent kernels lay out weights in registers and the rest in a block's shared memory. Plain C++:
+// the plan needs it to know what fits.
+
+namespace fastrnn::cuda {
+
+// The matrix unit multiplies [16, tile_k] [tile_k, 8] tiles. ieee products are multiply-adds of the ordinary
+// units in a layout of the same outputs.
+constexpr int kTileRows = 16, kTileBatch = 8;
+
+// Sequences of a tile. Tier 1 has the longer way to the other blocks, and so takes more at once.
+constexpr int tile_batch(int tier) { return tier == 1 ? 2 * kTileBatch : kTileBatch; }
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Of one math: elements along k of a tile, 32-bit words of it in a lane, bytes of an element in shared memory.
+struct TileShape {
+  int k, words, element_bytes;
+};
+constexpr TileShape tile_shape(Math math) {
+  switch (math) {
+    case Math::ieee:
+      return {16, 8, 4};
+    case Math::tf32:
+      return {8, 4, 4};
+    default:
+      return {16, 4, 2};
+  }
+}
+
+// A warp keeps this many words of weights in each lane's registers. The rest of the 255 that a lane may have
+// is for sums, gates and addresses.
+constexpr int kWeightWords = 128;
+// A k loop is left as soon as this many tiles hold only padding.
+constexpr int kTilesPerCheck = 4;
+constexpr int kMostWarps = 8;  // of a block: 8 * 32 * 255 registers are all an SM has
+
+// The rows that a warp multiplies: for each of its units `rows_per_unit` of them (the gates, in the forward; one
+// in the backward), in groups of 8 units. Half a tile, 8 rows, is a slot: one row of each unit of a group.
+struct WarpRows {
+  int rows_per_unit;
+  int row_tiles;
+  constexpr int slots() const { return 2 * row_tiles; }
+  constexpr int unit_groups() const { return slots() / rows_per_unit; }
+  constexpr int units() const { return 8 * unit_groups(); }
+  constexpr int k_tiles(Math math) const { return kWeightWords / (row_tiles * tile_shape(math).words); }
+  constexpr int k_slice(Math math) const { return k_tiles(math) * tile_shape(math).k; }
+};
+constexpr WarpRows warp_rows(int gates, bool backward) {
+  const int rows = backward ? 1 : gates;
+  return {rows, rows > 2 ? 2 : 1};
+}
+
+// What travels between steps, of each sequence: h in the forward, the gate gradients in the backward.
+// Its elements in shared memory: `exchanged` parts of H, each padded to an even number.
+struct ExchangeShape {
+  int64_t parts, part;
+  constexpr int64_t K() const { return parts * part; }
+};
+constexpr ExchangeShape exchange_shape(int gates, bool backward, int64_t H) {
+  return {backward ? gates : 1, H + H % 2};
+}
+
+// Numbers that a lane keeps of a unit and sequence between steps: in the forward c, and h where the cell reads
+// it past W_hh; in the backward dh that comes past W_hh, and dc.
+constexpr int kept_states(bool has_c, bool reads_h, bool backward) {
+  return backward ? 1 + has_c : has_c + reads_h;
+}
+
+// Sizes of a block's shared memory and where its parts begin, in bytes.
+struct Tiling {
+  int row_warps, k_warps, blocks, groups, tiles;
+  int64_t k_tiles;           // that hold more than padding, of all k warps
+  int64_t row_elements;      // of the exchange, with padding against bank conflicts
+  int64_t buffer_bytes;      // one of the exchange's buffers
+  int64_t partial_bytes;     // one of the two buffers of partial sums
+  int64_t partials, states;  // where they begin
+  int64_t exchange;
+  int64_t bytes;             // in all
+};
+
+// states: as kept_states gives. Tier 2 has two buffers for every tile and barriers before them, tier 1 one buffer.
+constexpr Tiling make_tiling(const Plan& plan, Math math, const WarpRows& rows, const ExchangeShape& exchange,
+                             int states) {
+  const TileShape tile = tile_shape(math);
+  const bool cluster = plan.tier == 2;
+  Tiling t{};
+  t.row_warps = plan.row_warps;
+  t.k_warps = plan.k_warps;
+  t.blocks = plan.blocks;
+  t.groups = plan.groups;
+  t.tiles = plan.tiles;
+  t.k_tiles = ceil_div(exchange.K(), tile.k);
+  // 16 bytes more than a multiple of 128: the 8 rows that a tile reads at once begin in different banks.
+  const int64_t row_bytes =
+      ceil_div(ceil_div(t.k_tiles, kTilesPerCheck) * kTilesPerCheck * tile.k * tile.element_bytes, 128) * 128;
+  t.row_elements = (row_bytes + 16) / tile.element_bytes;
+  t.buffer_bytes = plan.tile_batch * (row_bytes + 16);
+  t.partial_bytes = int64_t{plan.row_warps} * (plan.k_warps - 1) * rows.row_tiles * 4 *
+                    (plan.tile_batch / kTileBatch) * 32 * 4;
+  t.exchange = cluster ? ceil_div(plan.tiles * 2 * 8, 128) * 128 : 0;
+  t.partials = t.exchange + (cluster ? plan.tiles * 2 : 1) * t.buffer_bytes;
+  t.states = t.partials + 2 * t.partial_bytes;
+  t.bytes = t.states + int64_t{plan.tiles} * states * plan.row_warps * rows.units() * plan.tile_batch * 4;
+  return t;
+}
+
+}  // namespace fastrnn::cuda
