@@ -40,7 +40,6 @@ def make_plans(
             cell=cell,
             math=MATHS[dtype],
             backward=backward,
-            projected=projected,
             B=B,
             H=H,
             D=D,
