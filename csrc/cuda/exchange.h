@@ -13,8 +13,6 @@ namespace fastrnn::cuda {
 template <class Ctx, Math math>
 class ClusterExchange {
  public:
-  static constexpr int kBuffers = 2;
-
   FASTRNN_DEVICE ClusterExchange(Ctx& ctx, const Tiling& t, const ExchangeShape& shape, int batch,
                                  int64_t last)
       : ctx(ctx), t(t), shape(shape), last(last) {
@@ -57,7 +55,7 @@ class ClusterExchange {
     if constexpr (sizeof(Element<math>) == 2) {
       // Lanes of two neighbouring units exchange one sequence each, so that both have a word.
       typename Ctx::template var<uint32_t> sent;
-      ctx.lanes([&](int lane) { sent[lane] = elements[lane / 4 % 2 == 0 ? 1 : 0][lane]; });
+      ctx.lanes([&](int lane) { sent[lane] = lane / 4 % 2 ? elements[0][lane] : elements[1][lane]; });
       const auto received = ctx.shuffle_xor(sent, 4);
       ctx.lanes([&](int lane) {
         const int odd = lane / 4 % 2, member = lane % 4;
@@ -84,8 +82,10 @@ class ClusterExchange {
   FASTRNN_DEVICE void end() { ctx.cluster_sync(); }
 
  private:
+  static constexpr int kBuffers = 2;
+
   FASTRNN_DEVICE int64_t offset(int tile, int64_t i) const {
-    return t.exchange + (tile * kBuffers + i % kBuffers) * t.buffer_bytes;
+    return t.exchange + tile * t.tile_stride + i % kBuffers * t.buffer_stride;
   }
   FASTRNN_DEVICE int64_t barrier(int tile, int64_t i) const { return (tile * kBuffers + i % kBuffers) * 8; }
   FASTRNN_DEVICE void expect(int tile, int64_t i) {
@@ -107,8 +107,6 @@ class ClusterExchange {
 template <class Ctx, Math math>
 class GridExchange {
  public:
-  static constexpr int kBuffers = 1;
-
   FASTRNN_DEVICE GridExchange(Ctx& ctx, const Tiling& t, const ExchangeShape&, int64_t last,
                               uint32_t* counters)
       : ctx(ctx), t(t), last(last), counters(counters) {}

@@ -34,9 +34,9 @@ CellNumbers find_cell(const std::string& name) {
 // measurement.
 struct Rule {
   int tier;
-  int capability;  // at least
+  int capability;   // at least
   int most_blocks;  // of a group; 0: as many as the device has SMs
-  int most_tiles;  // of a group: with more sequences in turn, GEMMs over all of them are expected to win
+  int most_tiles;   // of a group: with more sequences in turn, GEMMs over all of them are expected to win
   const char* reason;
 };
 constexpr Rule kRules[] = {
@@ -61,7 +61,8 @@ std::optional<Plan> plan_of(const Rule& rule, const Problem& problem, const Devi
   const int64_t blocks = ceil_div(row_groups, row_warps);
   if (blocks > std::min<int64_t>(most_blocks, device.sms)) return std::nullopt;
 
-  const int64_t batch = tile_batch(rule.tier), all_tiles = ceil_div(std::max<int64_t>(problem.B, 1), batch);
+  const int64_t batch = tile_batch(rule.tier, problem.math),
+                all_tiles = ceil_div(std::max<int64_t>(problem.B, 1), batch);
   Plan plan{};
   plan.tier = rule.tier;
   plan.row_warps = static_cast<int>(row_warps);

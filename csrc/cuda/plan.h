@@ -37,9 +37,9 @@ struct Problem {
 struct Plan {
   int tier;
   int row_warps, k_warps;
-  int blocks;            // of a group
-  int groups;            // of a direction
-  int tiles;             // of a group
+  int blocks;  // of a group
+  int groups;  // of a direction
+  int tiles;   // of a group
   int tile_batch;
   int directions;        // that run at once, in one launch
   int64_t shared_bytes;  // of a block

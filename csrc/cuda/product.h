@@ -1,5 +1,7 @@
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/numbers.h"
 #include "cuda/tiling.h"
 
@@ -92,8 +94,7 @@ class Product {
               weights[m][kt][word][lane] = bit_cast<uint32_t>(element(row, k));
             } else {
               const int row = 16 * m + group + 8 * (word % 2), k = kt * kTile.k + 2 * member + 8 * (word / 2);
-              weights[m][kt][word][lane] =
-                  element(row, k) | static_cast<uint32_t>(element(row, k + 1)) << 16;
+              weights[m][kt][word][lane] = element(row, k) | static_cast<uint32_t>(element(row, k + 1)) << 16;
             }
           });
         }
@@ -120,8 +121,7 @@ class Product {
   FASTRNN_DEVICE void multiply_tiles(Ctx& ctx, const Element<math>* vectors, int64_t row_elements, int used,
                                      var<float> (&sums)[batch_tiles][row_tiles][4]) const {
     var<float> chains[kChains][batch_tiles][row_tiles][4];
-    FASTRNN_UNROLL
-    for (int chain = 0; chain < kChains; ++chain) clear(ctx, chains[chain]);
+    clear(ctx, chains);
     FASTRNN_UNROLL
     for (int first = 0; first < kTiles; first += kTilesPerCheck) {
       if (first < used) {
@@ -169,8 +169,7 @@ class Product {
                                     var<float> (&sums)[batch_tiles][row_tiles][4]) const {
     constexpr int kRows = 2 * row_tiles;
     var<float> partial[batch_tiles][kRows][8];
-    FASTRNN_UNROLL
-    for (int n = 0; n < batch_tiles; ++n) clear(ctx, partial[n]);
+    clear(ctx, partial);
     FASTRNN_UNROLL
     for (int first = 0; first < kTiles; first += kTilesPerCheck) {
       if (first < used) {
@@ -179,14 +178,14 @@ class Product {
           FASTRNN_UNROLL
           for (int n = 0; n < 8 * batch_tiles; ++n) {
             ctx.lanes([&](int lane) {
-              const Quad h =
-                  read_as<Quad>(vectors + n * row_elements + kt * kTile.k + 4 * (lane % 4));
+              const Quad h = read_as<Quad>(vectors + n * row_elements + kt * kTile.k + 4 * (lane % 4));
               FASTRNN_UNROLL
               for (int row = 0; row < kRows; ++row) {
                 FASTRNN_UNROLL
                 for (int j = 0; j < 4; ++j) {
                   partial[n / 8][row][n % 8][lane] +=
-                      bit_cast<float>(weights[row / 2][kt][4 * (row % 2) + j][lane]) * bit_cast<float>(h.of[j]);
+                      bit_cast<float>(weights[row / 2][kt][4 * (row % 2) + j][lane]) *
+                      bit_cast<float>(h.of[j]);
                 }
               }
             });
@@ -226,14 +225,14 @@ class Product {
     }
   }
 
-  template <int rows, int count>
-  FASTRNN_DEVICE static void clear(Ctx& ctx, var<float> (&values)[rows][count]) {
-    FASTRNN_UNROLL
-    for (int row = 0; row < rows; ++row) {
+  // Any array of registers.
+  template <class A>
+  FASTRNN_DEVICE static void clear(Ctx& ctx, A& values) {
+    if constexpr (std::is_array_v<A>) {
       FASTRNN_UNROLL
-      for (int j = 0; j < count; ++j) {
-        ctx.lanes([&](int lane) { values[row][j][lane] = 0; });
-      }
+      for (auto& value : values) clear(ctx, value);
+    } else {
+      ctx.lanes([&](int lane) { values[lane] = 0; });
     }
   }
 

@@ -24,15 +24,15 @@ struct Recurrence {
   DeviceRows rows;
   int64_t H;
   int D;
-  const Real<T>* gx;  // [R, D*GH]: W_ih x, without biases
+  const Real<T>* gx;      // [R, D*GH]: W_ih x, without biases
   Weights<T> weights[2];  // W_hh [GH, H], b_ih, b_hh; the others are not read
-  const T* h0;        // [D, B, H] or null (zeros)
-  const T* c0;        // [D, B, H] or null (zeros)
-  T* y;               // [R, D*H]
-  T* hn;              // [D, B, H] or null
-  T* cn;              // [D, B, H] or null
-  Real<T>* s;         // [D, R, S*H] or null
-  Real<T>* c;         // [D, R, H] or null
+  const T* h0;            // [D, B, H] or null (zeros)
+  const T* c0;            // [D, B, H] or null (zeros)
+  T* y;                   // [R, D*H]
+  T* hn;                  // [D, B, H] or null
+  T* cn;                  // [D, B, H] or null
+  Real<T>* s;             // [D, R, S*H] or null
+  Real<T>* c;             // [D, R, H] or null
 };
 
 // y, s and c are what the forward wrote; gx, hn and cn are not used.

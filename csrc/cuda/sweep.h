@@ -5,6 +5,7 @@
 #include "cells/registry.h"
 #include "cuda/activations.h"
 #include "cuda/exchange.h"
+#include "cuda/recurrence.h"
 
 // The persistent kernels' body: all steps of a recurrence, by a group of blocks that hold the weights in their
 // registers. Written once at warp granularity over an execution context, which is a warp of the device
@@ -246,7 +247,7 @@ class Sweep {
   static constexpr WarpRows kRows = warp_rows(Role::G, Role::backward);
   static constexpr int kRowsPerUnit = kRows.rows_per_unit;
   static constexpr int kUnitGroups = kRows.unit_groups();
-  static constexpr int kBatch = tile_batch(tier), kBatchTiles = kBatch / kTileBatch;
+  static constexpr int kBatch = tile_batch(tier, math), kBatchTiles = kBatch / kTileBatch;
   static constexpr bool kPushes = tier == 2;
   using Exchange = std::conditional_t<kPushes, ClusterExchange<Ctx, math>, GridExchange<Ctx, math>>;
   using Sums = var<float>[kBatchTiles][kRows.row_tiles][4];
@@ -405,7 +406,7 @@ class Sweep {
   }
 
   FASTRNN_DEVICE void start_states() {
-    if (Role::states == 0 || k_warp != 0) return;
+    if (k_warp != 0) return;
     for (int tile = 0; tile < t.tiles; ++tile) {
       for_each_own(tile, [&](int, int, int, int, int unit, int n, int64_t b) {
         if (unit0 + unit < H && b < B) role.start(unit0 + unit, b, state(tile, unit, n), state_stride());
@@ -430,10 +431,11 @@ class Sweep {
   FASTRNN_DEVICE void add_slices(int64_t parity, Sums& sums) {
     float* const base = ctx.template shared<float>(t.partials + parity * t.partial_bytes);
     const auto place = [&](int slice, int bt, int m, int j, int lane) {
-      return base + (((((row_warp * (t.k_warps - 1) + slice - 1) * kBatchTiles + bt) * kRows.row_tiles + m) * 4 +
-                      j) *
-                         32 +
-                     lane);
+      return base +
+             (((((row_warp * (t.k_warps - 1) + slice - 1) * kBatchTiles + bt) * kRows.row_tiles + m) * 4 +
+               j) *
+                  32 +
+              lane);
     };
     const auto for_each_sum = [&](const auto& f) {
       FASTRNN_UNROLL
@@ -448,16 +450,14 @@ class Sweep {
       }
     };
     if (k_warp > 0) {
-      for_each_sum([&](int bt, int m, int j, int lane) {
-        *place(k_warp, bt, m, j, lane) = sums[bt][m][j][lane];
-      });
+      for_each_sum(
+          [&](int bt, int m, int j, int lane) { *place(k_warp, bt, m, j, lane) = sums[bt][m][j][lane]; });
     }
     ctx.block_sync();
     if (k_warp == 0) {
       for (int slice = 1; slice < t.k_warps; ++slice) {
-        for_each_sum([&](int bt, int m, int j, int lane) {
-          sums[bt][m][j][lane] += *place(slice, bt, m, j, lane);
-        });
+        for_each_sum(
+            [&](int bt, int m, int j, int lane) { sums[bt][m][j][lane] += *place(slice, bt, m, j, lane); });
       }
     }
   }

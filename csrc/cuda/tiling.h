@@ -13,8 +13,11 @@ namespace fastrnn::cuda {
 // units in a layout of the same outputs.
 constexpr int kTileRows = 16, kTileBatch = 8;
 
-// Sequences of a tile. Tier 1 has the longer way to the other blocks, and so takes more at once.
-constexpr int tile_batch(int tier) { return tier == 1 ? 2 * kTileBatch : kTileBatch; }
+// Sequences of a tile. Tier 1 has the longer way to the other blocks, and so takes more at once, where
+// registers allow it.
+constexpr int tile_batch(int tier, Math math) {
+  return tier == 1 && math != Math::ieee ? 2 * kTileBatch : kTileBatch;
+}
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -77,11 +80,12 @@ struct Tiling {
   int row_warps, k_warps, blocks, groups, tiles;
   int64_t k_tiles;           // that hold more than padding, of all k warps
   int64_t row_elements;      // of the exchange, with padding against bank conflicts
-  int64_t buffer_bytes;      // one of the exchange's buffers
+  int64_t tile_stride;       // from the exchange's buffers of a tile to those of the next
+  int64_t buffer_stride;     // from a tile's buffer to its other one
   int64_t partial_bytes;     // one of the two buffers of partial sums
   int64_t partials, states;  // where they begin
   int64_t exchange;
-  int64_t bytes;             // in all
+  int64_t bytes;  // in all
 };
 
 // states: as kept_states gives. Tier 2 has two buffers for every tile and barriers before them, tier 1 one buffer.
@@ -100,11 +104,12 @@ constexpr Tiling make_tiling(const Plan& plan, Math math, const WarpRows& rows, 
   const int64_t row_bytes =
       ceil_div(ceil_div(t.k_tiles, kTilesPerCheck) * kTilesPerCheck * tile.k * tile.element_bytes, 128) * 128;
   t.row_elements = (row_bytes + 16) / tile.element_bytes;
-  t.buffer_bytes = plan.tile_batch * (row_bytes + 16);
+  t.buffer_stride = plan.tile_batch * (row_bytes + 16);
+  t.tile_stride = (cluster ? 2 : 1) * t.buffer_stride;
   t.partial_bytes = int64_t{plan.row_warps} * (plan.k_warps - 1) * rows.row_tiles * 4 *
                     (plan.tile_batch / kTileBatch) * 32 * 4;
   t.exchange = cluster ? ceil_div(plan.tiles * 2 * 8, 128) * 128 : 0;
-  t.partials = t.exchange + (cluster ? plan.tiles * 2 : 1) * t.buffer_bytes;
+  t.partials = t.exchange + (cluster ? plan.tiles : 1) * t.tile_stride;
   t.states = t.partials + 2 * t.partial_bytes;
   t.bytes = t.states + int64_t{plan.tiles} * states * plan.row_warps * rows.units() * plan.tile_batch * 4;
   return t;

@@ -16,8 +16,8 @@
 #include <thread>
 #include <vector>
 
-#include "cuda/numbers.h"
 #include "cuda/plan.h"
+#include "cuda/product.h"
 
 namespace fastrnn::host {
 
@@ -98,7 +98,7 @@ class ByteBarrier {
 
 struct Block {
   Block(const cuda::Plan& plan, int64_t bytes, Meeting& cluster)
-      : shared(new(std::align_val_t{128}) std::byte[bytes]),
+      : shared(new (std::align_val_t{128}) std::byte[bytes]),
         barriers(plan.tier == 2 ? 2 * plan.tiles : 0),
         warps(plan.row_warps * plan.k_warps),
         cluster(cluster) {
@@ -189,8 +189,8 @@ class HostWarp {
   }
 
   template <class V>
-  V load_fresh(const V* address) const {
-    return *address;
+  V load_fresh(const void* address) const {
+    return cuda::read_as<V>(address);
   }
   void signal(uint32_t* counter) {
     if (fault_ != Fault::lost_signal) std::atomic_ref<uint32_t>(*counter).fetch_add(1, release_);

@@ -1,0 +1,139 @@
+// The persistent kernels, compiled once for each math: FASTRNN_MATH is ieee, tf32, fp16 or bf16.
+
+#include <type_traits>
+
+#include "cells/registry.h"
+#include "cuda/device_warp.cuh"
+#include "cuda/persistent.h"
+#include "cuda/sweep.h"
+
+namespace fastrnn::cuda::persistent {
+
+namespace {
+
+// Counters of tier 1: one for each direction, group and tile.
+template <class Role, int tier>
+__global__ void __launch_bounds__(32 * kMostWarps, 1)
+    sweep(const __grid_constant__ typename Role::Params p, const __grid_constant__ Tiling t,
+          int first_direction, uint32_t* counters) {
+#if __CUDA_ARCH__ >= 900
+  constexpr bool possible = true;
+#else
+  constexpr bool possible = tier == 1;  // launched on devices that can, see make_plan
+#endif
+  if constexpr (possible) {
+    DeviceWarp warp;
+    const int group = warp.block() / t.blocks;
+    Sweep<DeviceWarp, Role, tier>::run(warp, p, t, first_direction + warp.direction(),
+                                       counters + (warp.direction() * t.groups + group) * t.tiles);
+  }
+}
+
+template <class Role>
+Tiling tiling_of(const Plan& plan, int64_t H) {
+  return make_tiling(plan, Role::math, warp_rows(Role::G, Role::backward),
+                     exchange_shape(Role::G, Role::backward, H), Role::states);
+}
+
+// A launch of `directions` directions; what its attributes point to stands beside it.
+struct Launch {
+  cudaLaunchConfig_t config{};
+  cudaLaunchAttribute attribute{};
+
+  Launch(const Plan& plan, cudaStream_t stream) {
+    config.gridDim = dim3(plan.blocks * plan.groups, plan.directions);
+    config.blockDim = dim3(plan.threads());
+    config.dynamicSmemBytes = plan.shared_bytes;
+    config.stream = stream;
+    if (plan.tier == 1) {
+      attribute.id = cudaLaunchAttributeCooperative;  // all blocks at once, or an error
+      attribute.val.cooperative = 1;
+    } else {
+      attribute.id = cudaLaunchAttributeClusterDimension;
+      attribute.val.clusterDim = {static_cast<unsigned>(plan.blocks), 1, 1};
+    }
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+  }
+  Launch(const Launch&) = delete;
+};
+
+// Both tiers' kernels have the same arguments.
+template <class Role>
+auto kernel_of(const Plan& plan) {
+  return plan.tier == 1 ? sweep<Role, 1> : sweep<Role, 2>;
+}
+
+template <class Role>
+cudaError_t prepare(const Plan& plan) {
+  const auto kernel = kernel_of<Role>(plan);
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           static_cast<int>(plan.shared_bytes));
+  if (error == cudaSuccess && plan.tier == 2) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  }
+  return error;
+}
+
+template <class Role>
+bool fits_role(const Plan& plan) {
+  const auto kernel = kernel_of<Role>(plan);
+  bool fits = false;
+  if (prepare<Role>(plan) == cudaSuccess) {
+    Launch launch(plan, nullptr);
+    int resident = 0, device = 0, sms = 0;
+    if (plan.tier == 2) {
+      fits = cudaOccupancyMaxActiveClusters(&resident, kernel, &launch.config) == cudaSuccess && resident > 0;
+    } else {
+      fits = cudaGetDevice(&device) == cudaSuccess &&
+             cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device) == cudaSuccess &&
+             cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, plan.threads(),
+                                                           plan.shared_bytes) == cudaSuccess &&
+             resident * sms >= plan.blocks * plan.groups * plan.directions;
+    }
+  }
+  if (!fits) cudaGetLastError();  // what the queries left behind is nobody's error
+  return fits;
+}
+
+template <class Role>
+cudaError_t launch_role(const Plan& plan, const typename Role::Params& p, void* workspace,
+                        cudaStream_t stream) {
+  const Tiling t = tiling_of<Role>(plan, p.H);
+  auto* const counters = static_cast<uint32_t*>(workspace);
+  cudaError_t error = prepare<Role>(plan);
+  for (int d = 0; d < p.D && error == cudaSuccess; d += plan.directions) {
+    if (plan.tier == 1) {
+      error = cudaMemsetAsync(counters, 0, workspace_bytes(plan), stream);
+      if (error != cudaSuccess) break;
+    }
+    Launch launch(plan, stream);
+    error = cudaLaunchKernelEx(&launch.config, kernel_of<Role>(plan), p, t, d, counters);
+  }
+  return error;
+}
+
+}  // namespace
+
+template <class Cell, Math math>
+bool Kernels<Cell, math>::fits(const Plan& plan, bool backward) {
+  return backward ? fits_role<BackwardRole<Cell, math>>(plan) : fits_role<ForwardRole<Cell, math>>(plan);
+}
+
+template <class Cell, Math math>
+cudaError_t Kernels<Cell, math>::forward(const Plan& plan, const Recurrence<Stored<math>>& p, void* workspace,
+                                         cudaStream_t stream) {
+  return launch_role<ForwardRole<Cell, math>>(plan, p, workspace, stream);
+}
+
+template <class Cell, Math math>
+cudaError_t Kernels<Cell, math>::backward(const Plan& plan, const BackwardRecurrence<Stored<math>>& p,
+                                          void* workspace, cudaStream_t stream) {
+  return launch_role<BackwardRole<Cell, math>>(plan, p, workspace, stream);
+}
+
+#define FASTRNN_CELL(Cell) template struct Kernels<cells::Cell, Math::FASTRNN_MATH>;
+FASTRNN_FOR_EACH_CELL(FASTRNN_CELL)
+#undef FASTRNN_CELL
+
+}  // namespace fastrnn::cuda::persistent
