@@ -1,5 +1,7 @@
-"""Tier 0 of the CUDA kernels and the products around it, run on the host by tests/csrc/stepwise_runner.cpp: the
-same driver, with loops for kernels and a plain product for cuBLAS. With the sanitizers of the compiler."""
+"""Tier 0 of the CUDA kernels and the products around it, run on the host by tests/csrc/stepwise_runner.cpp.
+
+It is the same driver, with loops for kernels and a plain product for cuBLAS; built with sanitizers.
+"""
 
 import functools
 import struct

@@ -10,8 +10,8 @@
 
 // Forward and backward of a layer: products over all rows around the recurrence. Written over a queue Q
 // (cuda/stepwise.h), so that the host can run them too; beside the calls named there it has, for tiers 1 and 2,
-//   recurrence_bytes<Cell>(plan, recurrence)               scratch memory they need (static)
-//   run_recurrence<Cell>(plan, recurrence, scratch)        forward or backward by the recurrence's type
+//   recurrence_bytes(plan)                           scratch memory they need (static)
+//   run_recurrence<Cell>(plan, recurrence, scratch)  forward or backward, by the type of the recurrence
 
 namespace fastrnn::cuda {
 
@@ -105,7 +105,7 @@ class LayerForward {
     if (plan.tier == 0) {
       stepwise.emplace(recurrence, p.rows, p.P, arena);
     } else {
-      scratch = arena.take<char>(Q::template recurrence_bytes<Cell>(plan, recurrence));
+      scratch = arena.take<char>(Q::recurrence_bytes(plan));
     }
   }
 
@@ -169,7 +169,7 @@ class LayerBackward {
     if (plan.tier == 0) {
       stepwise.emplace(recurrence, p.rows, p.P, dh_rows, m, arena);
     } else {
-      scratch = arena.take<char>(Q::template recurrence_bytes<Cell>(plan, recurrence));
+      scratch = arena.take<char>(Q::recurrence_bytes(plan));
     }
   }
 
