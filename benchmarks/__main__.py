@@ -14,11 +14,12 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from . import cuda
 from .limits import measure_limits
 from .memory import peak_memory
 from .onnx_peer import VERSION
 from .peers import PEERS, find_missing, make_calls
-from .problems import CELLS, DEFAULT_CELLS, MEMORY, MODES, ONE, Problem, Shape, cores, select
+from .problems import CELLS, DEFAULT_CELLS, MEMORY, MODES, ONE, Problem, Shape, cores, modes_of, select
 from .report import print_report, write_report
 from .timing import interleave
 
@@ -30,7 +31,8 @@ class Run:
     """The pytest plugin of one run: gives `bench_modules.py` its problems and samples."""
 
     def __init__(self, args: argparse.Namespace, progress: Progress):
-        self.quick, self.threads = args.quick, args.threads
+        self.quick, self.threads, self.device = args.quick, args.threads, args.device
+        self.flush_l2 = args.flush_l2
         self.problems = select(
             args.cells, args.shapes, args.modes, args.quick, threads=args.threads, device=args.device
         )
@@ -40,18 +42,22 @@ class Run:
             for shape in args.shapes or (ONE if args.quick else MEMORY)
             if "training" in args.modes
         ]
-        self.min_rounds = 2 if args.quick else 5
+        self.min_rounds = 2 if args.quick else 3 if args.device == "cuda" else 5
         self.progress = progress
         seconds = sum(map(self.seconds, self.problems)) + MEMORY_SECONDS * len(self.memory_problems)
         self.task = progress.add_task("limits of the machine", total=seconds)
-        self.limits = measure_limits(self.problems)
-        self.missing = find_missing(args.quick)
+        self.limits = self.measure_limits()
+        self.missing = find_missing(args.quick, args.device)
         self.measured: Problem | None = None
         self.times: dict[str, list[float]] = {}
         self.refusals: list[dict] = []
 
     def seconds(self, problem: Problem) -> float:
-        return QUICK_SECONDS if self.quick else MODES[problem.mode].seconds
+        seconds = MODES[problem.mode].seconds
+        return min(seconds, QUICK_SECONDS) if self.quick else seconds
+
+    def measure_limits(self) -> dict:
+        return (cuda.measure_limits if self.device == "cuda" else measure_limits)(self.problems)
 
     def pytest_generate_tests(self, metafunc):
         metafunc.parametrize("problem", self.problems, ids=lambda problem: problem.name)
@@ -69,14 +75,19 @@ class Run:
     def measure(self, problem: Problem) -> dict[str, list[float]]:
         self.progress.update(self.task, description=problem.name, refresh=True)
         torch.set_num_threads(problem.threads)
+        if problem.device == "cuda":
+            torch.cuda.empty_cache()  # of the problem before, so that none runs out
+            cuda.use_products(problem.dtype)
         calls, refusals = make_calls(problem, self.missing)
         self.refusals += [
             {"problem": problem.to_json(), "peer": peer, "reason": reason}
             for peer, reason in refusals.items()
         ]
-        synchronize = torch.get_device_module(problem.device).synchronize
         with torch.set_grad_enabled(problem.training):
-            times = interleave(calls, synchronize, self.seconds(problem), self.min_rounds)
+            if problem.device == "cuda":
+                times = cuda.interleave(calls, self.seconds(problem), self.min_rounds, self.flush_l2)
+            else:
+                times = interleave(calls, torch.cpu.synchronize, self.seconds(problem), self.min_rounds)
         self.progress.update(self.task, advance=self.seconds(problem), refresh=True)
         return times
 
@@ -94,9 +105,11 @@ class Run:
         machine_info.update(
             describe_machine(self.threads), cpu=machine_info["cpu"].get("brand_raw", "unknown CPU")
         )
+        if self.device == "cuda":
+            machine_info["gpu"] = cuda.describe_device(self.flush_l2)
 
     def pytest_benchmark_update_json(self, output_json):
-        again = measure_limits(self.problems)  # before and after: the higher is nearer to the truth
+        again = self.measure_limits()  # before and after: the higher is nearer to the truth
         output_json.update(
             limits={
                 threads: limits.best(again[threads]).to_json() for threads, limits in self.limits.items()
@@ -104,6 +117,7 @@ class Run:
             memory=[self.measure_memory(problem) for problem in self.memory_problems],
             missing=self.missing,
             refusals=self.refusals,
+            tiers={p.name: cuda.describe_tiers(p) for p in self.problems if p.device == "cuda"},
         )
         for benchmark in output_json["benchmarks"]:
             # extra_info has the problem and the peer, and the statistics are enough to compare runs.
@@ -152,13 +166,19 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     add = parser.add_argument
     add("--cells", nargs="+", choices=CELLS, default=DEFAULT_CELLS, metavar="CELL", help=", ".join(CELLS))
     add("--shapes", nargs="+", type=shape, metavar="T,B,I,H", help="instead of those that each mode has")
-    add("--modes", nargs="+", choices=MODES, default=MODES, metavar="MODE", help=", ".join(MODES))
+    add("--modes", nargs="+", choices=MODES, metavar="MODE", help="; ".join(MODES))
     add("--threads", type=threads, default=torch.get_num_threads(), help="of all peers alike (%(default)s)")
     add("--device", type=device, choices=("cpu", "cuda"), default="cpu", help="cpu or cuda (%(default)s)")
     add("--quick", action="store_true", help="few shapes and short measurements: under two minutes")
+    add("--flush-l2", action="store_true", help="on a GPU: empty its L2 cache before each timed call")
     add("--json", type=Path, default=Path("out/benchmark.json"), help="results; the report goes beside it")
     add("--plots", type=Path, metavar="FOLDER", help="where plots go (the folder of --json)")
-    return parser.parse_known_args()
+    args, pytest_args = parser.parse_known_args()
+    known = modes_of(args.device)
+    args.modes = args.modes or known
+    if others := [mode for mode in args.modes if mode not in known]:
+        parser.error(f"--modes: {', '.join(others)}: not on {args.device}, which has {'; '.join(known)}")
+    return args, pytest_args
 
 
 def main() -> int:

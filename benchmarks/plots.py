@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from statistics import geometric_mean
 
 import matplotlib
 import numpy as np
@@ -12,6 +13,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.ticker import LogLocator, PercentFormatter
 
 from .peers import FASTRNN, ONNXRUNTIME, TORCH
+from .problems import MODES
 from .results import Row
 
 matplotlib.use("Agg")
@@ -174,4 +176,40 @@ def title_of(axis: str, panel: list[Row]) -> str:
     return ", ".join(f"{name} = {size}" for name, size in same.items())
 
 
-PLOTS: dict[str, Callable] = {"ratio": plot_ratio, "limit": plot_limit, "scaling": plot_scaling}
+def plot_regimes(rows: list[Row]):
+    """Bars by regime of a GPU: geometric mean of the ratios, a dot for each problem, a line at the goal."""
+    chosen = [row for row in rows if MODES[row.problem.mode].goals and row.ratio(TORCH)]
+    if not chosen:
+        return None
+    regimes = labels((row.problem.mode, row.problem.graph) for row in chosen)
+    figure, axes = pyplot.subplots(
+        1, 2, figsize=(12, 1.7 + 0.4 * len(regimes)), sharey=True, layout="constrained"
+    )
+    for ax, training in zip(axes, (False, True), strict=True):
+        for y, (mode, graph) in enumerate(regimes):
+            ratios = [
+                row.ratio(TORCH)
+                for row in chosen
+                if (row.problem.mode, row.problem.graph, row.problem.training) == (mode, graph, training)
+            ]
+            if ratios:
+                ax.barh(y, geometric_mean(ratios), 0.7, color=COLOURS[FASTRNN], alpha=0.6)
+                ax.plot(ratios, [y] * len(ratios), "k.", markersize=4)
+            goal = MODES[mode].goals[training]
+            ax.plot([goal, goal], [y - 0.4, y + 0.4], color="tab:red")
+        ax.axvline(1, color="black", linewidth=0.8)
+        ax.set_title("training" if training else "forward", fontsize=10)
+        ax.set_xlabel("times as fast as torch.nn (red: the goal)")
+        ax.grid(axis="x", alpha=0.3)
+    names = [f"{mode}, {'CUDA graph' if graph else 'eager'}" for mode, graph in regimes]
+    axes[0].set_yticks(range(len(regimes)), names)
+    axes[0].invert_yaxis()
+    return figure
+
+
+PLOTS: dict[str, Callable] = {
+    "ratio": plot_ratio,
+    "limit": plot_limit,
+    "scaling": plot_scaling,
+    "regimes": plot_regimes,
+}

@@ -18,6 +18,10 @@ from fastrnn.reference import CELLS
 DEFAULT_CELLS = tuple(name for name in CELLS if name != "rnn_relu")  # it runs the kernels of rnn_tanh
 
 
+class NotSupported(NotImplementedError):
+    """A peer cannot do a problem."""
+
+
 class Shape(NamedTuple):
     T: int
     B: int
@@ -68,6 +72,10 @@ class Mode:
         modules: "layer" and "cell" are torch.nn.LSTM and torch.nn.LSTMCell
         packed: sequences as long as sentences, see `sentence_lengths`, and none longer than T
         threads: the numbers of threads to time, from the number that the run was given
+        device: that the mode is for
+        cells: the only ones that it has, where it has not all
+        graphs: on a GPU, calls as they are (False), replayed from a CUDA graph (True), or both
+        goals: how many times as fast as torch.nn the forward and the training should be, geometric mean
     """
 
     shapes: tuple[Shape, ...]
@@ -80,6 +88,14 @@ class Mode:
     directions: int = 1
     packed: bool = False
     threads: Callable[[int], Iterable[int]] = lambda chosen: (chosen,)
+    device: str = "cpu"
+    cells: tuple[str, ...] | None = None
+    graphs: tuple[bool, ...] = (False,)
+    goals: tuple[float, float] | None = None
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    return torch.float32 if name == "tf32" else getattr(torch, name)
 
 
 def cores() -> int:
@@ -119,6 +135,43 @@ MODES = {
     ),
 }
 
+EAGER_AND_GRAPH = (False, True)
+
+
+def regime(dtype: str, sizes: str, goals: tuple[float, float] | None, cells=("lstm",), **fields) -> Mode:
+    """A mode on a GPU: sequences of 512 steps; `sizes` are B,H pairs, and I = H."""
+    pairs = [map(int, pair.split(",")) for pair in sizes.split()]
+    own = tuple(Shape(512, B, H, H) for B, H in pairs)
+    return Mode(own, own[:1], seconds=0.35, dtype=dtype, device="cuda", cells=cells, goals=goals, **fields)
+
+
+# Where cuDNN is strong and where it is weak, and the goals beside it.
+MODES |= {
+    "bf16-small-batch": regime(
+        "bfloat16", "1,256 16,256 16,512 1,1024 16,1024", (5, 4), graphs=EAGER_AND_GRAPH
+    ),
+    "tf32-small-batch": regime("tf32", "1,256 16,512 16,1024", (5, 4), graphs=EAGER_AND_GRAPH),
+    "rnn-small-batch": regime("bfloat16", "1,512 16,512 16,1024", (5, 4), cells=("rnn_tanh",)),
+    "bf16-B64": regime("bfloat16", "64,256 64,512", (4, 3)),
+    "tf32-B64": regime("tf32", "64,256 64,512", (4, 3)),
+    "bf16-B64-H1024": regime("bfloat16", "64,1024", (2, 1.8)),
+    "tf32-B64-H1024": regime("tf32", "64,1024", (2, 1.8)),
+    # The sizes that cuDNN's PERSIST_STATIC takes: H a multiple of 128, B of 8.
+    "fp16": regime("float16", "8,256 16,768 64,512 64,1024 128,1024", (1.6, 1.4)),
+    "small-H": regime("bfloat16", "1,64 16,128", (1.2, 1.2), cells=DEFAULT_CELLS, graphs=EAGER_AND_GRAPH),
+    "middle-H": regime("bfloat16", "32,160 64,192", (5, 3), cells=("lstm", "gru")),
+    "gru": regime("bfloat16", "1,256 16,512 64,256 64,1024", (4, 3), cells=("gru",)),
+    "packed-bf16": regime("bfloat16", "16,256 64,512 64,1024", (4, 3), cells=("lstm", "gru"), packed=True),
+    "fp32-small-batch": regime("float32", "1,256 16,256 16,512 16,1024", (3, 2.5)),
+    "fp32-B256": regime("float32", "256,256 256,1024", (1.1, 1.05)),
+    "bf16-large": regime("bfloat16", "256,1024 256,2048", (1.25, 1.15)),
+    "bidirectional-bf16": regime("bfloat16", "16,256 64,512", None, directions=2),
+}
+
+
+def modes_of(device: str) -> list[str]:
+    return [name for name, mode in MODES.items() if mode.device == device]
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -135,6 +188,7 @@ class Problem:
     lengths: tuple[int, ...] | None = None  # of the sequences of a packed batch, longest first
     threads: int = 1
     device: str = "cpu"
+    graph: bool = False  # a CUDA graph is replayed
 
     @classmethod
     def from_json(cls, fields: dict) -> Problem:
@@ -148,7 +202,8 @@ class Problem:
     def group(self) -> str:
         """The mode, and forward or training where the mode has both."""
         passes = "training" if self.training else "forward"
-        return f"{self.mode} {passes}" if len(MODES[self.mode].training) > 1 else self.mode
+        group = f"{self.mode} {passes}" if len(MODES[self.mode].training) > 1 else self.mode
+        return f"{group} graph" if self.graph else group
 
     @property
     def cell_name(self) -> str:
@@ -160,7 +215,7 @@ class Problem:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        return getattr(torch, self.dtype)
+        return torch_dtype(self.dtype)
 
     @property
     def gates(self) -> int:
@@ -202,11 +257,14 @@ def select(
     problems = {}  # each once, in order
     for name in modes:
         mode = MODES[name]
+        own_cells = [cell for cell in cells if mode.cells is None or cell in mode.cells]
         own = mode.quick if quick else mode.shapes
         if chosen is not None:
             own = [s._replace(T=1) if name == "streaming" else s for s in chosen]
         threads = mode.threads(given["threads"])
-        for shape, training, cell, module, n in product(own, mode.training, cells, mode.modules, threads):
+        for shape, training, cell, module, n, graph in product(
+            own, mode.training, own_cells, mode.modules, threads, mode.graphs
+        ):
             problem = Problem(
                 mode=name,
                 cell=cell,
@@ -219,6 +277,7 @@ def select(
                 lengths=sentence_lengths(shape.B, shape.T) if mode.packed else None,
                 threads=n,
                 device=given["device"],
+                graph=graph,
             )
             problems[problem] = None
     return list(problems)

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from .peers import FASTRNN, ONNXRUNTIME, TORCH
 from .plots import draw
-from .problems import Problem
+from .problems import MODES, Problem
 from .results import NOISE, PEERS_OF_FASTRNN, Row, fit_line, means, read_limits, read_rows
 
 NOT_SUPPORTED = "not supported"
@@ -66,6 +66,23 @@ def summary_table(rows: list[Row]) -> Table:
     return Table(title, [*columns, "A/A"], body, labels=2)
 
 
+def regime_table(rows: list[Row]) -> Table:
+    """Mean and worst ratio of each regime that has goals, beside the goals."""
+    body = []
+    of_regime = grouped(
+        [row for row in rows if MODES[row.problem.mode].goals],
+        lambda row: (row.problem.mode, row.problem.graph, row.problem.training),
+    )
+    for (mode, graph, training), chosen in of_regime.items():
+        found = means([row.ratio(TORCH) for row in chosen])
+        launched = "CUDA graph" if graph else "eager"
+        passes = "training" if training else "forward"
+        goal = f"{MODES[mode].goals[training]:g}"
+        body.append([mode, passes, launched, str(len(chosen)), *(found or (None, None)), goal])
+    columns = ["regime", "pass", "launched", "problems", f"vs {TORCH}", "worst", "goal"]
+    return Table("Regimes of a GPU: times as fast as torch.nn, geometric mean and worst", columns, body, 3)
+
+
 def ratio_table(peer: str, rows: list[Row]) -> Table:
     """By shape and cell, of the two modes that have the whole grid."""
     chosen = [row for row in rows if row.problem.mode in ("forward", "training") and row.ratio(peer)]
@@ -86,13 +103,19 @@ def ratio_table(peer: str, rows: list[Row]) -> Table:
 def detail_table(group: str, rows: list[Row]) -> Table:
     peers = [*present_peers(rows), FASTRNN]
     varied = len({row.problem.threads for row in rows}) > 1
+    on_gpu = rows[0].problem.device == "cuda"
     columns = ["cell", "T,B,I,H", *["threads"] * varied, *peers, "to best", "A/A", "of limit"]
+    columns += ["a step", "tiers"] * on_gpu
     body = []
     for row in sorted(rows, key=lambda row: row.problem.cell_name):
         problem = row.problem
         line = [problem.cell_name, str(problem.shape), *[str(problem.threads)] * varied]
         line += [time_cell(row, peer) for peer in peers]
-        body.append([*line, row.best_ratio, row.aa, percent(row.of_limit)])
+        line += [row.best_ratio, row.aa, percent(row.of_limit)]
+        if on_gpu:
+            took = row.median.get(FASTRNN)
+            line += [took and duration(took / problem.steps), row.tiers]
+        body.append(line)
     return Table(f"{group}: {TIME_CELL}", columns, body, labels=2)
 
 
@@ -211,7 +234,9 @@ def tables(data: dict) -> list[Table]:
     rows = read_rows(data)
     groups = grouped(rows, lambda row: row.problem.group)
     ratios = [ratio_table(peer, rows) for peer in (TORCH, ONNXRUNTIME)]
+    regimes = regime_table(rows)
     return [
+        *([regimes] if regimes.rows else []),
         summary_table(rows),
         *(table for table in ratios if len(table.columns) > 1),
         *([memory_table(data)] if data["memory"] else []),
@@ -230,7 +255,13 @@ def describe_machine(data: dict) -> str:
         *([f"onnxruntime {machine['onnxruntime']}"] if machine["onnxruntime"] else []),
         f"Python {machine['python_version']}",
     ]
-    return f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; {', '.join(versions)}"
+    text = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; {', '.join(versions)}"
+    if gpu := machine.get("gpu"):
+        text = (
+            f"{gpu['name']}, {gpu['sms']} SMs of compute capability {gpu['capability']}, L2 cache "
+            f"{gpu['l2_state']}; CUDA {gpu['cuda']}, cuDNN {gpu['cudnn']}; {text}"
+        )
+    return text
 
 
 def describe_noise(data: dict) -> str:
@@ -257,6 +288,17 @@ LIMIT = (
 )
 
 
+LIMIT_OF_GPU = (
+    "of limit: the time of the matrix products at the measured peak, as a part of fastrnn's; W_hh may stay "
+    "in registers, so reading it is not counted, nor is the way of h from step to step. A step: of fastrnn, "
+    "the product with the inputs included. Tiers: forward/backward, as planned"
+)
+
+
+def limit_text(data: dict) -> str:
+    return LIMIT_OF_GPU if "gpu" in data["machine_info"] else LIMIT
+
+
 def print_report(data: dict, console: Console):
     for table in reversed(tables(data)):  # what matters most comes last, where the reader's eye is
         rich_table = RichTable(title=table.title, title_justify="left", box=SIMPLE)
@@ -266,7 +308,7 @@ def print_report(data: dict, console: Console):
         for line in table.rows:
             rich_table.add_row(*(ratio_text(c) if isinstance(c, float) else c or "-" for c in line))
         console.print(rich_table)
-    for line in (LIMIT, *describe_absence(data), describe_machine(data), describe_noise(data)):
+    for line in (limit_text(data), *describe_absence(data), describe_machine(data), describe_noise(data)):
         console.print(line, highlight=False)
 
 
@@ -277,7 +319,7 @@ def ratio_text(ratio: float) -> Text:
 def markdown(data: dict, plots: list[str]) -> str:
     parts = [
         f"Measured on {data['datetime'][:10]} on {describe_machine(data)}. {describe_noise(data)}.",
-        "\n".join(f"- {line}" for line in (LIMIT, *describe_absence(data))),
+        "\n".join(f"- {line}" for line in (limit_text(data), *describe_absence(data))),
         *(f"![{Path(plot).stem}]({plot})" for plot in plots),
     ]
     for table in tables(data):

@@ -24,6 +24,7 @@ class Row:
         spread: interquartile range / median, by peer
         refusals: why a peer did not run, by peer
         limit: seconds that the machine needs at least
+        tiers: on a GPU, what the plan chose for the forward and the backward
     """
 
     problem: Problem
@@ -32,6 +33,7 @@ class Row:
     quietest: dict[str, float] = field(default_factory=dict)
     spread: dict[str, float] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
+    tiers: str = ""
 
     def ratio(self, peer: str, to: str = FASTRNN) -> float | None:
         """How many times as fast `to` is as `peer`; None where one of them did not run."""
@@ -61,12 +63,14 @@ def read_limits(data: dict) -> dict[int, Limits]:
 
 def read_rows(data: dict) -> list[Row]:
     limits, cores = read_limits(data), data["machine_info"]["cores"]
+    tiers = data.get("tiers", {})
     rows: dict[Problem, Row] = {}
 
     def row_of(fields: dict) -> Row:
         problem = Problem.from_json(fields)
         if problem not in rows:
-            rows[problem] = Row(problem, limits[min(problem.threads, cores)].seconds(problem))
+            limit = limits[min(problem.threads, cores)].seconds(problem)
+            rows[problem] = Row(problem, limit, tiers=tiers.get(problem.name, ""))
         return rows[problem]
 
     for benchmark in data["benchmarks"]:

@@ -5,7 +5,7 @@ forward and backward and returns every value and every gradient by name:
 
     output, h_n, c_n, dx, dh_0, dc_0, dweight_ih_l0, …
 
-All that is random comes from `Case.seed`.
+All that is random comes from `Case.seed`, and is drawn on the CPU, so that it is the same on every device.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch.nn.functional import linear
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
-from fastrnn import reference
+from fastrnn import _C, reference
 from fastrnn.reference import CELLS
 
 FORMS = ("padded", "batch_first", "packed", "unsorted", "unbatched")
@@ -35,6 +35,43 @@ STATE_NAMES = ("h", "c")
 EVERY_CELL = tuple(CELLS)
 
 Call = Callable[[Tensor, "Sequence[Tensor] | None"], "list[Tensor]"]
+
+# Why nothing can run on a GPU here; None where it can.
+GPU_MISSING = (
+    "no GPU" if not torch.cuda.is_available() else None if _C.cuda_archs else "fastrnn was built without CUDA"
+)
+_device = "cpu"
+
+
+@contextlib.contextmanager
+def fastrnn_on(device: str):
+    """Let fastrnn's modules, and what they are given, be on `device`."""
+    global _device
+    before, _device = _device, device
+    try:
+        yield
+    finally:
+        _device = before
+
+
+def device_of(library) -> str:
+    """torch.nn and the reference judge from the CPU, wherever fastrnn is: cuDNN has habits of its own (what
+    it does with NaN, dropout, eval mode)."""
+    return _device if library is fastrnn else "cpu"
+
+
+@contextlib.contextmanager
+def float32_products(precision: str):
+    """Let products of float32 be computed in full ("ieee") or rounded to "tf32" on a GPU."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn)
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = precision
+    try:
+        yield
+    finally:
+        for backend, was in zip(backends, before, strict=True):
+            backend.fp32_precision = was
 
 
 def random(*shape, seed: int, dtype=torch.float32, scale: float = 1.0) -> Tensor:
@@ -133,7 +170,7 @@ class Case:
         layer = getattr(library, self.row.layer.__name__)(self.I, self.H, **(kwargs | changes))
         if self.exact:
             self._make_exact(layer)
-        return layer
+        return layer.to(device_of(library))
 
     def _make_exact(self, layer) -> None:
         with torch.no_grad():
@@ -153,8 +190,9 @@ class Case:
                     of = torch.randperm(columns, generator=generator)[:n]
                     weight[to, of] = random_integers(n, seed=seed + 1, limit=1).to(weight.dtype)
 
-    def inputs(self) -> tuple[Tensor, list[Tensor] | None]:
-        """x and the states, leaves that require gradients. x is padded, also if the module gets it packed."""
+    def inputs(self, library=torch.nn) -> tuple[Tensor, list[Tensor] | None]:
+        """x and the states for that library, leaves that require gradients. x is padded, also if the module
+        gets it packed."""
         shape = {"unbatched": (self.T, self.I), "batch_first": (self.B, self.T, self.I)}.get(
             self.form, (self.T, self.B, self.I)
         )
@@ -167,8 +205,9 @@ class Case:
         else:  # W_ih is about 1/sqrt(3*H), so this keeps W_ih x at most of order 1
             x = random(*shape, seed=seed, dtype=self.dtype, scale=min(1.0, (self.H / self.I) ** 0.5))
             hx = [random(*s, seed=seed + 1 + k, dtype=self.dtype, scale=0.5) for k, s in enumerate(shapes)]
-        x.requires_grad_()
-        return x, [s.requires_grad_() for s in hx] if self.hx else None
+        device = device_of(library)
+        x = x.to(device).requires_grad_()
+        return x, [s.to(device).requires_grad_() for s in hx] if self.hx else None
 
     def pack(self, x: Tensor) -> Tensor | PackedSequence:
         if not self.packed:
@@ -206,7 +245,7 @@ class Case:
     def prepare(self, library):
         """The library's own layer, a call of it, x and hx."""
         layer = self.build(library)
-        return layer, self.call(layer), *self.inputs()
+        return layer, self.call(layer), *self.inputs(library)
 
     def prepare_step(self, library):
         """The same for its cell module. x and hx are what the layer gets in its first step. The call returns
@@ -216,7 +255,8 @@ class Case:
         module = getattr(library, self.row.cell.__name__)(self.I, self.H, **kwargs)
         if self.exact:
             self._make_exact(module)
-        x, hx = self.inputs()
+        module = module.to(device_of(library))
+        x, hx = self.inputs(library)
         x = x[0].detach().requires_grad_()
         hx = hx and [h[0].detach().requires_grad_() for h in hx]
 
@@ -281,7 +321,10 @@ def cotangents(values: Iterable[Tensor], seed: int = 0, integers: bool = False) 
     """A random gradient for every result."""
     make = random_integers if integers else random
     limit = {"limit": 1} if integers else {}
-    return [make(*v.shape, seed=777 + 10 * seed + k, dtype=v.dtype, **limit) for k, v in enumerate(values)]
+    return [
+        make(*v.shape, seed=777 + 10 * seed + k, dtype=v.dtype, **limit).to(v.device)
+        for k, v in enumerate(values)
+    ]
 
 
 def evaluate(call: Call, x, hx, parameters: Mapping[str, Tensor], case: Case) -> dict[str, Tensor | None]:

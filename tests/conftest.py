@@ -1,26 +1,55 @@
-"""Fixtures: every instruction set of the machine, a fixed seed."""
+"""Fixtures: every instruction set of the machine and its GPU, a fixed seed."""
 
 import pytest
 import torch
+from cases import GPU_MISSING, fastrnn_on, float32_products
 
 import fastrnn
 from fastrnn import _C
 
 ISAS = tuple(_C.isas_available())
+CUDA = [] if GPU_MISSING else [pytest.param("cuda", marks=pytest.mark.cuda)]
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "cuda: runs on a GPU")
 
 
 def pytest_report_header():
-    return f"fastrnn {fastrnn.__file__}, torch {torch.__version__}, ISAs {' '.join(ISAS)}"
+    gpu = f"nothing runs on cuda: {GPU_MISSING}" if GPU_MISSING else torch.cuda.get_device_name()
+    return f"fastrnn {fastrnn.__file__}, torch {torch.__version__}, ISAs {' '.join(ISAS)}, {gpu}"
+
+
+def use_isa(name):
+    before = _C.isa()
+    _C.set_isa(name)
+    assert _C.isa() == name
+    yield name
+    _C.set_isa(before)
+
+
+def use_device(device):
+    # Of float32 what is compared is the full precision: tf32 has tests of its own.
+    with fastrnn_on(device), float32_products("ieee"):
+        yield device
 
 
 @pytest.fixture(params=ISAS)
 def isa(request):
     """Run the test once on every instruction set that this machine has."""
-    before = _C.isa()
-    _C.set_isa(request.param)
-    assert _C.isa() == request.param
-    yield request.param
-    _C.set_isa(before)
+    yield from use_isa(request.param)
+
+
+@pytest.fixture(params=["cpu", *CUDA])
+def device(request):
+    """Run the test with fastrnn on the CPU, and on the GPU if there is one."""
+    yield from use_device(request.param)
+
+
+@pytest.fixture(params=[*ISAS, *CUDA])
+def target(request):
+    """Run the test with fastrnn on every instruction set of the CPU, and on the GPU if there is one."""
+    yield from (use_device if request.param == "cuda" else use_isa)(request.param)
 
 
 @pytest.fixture(autouse=True)

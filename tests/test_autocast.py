@@ -1,4 +1,4 @@
-"""torch.autocast on the CPU: float32 is cast to bfloat16, float64 is not, gradients arrive in the dtype
+"""torch.autocast: float32 is cast to bfloat16, float64 is not, gradients arrive in the dtype
 of the leaves.
 
 Every layer and cell gives its results in the dtype of the region, as torch.nn.LSTM does. What the other
@@ -8,7 +8,7 @@ bfloat16 (RNN, RNNCell).
 
 import pytest
 import torch
-from cases import EVERY_CELL, Case, cotangents, give, name_values, take
+from cases import EVERY_CELL, Case, cotangents, device_of, give, name_values, take
 from tolerance import assert_same_bits
 
 import fastrnn
@@ -16,11 +16,12 @@ import fastrnn
 BF16 = torch.bfloat16
 each_kind = pytest.mark.parametrize("step", [False, True], ids=["layer", "cell"])
 each_cell = pytest.mark.parametrize("cell", EVERY_CELL)
+every_device = pytest.mark.usefixtures("device")
 ROOM = dict(rtol=0, atol=8 * torch.finfo(BF16).eps)
 
 
-def region(**options):
-    return torch.autocast("cpu", BF16, **options)
+def region(library=fastrnn, **options):
+    return torch.autocast(device_of(library), BF16, **options)
 
 
 def prepare(case, step, library=fastrnn):
@@ -40,18 +41,19 @@ def evaluate(layer, call, x, hx, context):
     return name_values(values), dict(zip(leaves, gradients, strict=True))
 
 
+@every_device
 def test_dtypes_are_those_of_torch_lstm():
     case = Case("lstm", L=2, bidirectional=True)
 
     def dtypes(library):
         layer, call, x, hx = case.prepare(library)
-        with region():
+        with region(library):
             return [t.dtype for t in (*call(x, hx), *call(x, None))]
 
     assert dtypes(fastrnn) == dtypes(torch.nn) == [BF16] * 6
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("target")
 @each_kind
 @each_cell
 def test_values_and_gradients(cell, step):
@@ -70,6 +72,7 @@ def test_values_and_gradients(cell, step):
         assert error < 8 * torch.finfo(BF16).eps, name
 
 
+@every_device
 @each_kind
 @each_cell
 def test_same_as_casting_by_hand(cell, step):
@@ -82,6 +85,7 @@ def test_same_as_casting_by_hand(cell, step):
         assert_same_bits(got, name_values(call(x.to(BF16), [h.to(BF16) for h in hx])), "autocast")
 
 
+@every_device
 @pytest.mark.parametrize("form", ["batch_first", "packed", "unsorted", "unbatched"])
 @each_cell
 def test_forms_of_input(cell, form):
@@ -95,6 +99,7 @@ def test_forms_of_input(cell, form):
         torch.testing.assert_close(value.float(), want[name], **ROOM)
 
 
+@every_device
 @each_kind
 @each_cell
 def test_dtypes_may_be_mixed(cell, step):
@@ -107,6 +112,7 @@ def test_dtypes_may_be_mixed(cell, step):
             assert all(v.dtype == BF16 for v in values)
 
 
+@every_device
 @each_kind
 @each_cell
 def test_float64_is_left_alone(cell, step):
@@ -118,6 +124,7 @@ def test_float64_is_left_alone(cell, step):
         assert_same_bits(a, b, "float64")
 
 
+@every_device
 @each_kind
 @each_cell
 def test_disabled_changes_nothing(cell, step):
@@ -130,6 +137,7 @@ def test_disabled_changes_nothing(cell, step):
     assert_same_bits(got, want, "autocast disabled")
 
 
+@every_device
 @each_cell
 def test_weights_are_cast_once(cell):
     """Each weight is saved once for the backward, however often the region calls the layer."""

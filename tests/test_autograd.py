@@ -30,7 +30,7 @@ ARGUMENTS = ("x", "h_0", "c_0", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
 RESULTS = ("output", "h_n", "c_n")
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("target")
 @pytest.mark.parametrize("modified", ARGUMENTS + RESULTS)
 @each_kind
 @each_cell
@@ -68,7 +68,7 @@ def test_modified_before_backward(cell, step, modified):
         assert_close(got, want, case)
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("target")
 @each_cell
 def test_results_may_be_modified_in_the_graph(cell):
     """`y += x`, an in-place activation: common in models, and right with torch.nn."""
@@ -91,7 +91,7 @@ def test_results_may_be_modified_in_the_graph(cell):
 # ---- backward more than once ----
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("target")
 @each_kind
 @each_cell
 def test_backward_twice(cell, step):
@@ -108,7 +108,7 @@ def test_backward_twice(cell, step):
         torch.autograd.grad(values, leaves, cotangents(values))
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("target")
 @pytest.mark.parametrize("used", ["all", "output"])
 @pytest.mark.parametrize("form", ["padded", "packed", "unbatched"])
 @each_kind
@@ -322,7 +322,7 @@ def test_no_activations_in_memory_without_autograd(cell):
         assert kept > 2 * results, "the measure sees no activations, so this test shows nothing"
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("target")
 @each_cell
 def test_inputs_are_left_alone(cell):
     """Neither forward nor backward writes to what it was given."""
@@ -339,7 +339,7 @@ def test_inputs_are_left_alone(cell):
     assert all(torch.equal(a, b) for a, b in zip(gradients, kept_gradients, strict=True))
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("target")
 @each_cell
 def test_results_do_not_share_memory(cell):
     """Writing to one result changes no other, nor the arguments."""
@@ -351,7 +351,7 @@ def test_results_do_not_share_memory(cell):
         assert len(set(pointers)) == len(pointers)
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("target")
 @each_cell
 def test_checkpoint(cell):
     """Recomputation in the backward (torch.utils.checkpoint) gives the same bits."""

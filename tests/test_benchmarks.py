@@ -10,7 +10,16 @@ from cases import run_python
 from benchmarks import onnx_peer, peers
 from benchmarks.limits import Limits, count_cpus, measure_limits
 from benchmarks.peers import AGAIN, COMPILED, FASTRNN, ONNXRUNTIME, PEERS, TORCH, find_missing, make_calls
-from benchmarks.problems import CELLS, DEFAULT_CELLS, MODES, Problem, Shape, select, sentence_lengths
+from benchmarks.problems import (
+    CELLS,
+    DEFAULT_CELLS,
+    MODES,
+    Problem,
+    Shape,
+    modes_of,
+    select,
+    sentence_lengths,
+)
 from benchmarks.report import describe_noise, markdown, tables, write_report
 from benchmarks.results import fit_line, read_rows
 from benchmarks.timing import interleave, quietest_third
@@ -67,11 +76,13 @@ def table(found: dict, title: str):
     return result
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("quick", [False, True])
-def test_problems(quick):
-    problems = select(DEFAULT_CELLS, None, MODES, quick, **GIVEN)
+def test_problems(quick, device):
+    modes = modes_of(device)
+    problems = select(DEFAULT_CELLS, None, modes, quick, threads=2, device=device)
     assert len({p.name for p in problems}) == len(problems)
-    assert {p.mode for p in problems} == {name for name in MODES if not quick or MODES[name].quick}
+    assert {p.mode for p in problems} == {name for name in modes if not quick or MODES[name].quick}
     assert [Problem.from_json(json.loads(json.dumps(p.to_json()))) for p in problems] == problems
 
 
@@ -98,7 +109,7 @@ def test_sentence_lengths():
 def test_peers_agree(cell, monkeypatch):
     """In every mode: those that support a problem compute the same; `make_calls` raises where they do not."""
     monkeypatch.delitem(PEERS, COMPILED)
-    for p in select([cell], [SMALL], MODES, False, **GIVEN):
+    for p in select([cell], [SMALL], modes_of("cpu"), False, **GIVEN):
         calls, refusals = make_calls(p, {})
         assert {TORCH, AGAIN} <= set(calls)
         assert set(calls) | set(refusals) == set(PEERS)
@@ -237,6 +248,105 @@ def test_report_says_who_is_missing_and_who_refused(tmp_path):
     assert "not supported" in line
 
 
+# ---- on a GPU ----
+
+
+def test_regimes():
+    """Each has its own line, also by launch and pass, with the mean, the worst and the goal."""
+    modes = ["bf16-small-batch", "fp32-B256", "bidirectional-bf16"]
+    problems = select(["lstm"], None, modes, False, threads=2, device="cuda")
+    limits = replace(LIMITS, capacity={}, bandwidth={"memory": 1e9})
+
+    def times(p):
+        return {TORCH: 8.0 if p.shape.B == 1 else 2.0, FASTRNN: 1.0, AGAIN: 2.0}
+
+    found = data(problems, times) | {
+        "limits": {2: limits.to_json()},
+        "tiers": {problems[0].name: "2"},
+    }
+    lines = table(found, "Regimes").rows
+    assert [line[:4] for line in lines] == [
+        ["bf16-small-batch", passes, launched, "5"]
+        for passes in ("forward", "training")
+        for launched in ("eager", "CUDA graph")
+    ] + [["fp32-B256", passes, "eager", "2"] for passes in ("forward", "training")]
+    assert lines[0][4:] == [pytest.approx((8 * 2 * 2 * 8 * 2) ** 0.2), 2.0, "5"]
+    assert [line[6] for line in lines] == ["5", "5", "4", "4", "1.1", "1.05"]
+    (line,) = [r for r in table(found, f"{problems[0].group}:").rows if r[1] == str(problems[0].shape)]
+    assert line[-2:] == ["1.95 ms", "2"]
+
+
+def test_a_gpu_need_not_read_the_weights_again():
+    p = problem(device="cuda", shape=Shape(3, 1, 5, 100))
+    assert LIMITS.seconds(p) == pytest.approx(2 * 3 * 400 * (5 + 100) / 1e9)
+
+
+# torch.cuda as the benchmark uses it, on the CPU.
+STAND_IN = """
+import contextlib, sys, time, types
+import torch
+from torch.overrides import TorchFunctionMode
+
+class OnCpu(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if str(kwargs.get("device")) == "cuda":
+            kwargs["device"] = "cpu"
+        return function(*args, **kwargs)
+
+class Event:
+    def __init__(self, enable_timing):
+        assert enable_timing
+    def record(self):
+        self.time = time.perf_counter()
+    def elapsed_time(self, end):
+        return 1e3 * (end.time - self.time)
+
+class Stream:
+    def wait_stream(self, other):
+        pass
+
+class CUDAGraph:
+    def replay(self):
+        replays.append(self)
+
+replays = []
+torch.cuda.is_available = lambda: True
+torch.cuda.Event, torch.cuda.Stream, torch.cuda.CUDAGraph = Event, Stream, CUDAGraph
+torch.cuda.current_stream = Stream
+torch.cuda.stream = torch.cuda.graph = lambda what: contextlib.nullcontext()
+torch.cuda.synchronize = torch.cuda.empty_cache = lambda: None
+torch.cuda.get_device_properties = lambda: types.SimpleNamespace(
+    name="Stand-in", multi_processor_count=132, major=9, minor=0, total_memory=1, L2_cache_size=1024
+)
+from benchmarks import __main__, cuda
+cuda.GEMM_SIZES, cuda.COPY_BYTES = (32,), 1024
+with OnCpu():
+    status = __main__.main()
+assert replays
+sys.exit(status)
+"""
+
+
+def test_run_on_a_stand_in_for_a_gpu(tmp_path):
+    """The whole program, from arguments to plots, in every mode."""
+    path = tmp_path / "run.json"
+    arguments = ("--device", "cuda", "--quick", "--flush-l2", "--shapes", "2,2,5,4", "--json", str(path))
+    done = run_python("-c", STAND_IN, *arguments, env={"FASTRNN_CUDA_TIER": "0"}, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(path.read_text())
+    assert found["machine_info"]["gpu"]["l2_state"] == "flushed before each call"
+    assert set(found["limits"]["2" if "2" in found["limits"] else "1"]["gemm"]) == {
+        "bfloat16", "float16", "float32", "tf32"
+    }  # fmt: skip
+    assert {row.problem.mode for row in read_rows(found) if row.ratio(TORCH)} == set(modes_of("cuda")) - {
+        "fp16"
+    }
+    assert {row.tiers for row in read_rows(found)} == {"0", "0/0"}
+    assert "Stand-in, 132 SMs" in path.with_suffix(".md").read_text()
+    assert (tmp_path / "run-regimes.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_noise_is_named():
     assert "trust" not in describe_noise(data([problem()]))
     noisy = data([problem()], times=lambda p: {**TIMES, AGAIN: 3.8})
@@ -257,6 +367,7 @@ def test_report_files(tmp_path):
         ("--threads", "0", "positive"),
         ("--shapes", "1,2,3", "T,B,I,H"),
         ("--modes", "sideways", "sideways"),
+        ("--modes", "packed-bf16", "not on cpu"),
         pytest.param(
             "--device",
             "cuda",

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import EVERY_CELL, Case, cotangents, random
+from cases import EVERY_CELL, Case, cotangents, device_of, random
 from tolerance import assert_same_bits
 from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
@@ -11,6 +11,8 @@ import fastrnn
 import fastrnn.functional
 from fastrnn import _C
 from fastrnn.reference import CELLS
+
+pytestmark = pytest.mark.usefixtures("device")
 
 L, T, B, I, H = 2, 4, 3, 5, 19
 
@@ -94,6 +96,17 @@ STEP_INPUTS = {
 }
 
 
+def place(args):
+    """Nested arguments where fastrnn is; what is meant to be elsewhere (meta) stays there."""
+    if isinstance(args, torch.Tensor):
+        return args.to(device_of(fastrnn)) if args.device.type == "cpu" else args
+    if isinstance(args, PackedSequence):
+        return args.to(device_of(fastrnn))  # batch_sizes stay on the CPU
+    if isinstance(args, (tuple, list)):
+        return type(args)(map(place, args))
+    return args
+
+
 def refuse(module, args, expected=None):
     """The exception that a call raises; `expected` says that torch.nn raises none, or what comes along."""
     with pytest.raises(expected or Exception) as caught:
@@ -104,11 +117,12 @@ def refuse(module, args, expected=None):
 def check(theirs, ours, bad, good, cell):
     """Bad input raises alike, and the module goes on as if nothing had been."""
     make, names, *expected = bad
+    good = place(good)
     with torch.no_grad():
         want = [t.clone() for t in flatten(ours(*good))]
     expected = expected[0] if expected else refuse(theirs, make(cell)).type
     before = {name: p.detach().clone() for name, p in ours.named_parameters()}
-    args = make(cell)
+    args = place(make(cell))
     generator = torch.get_rng_state()
     for context in (torch.enable_grad(), torch.no_grad()):
         with context:
@@ -116,8 +130,8 @@ def check(theirs, ours, bad, good, cell):
         error.match(names)
     assert torch.equal(torch.get_rng_state(), generator)
     assert_same_bits({name: p.detach() for name, p in ours.named_parameters()}, before, "parameters")
-    for given, again in zip(flatten(args), flatten(make(cell)), strict=True):
-        if given.device.type == "cpu" and not given.is_sparse:
+    for given, again in zip(flatten(args), flatten(place(make(cell))), strict=True):
+        if given.device.type != "meta" and not given.is_sparse:
             assert torch.equal(given, again), "an argument was changed"
     with torch.no_grad():
         for a, b in zip(flatten(ours(*good)), want, strict=True):
@@ -157,7 +171,7 @@ def test_projection_sizes():
     h, c = torch.zeros(L, B, 7), torch.zeros(L, B, H)
     for states, names in (((c, c), H_0), ((h, h), r"\b(hx|c_0)\b"), ((c, h), HX)):
         expected = refuse(case.build(torch.nn), (x, states)).type
-        refuse(case.build(fastrnn), (x, states), expected).match(names)
+        refuse(case.build(fastrnn), place((x, states)), expected).match(names)
 
 
 # Sizes and kinds of weights; torch.nn reads beyond the end of some of them (LSTM by oneDNN), so it is not
@@ -178,14 +192,15 @@ def test_weights(cell, name, what):
     layer = Case(cell, I=I, H=H, L=L).build(fastrnn)
     weight = getattr(layer, name).detach()
     if what == "size":
-        weight = torch.zeros([n + k for n, k in zip(weight.shape, grow, strict=True)])
+        weight = weight.new_zeros([n + k for n, k in zip(weight.shape, grow, strict=True)])
     elif what == "dtype":
         weight = weight.double()
         names += "|dtype"
     else:
         weight = weight.unsqueeze(0)
     setattr(layer, name, Parameter(weight))
-    for x in (torch.zeros(T, B, I), torch.zeros(T, B, I, requires_grad=True)):
+    for requires_grad in (False, True):
+        x = weight.new_zeros(T, B, I, dtype=torch.float32).requires_grad_(requires_grad)
         refuse(layer, (x,), (RuntimeError, ValueError)).match(names)
 
 
@@ -248,7 +263,8 @@ def operator_arguments(**changes):
         bidirectional=False,
         batch_first=False,
     )
-    return arguments | changes
+    arguments |= changes
+    return {name: value if name == "batch_sizes" else place(value) for name, value in arguments.items()}
 
 
 OPERATOR = {
@@ -293,7 +309,7 @@ def test_functional_counts_weights(function):
 
 def test_backward_refuses_a_gradient_of_another_shape():
     layer = Case("gru", I=I, H=H).build(fastrnn)
-    y, _ = layer(torch.zeros(T, B, I))
+    y, _ = layer(place(torch.zeros(T, B, I)))
     with pytest.raises(RuntimeError):
         y.backward(cotangents([y[:2]])[0])
 

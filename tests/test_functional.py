@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 import torch
-from cases import EVERY_CELL, FORMS, Case, give, name_values, random, take
+from cases import EVERY_CELL, FORMS, Case, device_of, give, name_values, random, take
 from tolerance import assert_close, assert_same_bits
 from torch.nn.utils.rnn import PackedSequence
 
@@ -13,7 +13,7 @@ import fastrnn
 from fastrnn import functional, reference
 from fastrnn.reference import CELLS
 
-pytestmark = pytest.mark.usefixtures("isa")
+pytestmark = pytest.mark.usefixtures("target")
 
 DOUBLE = torch.float64
 function_of = {"lstm": "lstm", "gru": "gru", "rnn_tanh": "rnn", "rnn_relu": "rnn"}
@@ -32,7 +32,7 @@ def test_sequence_is_that_of_the_module(cell, bidirectional, form, hx):
     for L, bias, P in product((1, 2), (True, False), (0, 7) if CELLS[cell].projection else (0,)):
         case = Case(cell, L=L, bias=bias, P=P, bidirectional=bidirectional, form=form, hx=hx)
         layer = case.build(fastrnn)
-        x, states = case.inputs()
+        x, states = case.inputs(fastrnn)
         function, kwargs = find(cell)
         kwargs |= dict(bias=bias, num_layers=L, bidirectional=bidirectional)
         kwargs["batch_first"] = form == "batch_first"
@@ -65,16 +65,17 @@ def test_step_is_the_reference(cell, batch):
     I, H = 5, 19
     case = Case(cell, T=1, I=I, H=H, dtype=DOUBLE)
     row = CELLS[cell]
+    device = device_of(fastrnn)
     W_ih, W_hh, b_ih, b_hh = (
-        random(*shape, seed=k, dtype=DOUBLE, scale=0.3)
+        random(*shape, seed=k, dtype=DOUBLE, scale=0.3).to(device)
         for k, shape in enumerate(reference.weight_shapes(cell, I, H))
     )
-    x = random(*batch, I, seed=5, dtype=DOUBLE)
+    x = random(*batch, I, seed=5, dtype=DOUBLE).to(device)
     function, kwargs = find(cell, step=True)
     for biases, with_hx in product(
         ((b_ih, b_hh), (b_ih, None), (None, b_hh), (), (None, None)), (True, False)
     ):
-        states = [random(*batch, H, seed=6 + k, dtype=DOUBLE) for k in range(row.states)]
+        states = [random(*batch, H, seed=6 + k, dtype=DOUBLE).to(device) for k in range(row.states)]
         if not with_hx:
             states = [torch.zeros_like(s) for s in states]
         got = take(function(x, give(states) if with_hx else None, W_ih, W_hh, *biases, **kwargs))
@@ -85,9 +86,9 @@ def test_step_is_the_reference(cell, batch):
 @pytest.mark.parametrize("cell", EVERY_CELL)
 def test_dropout_needs_training(cell):
     case = Case(cell, L=2, T=6, H=33)
-    x, _ = case.inputs()
+    x, _ = case.inputs(fastrnn)
     function, kwargs = find(cell)
-    weights = list(case.build(torch.nn).parameters())
+    weights = list(case.build(fastrnn).parameters())
 
     def run(p, training):
         torch.manual_seed(0)

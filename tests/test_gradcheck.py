@@ -11,17 +11,18 @@ import torch
 from cases import EVERY_CELL, Case, recorded_margin
 from torch.autograd import gradcheck
 
+import fastrnn
 from fastrnn.reference import CELLS
 
-pytestmark = pytest.mark.usefixtures("isa")
+pytestmark = pytest.mark.usefixtures("target")
 
 EPS = 1e-6  # gradcheck's step
 
 
 def flatten(case):
     """The case for gradcheck: a function of tensors, and the tensors."""
-    layer = case.build(torch.nn)
-    x, hx = case.inputs()
+    layer = case.build(fastrnn)
+    x, hx = case.inputs(fastrnn)
     packed = case.pack(x.detach())
     if case.packed:
         x = packed.data.clone().requires_grad_()
@@ -109,8 +110,8 @@ def test_layer(case):
 @pytest.mark.parametrize("cell", EVERY_CELL)
 def test_cell(cell, H, fast, bias, hx, form):
     case = with_margin(Case(cell, T=1, B=2, I=4, H=H, bias=bias, form=form, dtype=torch.float64))
-    layer = case.build(torch.nn)
-    x, states = case.inputs()
+    layer = case.build(fastrnn)
+    x, states = case.inputs(fastrnn)
     states = [s[0].detach().requires_grad_() for s in states] if hx else []
     x = x[0].detach().requires_grad_()
     n = len(states)

@@ -12,7 +12,7 @@ from tolerance import assert_close, assert_same_bits, assert_same_specials, unit
 
 import fastrnn
 
-pytestmark = pytest.mark.usefixtures("isa")
+pytestmark = pytest.mark.usefixtures("target")
 
 # ---- errors in float32, against the float64 reference ----
 
@@ -86,7 +86,8 @@ def measure(results, truths, name):
         largest = values.abs().topk(max(8, values.numel() // 1000)).values
         return values.square().mean().sqrt().item(), largest.mean().item()
 
-    errors = torch.cat([(r[name].double() - t[name]).flatten() for r, t in zip(results, truths, strict=True)])
+    pairs = zip(results, truths, strict=True)
+    errors = torch.cat([(r[name].cpu().double() - t[name]).flatten() for r, t in pairs])
     return *norms(errors), *norms(torch.cat([t[name].flatten() for t in truths]))
 
 

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
-from cases import EVERY_CELL, FORMS, Case
+from cases import EVERY_CELL, FORMS, Case, device_of
 from torch.library import opcheck
 
+import fastrnn
 from fastrnn.reference import CELLS
+
+pytestmark = pytest.mark.usefixtures("device")
 
 rnn = torch.ops.fastrnn.rnn.default
 cell_step = torch.ops.fastrnn.cell.default
@@ -16,8 +19,8 @@ layer_backward = torch.ops.fastrnn.layer_backward.default
 
 def tensors(case, requires_grad):
     """x, packed if the case says so, batch_sizes, states, weights."""
-    weights = [w.detach().requires_grad_(requires_grad) for w in case.build(torch.nn)._flat_weights]
-    x, hx = case.inputs()
+    weights = [w.detach().requires_grad_(requires_grad) for w in case.build(fastrnn)._flat_weights]
+    x, hx = case.inputs(fastrnn)
     x, batch_sizes = x.detach(), None
     if case.packed:
         packed = case.pack(x)
@@ -126,7 +129,7 @@ def test_meta_tensors_have_the_shapes_of_real_ones(cell, form):
         assert all(r.device.type == device for r in results)
         return [(r.shape, r.dtype, r.stride()) for r in results]
 
-    assert shapes("meta") == shapes("cpu")
+    assert shapes("meta") == shapes(device_of(fastrnn))
 
 
 def test_every_cell_is_registered():

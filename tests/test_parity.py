@@ -24,7 +24,7 @@ import fastrnn
 from fastrnn.reference import CELLS
 
 pytestmark = [
-    pytest.mark.usefixtures("isa"),
+    pytest.mark.usefixtures("target"),
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),  # of torch.nn
 ]
 
@@ -79,7 +79,7 @@ def test_dropout_draws_the_masks_of_torch(cell, form, p, L, bidirectional):
     def solve(library, training):
         layer = case.build(library).train(training)
         torch.manual_seed(11)
-        result = evaluate(case.call(layer), *case.inputs(), dict(layer.named_parameters()), case)
+        result = evaluate(case.call(layer), *case.inputs(library), dict(layer.named_parameters()), case)
         return result, torch.get_rng_state()
 
     trained, evaluated = solve(fastrnn, True), solve(fastrnn, False)
@@ -90,28 +90,32 @@ def test_dropout_draws_the_masks_of_torch(cell, form, p, L, bidirectional):
     assert not torch.equal(trained[0]["output"], evaluated[0]["output"]), "dropout did nothing"
 
 
-def transposed(*shape):
-    return random(*reversed(shape), seed=1, dtype=torch.float64).permute(*reversed(range(len(shape))))
+def numbers(*shape, device):
+    return random(*shape, seed=1, dtype=torch.float64, scale=0.3).to(device)
 
 
-def every_second(*shape):
-    return random(*(2 * n for n in shape), seed=2, dtype=torch.float64)[(slice(None, None, 2),) * len(shape)]
+def transposed(*shape, device):
+    return numbers(*reversed(shape), device=device).permute(*reversed(range(len(shape))))
 
 
-def expanded(*shape):
-    return random(*shape[:-1], 1, seed=3, dtype=torch.float64).expand(shape)
+def every_second(*shape, device):
+    return numbers(*(2 * n for n in shape), device=device)[(slice(None, None, 2),) * len(shape)]
 
 
-def expanded_rows(*shape):
-    return random(1, *shape[1:], seed=4, dtype=torch.float64).expand(shape)
+def expanded(*shape, device):
+    return numbers(*shape[:-1], 1, device=device).expand(shape)
 
 
-def misaligned(*shape):
-    return random(torch.Size(shape).numel() + 1, seed=5, dtype=torch.float64)[1:].view(shape)
+def expanded_rows(*shape, device):
+    return numbers(1, *shape[1:], device=device).expand(shape)
 
 
-def one_number(*shape):  # the gradient that .sum() gives
-    return torch.tensor(0.75, dtype=torch.float64).expand(shape)
+def misaligned(*shape, device):
+    return numbers(torch.Size(shape).numel() + 1, device=device)[1:].view(shape)
+
+
+def one_number(*shape, device):  # the gradient that .sum() gives
+    return torch.tensor(0.25, dtype=torch.float64, device=device).expand(shape)
 
 
 LAYOUTS = (transposed, every_second, expanded, expanded_rows, misaligned, one_number)
@@ -125,12 +129,12 @@ def test_strides(cell, layout, what):
     case = Case(cell, T=4, B=5, I=6, H=19, bidirectional=True, dtype=torch.float64)
 
     def lay(tensor):  # of this layout, around the size of `tensor`
-        return (0.3 * layout(*tensor.shape)).requires_grad_()
+        return layout(*tensor.shape, device=tensor.device).requires_grad_()
 
     def solve(library):
         layer = case.build(library)
         weights = dict(layer.named_parameters())
-        x, hx = case.inputs()
+        x, hx = case.inputs(library)
         if what == "x":
             x = lay(x)
         if what == "hx":
@@ -140,7 +144,9 @@ def test_strides(cell, layout, what):
         output, states = torch.func.functional_call(layer, weights, (x, give(hx)))
         values = [output, *(states if isinstance(states, tuple) else (states,))]
         leaves = {"x": x, **{f"h{k}": h for k, h in enumerate(hx)}, **weights}
-        outer = [layout(*v.shape) for v in values] if what == "gradients" else cotangents(values)
+        outer = (
+            [layout(*v.shape, device=v.device) for v in values] if what == "gradients" else cotangents(values)
+        )
         gradients = torch.autograd.grad(values, list(leaves.values()), outer)
         return name_values(values) | {f"d{n}": g for n, g in zip(leaves, gradients, strict=True)}
 

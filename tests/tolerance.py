@@ -84,9 +84,15 @@ def name_worst(name: str, actual: Tensor, expected: Tensor, excess: Tensor) -> s
     return "\n".join(lines)
 
 
+def on_cpu(tensors: dict) -> dict:
+    return {name: None if t is None else t.cpu() for name, t in tensors.items()}
+
+
 def assert_close(actual: dict, expected: dict, case) -> None:
-    """Compare two dictionaries of named tensors; `case` (cases.py) sets the bound, zero if it is exact."""
+    """Compare two dictionaries of named tensors, wherever they are; `case` (cases.py) sets the bound, zero if
+    it is exact."""
     assert actual.keys() == expected.keys()
+    actual, expected = on_cpu(actual), on_cpu(expected)
     complaints = []
     for name, want in expected.items():
         got = actual[name]
@@ -107,8 +113,9 @@ def assert_close(actual: dict, expected: dict, case) -> None:
 
 
 def assert_same_bits(actual: dict, expected: dict, what: str) -> None:
-    """Compare two dictionaries of named tensors; every bit counts."""
+    """Compare two dictionaries of named tensors, wherever they are; every bit counts."""
     assert actual.keys() == expected.keys()
+    actual, expected = on_cpu(actual), on_cpu(expected)
     for name, want in expected.items():
         got = actual[name]
         if want is None:
@@ -119,6 +126,7 @@ def assert_same_bits(actual: dict, expected: dict, what: str) -> None:
 
 def assert_same_specials(actual: dict, expected: dict, case) -> None:
     """NaN, +Inf and -Inf at the same places, and close values at all others."""
+    actual, expected = on_cpu(actual), on_cpu(expected)
     complaints = []
     finite = {"actual": {}, "expected": {}}
     for name, want in expected.items():

@@ -7,9 +7,12 @@
 #include <cstdlib>
 
 #include "cpu/dispatch.h"
+#include "cuda/plan.h"
+#include "cuda/tiling.h"
 
 namespace py = pybind11;
 namespace cpu = fastrnn::cpu;
+namespace cuda = fastrnn::cuda;
 
 namespace {
 
@@ -21,6 +24,30 @@ void raise_trim_threshold() {
   constexpr size_t kBytes = 16 << 20;
   void* volatile block = std::malloc(kBytes);  // volatile, or the compiler leaves both calls out
   std::free(block);
+}
+
+cuda::Math find_math(const std::string& name) {
+  const std::pair<const char*, cuda::Math> all[] = {{"fp64", cuda::Math::fp64},
+                                                    {"ieee", cuda::Math::ieee},
+                                                    {"tf32", cuda::Math::tf32},
+                                                    {"fp16", cuda::Math::fp16},
+                                                    {"bf16", cuda::Math::bf16}};
+  for (const auto& [known, math] : all) {
+    if (name == known) return math;
+  }
+  throw std::invalid_argument("math: expected fp64, ieee, tf32, fp16 or bf16, got '" + name + "'");
+}
+
+py::dict plan(const std::string& cell, const std::string& math, bool backward, bool projected, int64_t B,
+              int64_t H, int D, int sms, int capability, int64_t shared_bytes, int tier) {
+  const cuda::Problem problem{cell, find_math(math), backward, projected, B, H, D};
+  const cuda::Plan p = cuda::make_plan(problem, {sms, capability, shared_bytes}, tier);
+  const int units = p.row_warps * cuda::warp_rows(cpu::find_cell(cell).gates, backward).units();
+  using namespace py::literals;
+  return py::dict("tier"_a = p.tier, "reason"_a = p.reason, "directions"_a = p.directions,
+                  "groups"_a = p.groups, "blocks"_a = p.blocks, "row_warps"_a = p.row_warps,
+                  "k_warps"_a = p.k_warps, "units_of_block"_a = units, "tiles"_a = p.tiles,
+                  "tile_batch"_a = p.tile_batch, "shared_bytes"_a = p.shared_bytes);
 }
 
 }  // namespace
@@ -48,4 +75,10 @@ PYBIND11_MODULE(_C, m) {
         return names;
       },
       "Names of the registered cells.");
+  m.def("plan", &plan, py::kw_only(), py::arg("cell"), py::arg("math"), py::arg("backward") = false,
+        py::arg("projected") = false, py::arg("B"), py::arg("H"), py::arg("D") = 1, py::arg("sms"),
+        py::arg("capability"), py::arg("shared_bytes"), py::arg("tier") = -1,
+        "How a GPU would compute a recurrence: csrc/cuda/plan.h says what the fields are.");
+  m.def("forced_cuda_tier", &cuda::forced_tier,
+        "The tier that FASTRNN_CUDA_TIER names, or -1. RuntimeError if it names none.");
 }

@@ -1,0 +1,67 @@
+"""How a GPU would compute a layer; any machine can tell, of any GPU. `python -m fastrnn --plan` prints it."""
+
+from dataclasses import dataclass
+
+import torch
+
+from . import _C
+
+# How products are computed, as csrc/cuda/plan.h calls it, by what is asked for.
+MATHS = {"fp64": "fp64", "fp32": "ieee", "tf32": "tf32", "fp16": "fp16", "bf16": "bf16"}
+
+# KiB of shared memory that a block can have, by compute capability (CUDA C++ Programming Guide, technical
+# specifications per compute capability).
+SHARED_KIB = {
+    (7, 0): 96, (7, 2): 96, (7, 5): 64, (8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99, (9, 0): 227,
+    (10, 0): 227, (10, 3): 227, (11, 0): 227, (12, 0): 99, (12, 1): 99,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What the plan depends on: streaming multiprocessors and compute capability."""
+
+    sms: int
+    capability: tuple[int, int]
+
+    @classmethod
+    def here(cls) -> "Gpu":
+        properties = torch.cuda.get_device_properties()
+        return cls(properties.multi_processor_count, (properties.major, properties.minor))
+
+
+def make_plans(
+    cell: str, H: int, B: int, dtype: str, D: int, gpu: Gpu, projected: bool = False
+) -> dict[str, dict]:
+    """The plans of forward and backward, fields as in csrc/cuda/plan.h. FASTRNN_CUDA_TIER forces a tier."""
+    major, minor = gpu.capability
+    return {
+        name: _C.plan(
+            cell=cell,
+            math=MATHS[dtype],
+            backward=backward,
+            B=B,
+            H=H,
+            D=D,
+            sms=gpu.sms,
+            capability=10 * major + minor,
+            shared_bytes=1024 * SHARED_KIB[gpu.capability],
+            tier=_C.forced_cuda_tier(),
+        )
+        for name, backward in (("forward", False), ("backward", True))
+    }
+
+
+def describe(plan: dict) -> str:
+    text = f"tier {plan['tier']}: {plan['reason']}"
+    if plan["tier"] == 0:
+        return text
+    warps = plan["row_warps"] * plan["k_warps"]
+    both = ", both directions at once" if plan["directions"] == 2 else ""
+    return (
+        f"{text}\n"
+        f"    {plan['groups']} group(s) of {plan['blocks']} block(s){both}\n"
+        f"    a group: {plan['tiles']} tile(s) of {plan['tile_batch']} sequences in turn\n"
+        f"    a block: {plan['units_of_block']} units, {warps} warps ({plan['row_warps']} x "
+        f"{plan['k_warps']} along k), {plan['shared_bytes']} bytes of shared memory"
+    )

@@ -1,0 +1,181 @@
+"""How a GPU would compute a layer, which every machine can tell: `python -m fastrnn --plan`, and that every
+plan is one that the device can run and that leaves nothing out."""
+
+import re
+
+import pytest
+import torch
+from cases import EVERY_CELL, run_python
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastrnn import _C
+from fastrnn.plan import MATHS, SHARED_KIB, Gpu
+from fastrnn.reference import CELLS
+
+H200 = dict(sms=132, capability=90, shared_bytes=227 * 1024)
+LEAST_CAPABILITY = {0: 70, 1: 80, 2: 90}
+CLUSTER = 16  # blocks at most
+REGISTERS = 255  # of a thread, at most
+BYTES = {"ieee": 4, "tf32": 4, "fp16": 2, "bf16": 2}
+
+
+@st.composite
+def devices(draw):
+    (major, minor), kib = draw(st.sampled_from(sorted(SHARED_KIB.items())))
+    return dict(sms=draw(st.integers(1, 200)), capability=10 * major + minor, shared_bytes=1024 * kib)
+
+
+@st.composite
+def problems(draw):
+    return dict(
+        cell=draw(st.sampled_from(EVERY_CELL)),
+        math=draw(st.sampled_from(sorted(MATHS.values()))),
+        backward=draw(st.booleans()),
+        projected=draw(st.booleans()),
+        B=draw(st.one_of(st.integers(1, 300), st.integers(1, 10_000))),
+        H=draw(st.one_of(st.integers(1, 600), st.integers(1, 5000))),
+        D=draw(st.integers(1, 2)),
+    )
+
+
+def check(plan, problem, device):
+    """That the device can run the plan, and that the plan has all of the problem."""
+    tier = plan["tier"]
+    assert device["capability"] >= LEAST_CAPABILITY[tier]
+    if tier == 0:
+        assert plan["directions"] == 1 and plan["shared_bytes"] == 0
+        return
+    assert problem["math"] in BYTES and not problem["projected"], "only tier 0 computes these"
+    warps = plan["row_warps"] * plan["k_warps"]
+    assert 1 <= warps <= 8
+    assert 1 <= plan["directions"] <= problem["D"]
+    assert plan["groups"] * plan["blocks"] * plan["directions"] <= device["sms"], "one block an SM"
+    if tier == 2:
+        assert plan["blocks"] <= CLUSTER
+    assert 0 < plan["shared_bytes"] <= device["shared_bytes"]
+
+    def covers(parts, size, what):
+        assert (parts - 1) * size < what <= parts * size
+
+    covers(plan["blocks"], plan["units_of_block"], problem["H"])
+    covers(plan["groups"], plan["tiles"] * plan["tile_batch"], problem["B"])
+    rows = problem["H"] * CELLS[problem["cell"]].gates
+    weights = rows * problem["H"] * BYTES[problem["math"]]
+    assert weights <= plan["blocks"] * warps * 32 * REGISTERS * 4, "the weights do not fit the registers"
+
+
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(problem=problems(), device=devices())
+def test_best_plan(problem, device):
+    check(_C.plan(**problem, **device), problem, device)
+
+
+@pytest.mark.parametrize("tier", [0, 1, 2])
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(problem=problems(), device=devices())
+def test_forced_plan(tier, problem, device):
+    """That tier, or an error; and the best plan is never of a tier that a force to it would refuse."""
+    best = _C.plan(**problem, **device)
+    try:
+        plan = _C.plan(**problem, **device, tier=tier)
+    except RuntimeError as error:
+        assert re.match(rf"tier {tier} cannot compute", str(error)) and best["tier"] != tier
+        return
+    assert plan["tier"] == tier
+    check(plan, problem, device)
+
+
+@pytest.mark.parametrize("math", BYTES)
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("cell", EVERY_CELL)
+def test_tiers_by_size(cell, backward, math):
+    """A cluster for small layers, then the device, for some of it, and steps for what fits neither."""
+    sizes = range(16, 5001, 16)
+    tiers = [_C.plan(cell=cell, math=math, backward=backward, B=1, H=H, **H200)["tier"] for H in sizes]
+    assert tiers == sorted(tiers, reverse=True) and set(tiers) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("wrong", [dict(cell="lstn"), dict(math="int8")], ids=str)
+def test_wrong_arguments(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"{name}: expected .* got '{wrong[name]}'"):
+        _C.plan(**dict(cell="lstm", math="bf16", B=1, H=64) | wrong, **H200)
+
+
+# ---- the command ----
+
+LAYER = ("--plan", "lstm", "--hidden", "256", "--batch", "16", "--dtype", "bf16")
+DEVICE = ("--sms", "132", "--capability", "9.0")
+TIERS = re.compile(r"^(forward|backward): tier (\d): \w", re.MULTILINE)
+
+
+def run_plan(*arguments, **env):
+    return run_python("-m", "fastrnn", *arguments, env=env)
+
+
+def error_of(done) -> str:
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    return done.stderr.strip().splitlines()[-1]
+
+
+def test_command():
+    """Prints what the binding gives."""
+    done = run_plan(*LAYER, *DEVICE)
+    assert done.returncode == 0, done.stderr
+    plans = [_C.plan(cell="lstm", math="bf16", backward=b, B=16, H=256, **H200) for b in (False, True)]
+    assert TIERS.findall(done.stdout) == [
+        (name, str(plan["tier"])) for name, plan in zip(("forward", "backward"), plans, strict=True)
+    ]
+    for plan in plans:
+        assert plan["reason"] in done.stdout
+        for field in ("groups", "blocks", "tiles", "units_of_block", "shared_bytes"):
+            assert re.search(rf"\b{plan[field]}\b", done.stdout), field
+
+
+@pytest.mark.parametrize("tier", "012")
+def test_environment_forces_a_tier(tier):
+    done = run_plan(*LAYER, *DEVICE, FASTRNN_CUDA_TIER=tier)
+    assert done.returncode == 0, done.stderr
+    assert TIERS.findall(done.stdout) == [("forward", tier), ("backward", tier)]
+
+
+def test_environment_forces_what_cannot_be():
+    assert "tier 2 cannot compute lstm with H = 5000" in error_of(
+        run_plan(*LAYER, *DEVICE, "--hidden", "5000", FASTRNN_CUDA_TIER="2")
+    )
+    assert "FASTRNN_CUDA_TIER: expected 0, 1 or 2, got 'fast'" in error_of(
+        run_plan(*LAYER, *DEVICE, FASTRNN_CUDA_TIER="fast")
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("--plan", "lstm", *DEVICE), "--plan needs --hidden and --batch"),
+        (("--plan", "lstm", "--batch", "1", *DEVICE), "--plan needs --hidden"),
+        ((*LAYER, "--sms", "0"), "--sms: 0: expected a positive number"),
+        ((*LAYER, "--capability", "9"), "--capability: 9: expected one of 7.0, "),
+        (("--plan", "transformer"), "--plan: invalid choice"),
+    ],
+)
+def test_command_names_what_is_wrong(arguments, words):
+    assert words in error_of(run_plan(*arguments))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("given", [(), DEVICE[:2], DEVICE[2:]], ids=str)
+def test_without_a_gpu_the_device_must_be_given(given):
+    assert "no GPU here: give --sms and --capability" in error_of(run_plan(*LAYER, *given))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu_the_device_is_known():
+    here = Gpu.here()
+    done = run_plan(*LAYER)
+    assert done.returncode == 0, done.stderr
+    assert (
+        f"on {here.multi_processor_count} SMs of compute capability {here.major}.{here.minor}" in done.stdout
+    )
