@@ -116,23 +116,23 @@ cudaError_t launch_role(const Plan& plan, const typename Role::Params& p, void* 
 }  // namespace
 
 template <class Cell, Math math>
-bool Persistent<Cell, math>::fits(const Plan& plan, bool backward) {
+bool Kernels<Cell, math>::fits(const Plan& plan, bool backward) {
   return backward ? fits_role<BackwardRole<Cell, math>>(plan) : fits_role<ForwardRole<Cell, math>>(plan);
 }
 
 template <class Cell, Math math>
-cudaError_t Persistent<Cell, math>::forward(const Plan& plan, const Recurrence<Stored<math>>& p,
-                                            void* workspace, cudaStream_t stream) {
+cudaError_t Kernels<Cell, math>::forward(const Plan& plan, const Recurrence<Stored<math>>& p, void* workspace,
+                                         cudaStream_t stream) {
   return launch_role<ForwardRole<Cell, math>>(plan, p, workspace, stream);
 }
 
 template <class Cell, Math math>
-cudaError_t Persistent<Cell, math>::backward(const Plan& plan, const BackwardRecurrence<Stored<math>>& p,
-                                             void* workspace, cudaStream_t stream) {
+cudaError_t Kernels<Cell, math>::backward(const Plan& plan, const BackwardRecurrence<Stored<math>>& p,
+                                          void* workspace, cudaStream_t stream) {
   return launch_role<BackwardRole<Cell, math>>(plan, p, workspace, stream);
 }
 
-#define FASTRNN_CELL(Cell) template struct Persistent<cells::Cell, Math::FASTRNN_MATH>;
+#define FASTRNN_CELL(Cell) template struct Kernels<cells::Cell, Math::FASTRNN_MATH>;
 FASTRNN_FOR_EACH_CELL(FASTRNN_CELL)
 #undef FASTRNN_CELL
 

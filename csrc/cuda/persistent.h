@@ -15,9 +15,9 @@ inline int64_t workspace_bytes(const Plan& plan) {
   return plan.tier == 1 ? int64_t{4} * plan.directions * plan.groups * plan.tiles : 0;
 }
 
-// On the current device. Defined for every cell and math but fp64.
+// On the current device. Defined in persistent.cu for every cell and math but fp64.
 template <class Cell, Math math>
-struct Persistent {
+struct Kernels {
   // Whether the device can hold the plan's blocks at once. If not, the caller takes tier 0.
   static bool fits(const Plan& plan, bool backward);
 
@@ -27,5 +27,48 @@ struct Persistent {
   static cudaError_t backward(const Plan& plan, const BackwardRecurrence<Stored<math>>& p, void* workspace,
                               cudaStream_t stream);
 };
+
+// Calls f with the Kernels of a cell for numbers stored as T.
+template <class Cell, class T, class F>
+auto with_kernels(Math math, const F& f) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    return f(Kernels<Cell, Math::bf16>{});
+  } else if constexpr (std::is_same_v<T, fp16>) {
+    return f(Kernels<Cell, Math::fp16>{});
+  } else {
+    return math == Math::tf32 ? f(Kernels<Cell, Math::tf32>{}) : f(Kernels<Cell, Math::ieee>{});
+  }
+}
+
+template <class Cell, class T>
+bool fits(const Plan& plan, Math math, bool backward) {
+  if constexpr (std::is_same_v<T, double>) {
+    return false;
+  } else {
+    return with_kernels<Cell, T>(math, [&](auto kernels) { return kernels.fits(plan, backward); });
+  }
+}
+
+template <class Cell, class T>
+cudaError_t forward(const Plan& plan, Math math, const Recurrence<T>& p, void* workspace,
+                    cudaStream_t stream) {
+  if constexpr (std::is_same_v<T, double>) {
+    return cudaErrorInvalidValue;  // make_plan gives fp64 tier 0
+  } else {
+    return with_kernels<Cell, T>(math,
+                                 [&](auto kernels) { return kernels.forward(plan, p, workspace, stream); });
+  }
+}
+
+template <class Cell, class T>
+cudaError_t backward(const Plan& plan, Math math, const BackwardRecurrence<T>& p, void* workspace,
+                     cudaStream_t stream) {
+  if constexpr (std::is_same_v<T, double>) {
+    return cudaErrorInvalidValue;
+  } else {
+    return with_kernels<Cell, T>(math,
+                                 [&](auto kernels) { return kernels.backward(plan, p, workspace, stream); });
+  }
+}
 
 }  // namespace fastrnn::cuda::persistent

@@ -153,7 +153,7 @@ class HostWarp {
 
   // By the tables of the PTX manual: m16n8k16 for 16-bit numbers, m16n8k8 for tf32.
   template <cuda::Math math>
-  void mma(var<float> (&c)[4], const var<uint32_t> (&a)[4], const var<uint32_t> (&b)[2]) {
+  static void mma(var<float> (&c)[4], const var<uint32_t> (&a)[4], const var<uint32_t> (&b)[2]) {
     constexpr bool halves = math != cuda::Math::tf32;
     constexpr int K = halves ? 16 : 8;
     float A[16][K], B[K][8];

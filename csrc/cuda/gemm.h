@@ -1,0 +1,64 @@
+#pragma once
+
+#include <cstdint>
+
+namespace fastrnn::cuda {
+
+// A factor of a product of row-major matrices, as it stands in memory: rows of `ld` numbers. If `transposed`,
+// the factor is the transpose of that. The next product of a batch has its factor `stride` numbers further.
+template <class T>
+struct Factor {
+  const T* data;
+  int64_t ld;
+  bool transposed = false;
+  int64_t stride = 0;
+};
+template <class T>
+struct Result {
+  T* data;
+  int64_t ld;
+  int64_t stride = 0;
+};
+
+// C (+)= A B for row-major A [M, K], B [K, N], C [M, N]; `batch` of them.
+template <class T, class TC>
+struct Gemm {
+  int64_t M = 0, N = 0, K = 0;
+  Factor<T> A, B;
+  Result<TC> C;
+  bool add = false;
+  int batch = 1;
+};
+
+// The same product as BLAS takes it, whose matrices are column-major. A row-major matrix is there its
+// transpose, so C = A B is asked for as C' = B' A': the factors change places, M and N as well, and the flags
+// stay what they are.
+template <class T, class TC>
+struct BlasGemm {
+  bool transpose_a, transpose_b;
+  int64_t m, n, k;
+  const T* a;
+  int64_t lda, stride_a;
+  const T* b;
+  int64_t ldb, stride_b;
+  TC* c;
+  int64_t ldc, stride_c;
+
+  explicit BlasGemm(const Gemm<T, TC>& g)
+      : transpose_a(g.B.transposed),
+        transpose_b(g.A.transposed),
+        m(g.N),
+        n(g.M),
+        k(g.K),
+        a(g.B.data),
+        lda(g.B.ld),
+        stride_a(g.B.stride),
+        b(g.A.data),
+        ldb(g.A.ld),
+        stride_b(g.A.stride),
+        c(g.C.data),
+        ldc(g.C.ld),
+        stride_c(g.C.stride) {}
+};
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cublas_v2.h>
+
+#include <functional>
+#include <string>
+
+#include "core/params.h"
+#include "cuda/plan.h"
+
+// One layer on the device: what csrc/torch/cuda.cpp calls.
+
+namespace fastrnn::cuda {
+
+// Where and how a layer is computed: in the order of a stream of the current device. `allocate` gives memory that
+// stays until all of the call's work has run, and is free then for what comes after in the stream.
+struct Context {
+  cudaStream_t stream;
+  cublasHandle_t blas;  // set to that stream; its math mode is put back afterwards, its workspace reset
+  Math math;
+  std::function<void*(int64_t bytes)> allocate;
+};
+
+// Pointers in the parameters are to device memory, but for the arrays of `rows`. No call waits for the device.
+// Errors are std::runtime_error.
+template <class T>
+struct Kernels {
+  const char* cell;
+  void (*forward)(const ForwardParams<T>&, const Context&);
+  void (*backward)(const BackwardParams<T>&, const Context&);
+};
+
+// Throws std::invalid_argument for a name that is not registered.
+template <class T>
+const Kernels<T>& find_kernels(const std::string& cell);
+
+// What a plan needs to know of the current device.
+Device current_device();
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,248 @@
+#pragma once
+
+#include "cuda/activations.h"
+#include "cuda/numbers.h"
+#include "cuda/recurrence.h"
+
+// The bodies of the kernels beside the products: function objects that a queue calls for every (i, row, column)
+// of a box of indices, each once and in any order. On the device a thread has some indices, on the host they
+// are a loop (tests/csrc).
+
+namespace fastrnn::cuda {
+
+// to[i] = from[i], or zero without a `from`.
+template <class From, class To>
+struct Assign {
+  const From* from;
+  To* to;
+  int64_t width;
+
+  FASTRNN_INLINE void operator()(int64_t, int64_t row, int64_t column) const {
+    const int64_t i = row * width + column;
+    to[i] = from_real<To>(from ? to_real(from[i]) : 0);
+  }
+};
+
+// A few numbers of the host, as part of the kernel's arguments: nothing has to outlive the call, and a
+// captured graph has its own copy of them.
+struct Upload {
+  static constexpr int64_t kMost = 448;
+  int64_t value[kMost];
+  int64_t* to;
+
+  FASTRNN_INLINE void operator()(int64_t, int64_t, int64_t i) const { to[i] = value[i]; }
+};
+
+// The rows of a step: sequence b < n has row first + b * stride_b.
+struct StepRows {
+  int64_t first, n;
+};
+
+// A step of the cell for both directions, (d, b, unit), once its share from the hidden state is there.
+template <class Cell, class T>
+struct CellForward {
+  using V = Real<T>;
+  StepRows step[2];
+  int64_t B, H, R, stride_b;
+  int D;
+  const V* gx;  // [R, D*GH]
+  const V* gh;  // [D, B, GH]
+  Weights<T> weights[2];
+  T* h;        // [D, B, H], the state, or what the projection takes
+  V* h_real;   // [D, B, H], the state before it was rounded, or null
+  V* c;        // [D, B, H]
+  T* y;        // [R, D*H] or null
+  V* s;        // [D, R, S*H] or null
+  V* saved_c;  // [D, R, H] or null
+
+  FASTRNN_INLINE void operator()(int64_t d, int64_t b, int64_t unit) const {
+    constexpr int G = Cell::gates;
+    if (b >= step[d].n) return;
+    const int64_t row = step[d].first + b * stride_b, state = (d * B + b) * H + unit;
+    const Weights<T>& w = weights[d];
+    V x_share[G], h_share[G], activations[Cell::saved + 1], c_state{}, h_out{}, h_prev{};
+    for (int g = 0; g < G; ++g) {
+      const int64_t gate = g * H + unit;
+      x_share[g] = gx[(row * D + d) * G * H + gate] + (w.b_ih ? to_real(w.b_ih[gate]) : V(0));
+      h_share[g] = gh[(d * B + b) * G * H + gate] + (w.b_hh ? to_real(w.b_hh[gate]) : V(0));
+    }
+    if constexpr (Cell::reads_h) h_prev = h_real ? h_real[state] : to_real(h[state]);
+    if constexpr (Cell::has_c) c_state = c[state];
+    Cell::template forward<Activations>(x_share, h_share, h_prev, activations, c_state, h_out);
+    h[state] = from_real<T>(h_out);
+    if (h_real) h_real[state] = h_out;
+    if (y) y[(row * D + d) * H + unit] = from_real<T>(h_out);
+    if constexpr (Cell::has_c) {
+      c[state] = c_state;
+      if (saved_c) saved_c[(d * R + row) * H + unit] = c_state;
+    }
+    if (s) {
+      for (int k = 0; k < Cell::saved; ++k) s[((d * R + row) * Cell::saved + k) * H + unit] = activations[k];
+    }
+  }
+};
+
+// y's rows of a step from the projected state, (d, b, p).
+template <class T>
+struct StoreOutput {
+  StepRows step[2];
+  int64_t B, P, stride_b;
+  int D;
+  const T* h;  // [D, B, P]
+  T* y;        // [R, D*P]
+
+  FASTRNN_INLINE void operator()(int64_t d, int64_t b, int64_t p) const {
+    if (b >= step[d].n) return;
+    y[((step[d].first + b * stride_b) * D + d) * P + p] = h[(d * B + b) * P + p];
+  }
+};
+
+// With a projection: the gradient of a step's h, (d, b, p), complete. What it adds to the state's is taken.
+template <class T>
+struct TakeGradient {
+  StepRows step[2];
+  int64_t B, P, stride_b;
+  int D;
+  Real<T>* dh;  // [D, B, P]
+  const T* dy;  // [R, D*P] or null
+  T* dh_step;   // [D, B, P]
+  T* dh_rows;   // [R, D*P]
+
+  FASTRNN_INLINE void operator()(int64_t d, int64_t b, int64_t p) const {
+    if (b >= step[d].n) return;
+    const int64_t at = ((step[d].first + b * stride_b) * D + d) * P + p, state = (d * B + b) * P + p;
+    const T sum = from_real<T>(dh[state] + (dy ? to_real(dy[at]) : Real<T>(0)));
+    dh_step[state] = sum;
+    dh_rows[at] = sum;
+    dh[state] = 0;
+  }
+};
+
+// The gate gradients of a step, (d, b, unit).
+template <class Cell, class T>
+struct CellBackward {
+  using V = Real<T>;
+  StepRows step[2], before[2];  // before: the step before in the direction's order; n = 0 if there is none
+  int64_t B, H, R, stride_b;
+  int D;
+  const V* s;        // [D, R, S*H]
+  const V* saved_c;  // [D, R, H]
+  const T* y;        // [R, D*H] or null (not read)
+  const T* h0;       // [D, B, H] or null (zeros)
+  const T* c0;       // [D, B, H] or null (zeros)
+  const T* dy;       // [R, D*H] or null (zeros)
+  V* dh;             // [D, B, H], the gradient of the state h
+  const V* dm;       // [D, B, H], that of the projection's operand, or null without a projection
+  V* dc;             // [D, B, H]
+  T* dgx;            // [R, D*GH]
+  T* dgh;            // [R, D*GH], dgx unless the cell has a split gate
+  T* dgh_step;       // [D, B, GH]
+  T* m;              // [R, D*H], the projection's operand again, or null without a projection
+
+  FASTRNN_INLINE void operator()(int64_t d, int64_t b, int64_t unit) const {
+    constexpr int G = Cell::gates;
+    if (b >= step[d].n) return;
+    const int64_t row = step[d].first + b * stride_b, at = (row * D + d) * H + unit;
+    const int64_t state = (d * B + b) * H + unit;
+    const bool initial = b >= before[d].n;
+    const int64_t row_before = before[d].first + b * stride_b;
+    V activations[Cell::saved + 1], gx[G], gh[G], h{}, h_prev{}, c{}, c_prev{}, dc_step{}, dh_prev{};
+    for (int k = 0; k < Cell::saved; ++k) activations[k] = s[((d * R + row) * Cell::saved + k) * H + unit];
+    if constexpr (Cell::saved == 0) h = to_real(y[at]);
+    if constexpr (Cell::reads_h) {
+      if (!initial) {
+        h_prev = to_real(y[(row_before * D + d) * H + unit]);
+      } else if (h0) {
+        h_prev = to_real(h0[state]);
+      }
+    }
+    if constexpr (Cell::has_c) {
+      c = saved_c[(d * R + row) * H + unit];
+      if (!initial) {
+        c_prev = saved_c[(d * R + row_before) * H + unit];
+      } else if (c0) {
+        c_prev = to_real(c0[state]);
+      }
+      dc_step = dc[state];
+    }
+    const V dh_step = dm ? dm[state] : dh[state] + (dy ? to_real(dy[at]) : V(0));
+    Cell::template backward<Activations>(activations, h_prev, h, c_prev, c, dh_step, dc_step, gx, gh,
+                                         dh_prev);
+    if constexpr (Cell::has_c) {
+      dc[state] = dc_step;
+      if (m) m[at] = from_real<T>(Cell::template output<Activations>(activations, c));
+    }
+    if (!dm) dh[state] = dh_prev;
+    for (int g = 0; g < G; ++g) {
+      const int64_t gate = (row * D + d) * G * H + g * H + unit;
+      const T of_x = from_real<T>(gx[g]), of_h = Cell::split_gate ? from_real<T>(gh[g]) : of_x;
+      dgx[gate] = of_x;
+      if constexpr (Cell::split_gate) dgh[gate] = of_h;
+      dgh_step[(d * B + b) * G * H + g * H + unit] = of_h;
+    }
+  }
+};
+
+// h before each step, (t, b, column), column < D*P: the row of the step before in the direction's order, or h0.
+template <class T>
+struct GatherPrevious {
+  DeviceRows rows;
+  int64_t P;
+  int D;
+  const T* y;   // [R, D*P]
+  const T* h0;  // [D, B, P] or null (zeros)
+  T* to;        // [R, D*P]
+
+  FASTRNN_INLINE int64_t n(int64_t t) const {
+    return rows.offsets ? rows.offsets[t + 1] - rows.offsets[t] : rows.B;
+  }
+  FASTRNN_INLINE int64_t row(int64_t t, int64_t b) const {
+    return (rows.offsets ? rows.offsets[t] : t * rows.stride_t) + b * rows.stride_b;
+  }
+
+  FASTRNN_INLINE void operator()(int64_t t, int64_t b, int64_t column) const {
+    if (b >= n(t)) return;
+    const bool reverse = column >= P;
+    const int64_t width = D * P, before = reverse ? t + 1 : t - 1;
+    T& h = to[row(t, b) * width + column];
+    if (before >= 0 && before < rows.T && b < n(before)) {
+      h = y[row(before, b) * width + column];
+    } else {
+      const int64_t p = reverse ? column - P : column;
+      h = h0 ? h0[((reverse ? rows.B : 0) + b) * P + p] : from_real<T>(0);
+    }
+  }
+};
+
+// Column sums of a matrix [R, width] in two passes, each sum in the order of the rows.
+// First: part i of the rows, (0, i, column).
+template <class T>
+struct SumPart {
+  const T* from;  // [R, width]
+  int64_t R, width, part;
+  Real<T>* sums;  // [parts, width]
+
+  FASTRNN_INLINE void operator()(int64_t, int64_t i, int64_t column) const {
+    const int64_t end = (i + 1) * part < R ? (i + 1) * part : R;
+    Real<T> sum = 0;
+    for (int64_t row = i * part; row < end; ++row) sum += to_real(from[row * width + column]);
+    sums[i * width + column] = sum;
+  }
+};
+// Second: a direction's columns of all parts, (d, 0, column). Null: not wanted.
+template <class T>
+struct SumParts {
+  const Real<T>* sums;  // [parts, D*columns]
+  int64_t parts, width, columns;
+  T* to[2][2];  // [columns]: for each direction up to two copies, or null
+
+  FASTRNN_INLINE void operator()(int64_t d, int64_t, int64_t column) const {
+    Real<T> sum = 0;
+    for (int64_t i = 0; i < parts; ++i) sum += sums[i * width + d * columns + column];
+    for (T* copy : to[d]) {
+      if (copy) copy[column] = from_real<T>(sum);
+    }
+  }
+};
+
+}  // namespace fastrnn::cuda
