@@ -7,13 +7,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 CPP := $(filter %.h %.cpp %.cu %.cuh,$(SOURCES))
 
-.PHONY: help demo test bench lint format clean
+.PHONY: help demo test bench gpu-check lint format clean
 .NOTPARALLEL:
 
 help:
 	@echo 'make demo     train a character model on fastrnn and on torch.nn'
 	@echo 'make test     run the tests'
 	@echo 'make bench    time fastrnn beside torch.nn, onnxruntime and torch.compile'
+	@echo 'make gpu-check   build with CUDA, check and time on the GPU of this machine, with the torch that is there'
 	@echo 'make lint     check style and include rules'
 	@echo 'make format   repair style'
 	@echo 'make clean    remove .venv and all that was built'
@@ -27,6 +28,10 @@ test: $(VENV)/dev $(VENV)/built
 
 bench: $(VENV)/dev $(VENV)/built
 	python -m benchmarks $(ARGS)
+
+# With the torch of $(PYTHON), of .venv if that is there; downloads nothing.
+gpu-check:
+	$(PYTHON) tools/gpu_check.py $(ARGS)
 
 lint: $(VENV)/dev
 	ruff check
