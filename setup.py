@@ -1,7 +1,7 @@
 """Builds fastrnn._C by handing CMakeLists.txt the Python, the torch and the CUDA that are installed here.
 
-FASTRNN_CUDA=auto|0|1: with CUDA if torch is built with it and nvcc is there (auto, the default), never, always.
-TORCH_CUDA_ARCH_LIST: for which devices, as for torch's own extensions.
+FASTRNN_CUDA=auto|0|1: with CUDA if torch is built with it and nvcc is there (the default), never, always.
+TORCH_CUDA_ARCH_LIST=8.0;9.0a;10.0+PTX: for which devices.
 """
 
 import os

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import EVERY_CELL, Case, cotangents
-from test_bfloat16 import ROOM
+from test_half import ROOM
 from tolerance import assert_close, assert_same_bits, kind, unit_roundoff
 
 HERE = Path(__file__).parent

@@ -63,7 +63,7 @@ class Meeting {
       ++generation;
       all.notify_all();
     } else if (!all.wait_for(lock, kLongestWait, [&] { return generation != mine; })) {
-      fail("a barrier was not reached by all");
+      fail("a wait was not answered in time");
     }
   }
 

@@ -3,7 +3,7 @@
 //   persistent_runner MATH [FAULT]
 //
 // MATH: ieee, tf32, fp16 or bf16. Prints one line a problem and returns 1 if one differs. With FAULT, one of
-// host_warp.h's, a fault is planted and a few problems are run: it must not return 0.
+// host_warp.h's, a few problems are run with that fault planted, and it must not return 0; `none` plants none.
 
 #include <cmath>
 #include <cstdint>
@@ -298,9 +298,9 @@ std::vector<Case> all_cases() {
 }
 // Threads are slow to watch over; these have what a fault needs to show.
 const std::vector<Case> kFewCases = {
-    {30, 9, 40, 1, Case::packed},
-    {4, 33, 150, 1, Case::time_major, false, 6},
-    {6, 9, 72, 2, Case::batch_major},
+    {30, 9, 40, 1, Case::packed},     {4, 33, 150, 1, Case::time_major, false, 6},
+    {6, 9, 72, 2, Case::batch_major}, {2, 3, 1, 1, Case::time_major},
+    {3, 3, 257, 1, Case::packed},
 };
 
 template <class Cell, Math math>
