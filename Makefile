@@ -8,16 +8,17 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 CPP := $(filter %.h %.cpp %.cu %.cuh,$(SOURCES))
 
-.PHONY: help demo test bench lint format cuda-wheel clean
+.PHONY: help demo test bench gpu-check cuda-wheel lint format clean
 .NOTPARALLEL:
 
 help:
 	@echo 'make demo     train a character model on fastrnn and on torch.nn'
 	@echo 'make test     run the tests'
 	@echo 'make bench    time fastrnn beside torch.nn, onnxruntime and torch.compile'
+	@echo 'make gpu-check   build with CUDA, check and time on the GPU of this machine, with the torch that is there'
+	@echo 'make cuda-wheel  build with CUDA without a GPU, and run the tests on that in a venv with CUDA torch'
 	@echo 'make lint     check style and include rules'
 	@echo 'make format   repair style'
-	@echo 'make cuda-wheel   build with CUDA, no GPU needed, and run the tests on it in a venv with CUDA torch'
 	@echo 'make clean    remove .venv and all that was built'
 	@echo 'Options: make demo ARGS="--help", make bench ARGS="--quick", make test PYTHON=python3.12'
 
@@ -29,6 +30,10 @@ test: $(VENV)/dev $(VENV)/built
 
 bench: $(VENV)/dev $(VENV)/built
 	python -m benchmarks $(ARGS)
+
+# With the torch of $(PYTHON), of .venv if that is there; downloads nothing.
+gpu-check:
+	$(PYTHON) tools/gpu_check.py $(ARGS)
 
 lint: $(VENV)/dev
 	ruff check
