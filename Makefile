@@ -46,15 +46,15 @@ format: $(VENV)/dev
 	ruff format
 	clang-format -i $(CPP)
 
-# All tests that the extension takes part in, from a folder in which Python does not find ./fastrnn.
+# The tests run from a folder in which Python does not find ./fastrnn; without those of the sources and programs.
+TOOL_TESTS := benchmarks gpu_check persistent stepwise
 cuda-wheel: export PATH := $(CURDIR)/$(CUDA_VENV)/bin:$(PATH)
 cuda-wheel: $(CUDA_VENV)/made $(SOURCES)
 	rm -rf $(CUDA_VENV)/wheel
 	FASTRNN_CUDA=1 pip wheel --no-build-isolation --no-deps --wheel-dir $(CUDA_VENV)/wheel .
 	pip install --force-reinstall --no-deps $(CUDA_VENV)/wheel/*.whl
 	cd $(CUDA_VENV) && python -m fastrnn && python -c 'from fastrnn import _C; assert _C.cuda_built'
-	cd $(CUDA_VENV) && pytest --config-file ../pyproject.toml ../tests $(ARGS) \
-	  --ignore ../tests/test_benchmarks.py --ignore ../tests/test_stepwise.py --ignore ../tests/test_persistent.py
+	cd $(CUDA_VENV) && pytest --config-file ../pyproject.toml ../tests $(TOOL_TESTS:%=--ignore ../tests/test_%.py) $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(CUDA_VENV) build dist out *.egg-info fastrnn/*.so .pytest_cache .ruff_cache .benchmarks
