@@ -15,7 +15,7 @@ help:
 	@echo 'make demo     train a character model on fastrnn and on torch.nn'
 	@echo 'make test     run the tests'
 	@echo 'make bench    time fastrnn beside torch.nn, onnxruntime and torch.compile'
-	@echo 'make gpu-check   build with CUDA, check and time on the GPU of this machine, with the torch that is there'
+	@echo 'make gpu-check   build, check and time on the GPU of this machine, with the torch that is there'
 	@echo 'make cuda-wheel  build with CUDA without a GPU, and run the tests on that in a venv with CUDA torch'
 	@echo 'make lint     check style and include rules'
 	@echo 'make format   repair style'
@@ -54,6 +54,7 @@ cuda-wheel: $(CUDA_VENV)/made $(SOURCES)
 	FASTRNN_CUDA=1 pip wheel --no-build-isolation --no-deps --wheel-dir $(CUDA_VENV)/wheel .
 	pip install --force-reinstall --no-deps $(CUDA_VENV)/wheel/*.whl
 	cd $(CUDA_VENV) && python -m fastrnn && python -c 'from fastrnn import _C; assert _C.cuda_built'
+	python tools/check_cuda_kernels.py
 	cd $(CUDA_VENV) && pytest --config-file ../pyproject.toml ../tests $(TOOL_TESTS:%=--ignore ../tests/test_%.py) $(ARGS)
 
 clean:

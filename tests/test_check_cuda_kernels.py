@@ -3,10 +3,14 @@ breaks it. The kernels are compiled here; no GPU is needed."""
 
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from tools.check_cuda_kernels import RULES, check, find_cuobjdump
+sys.path.append(str(Path(__file__).parents[1]))  # last: fastrnn is the one that is installed
+
+from tools.check_cuda_kernels import RULES, check, find_cuobjdump  # noqa: E402
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not here"),
