@@ -68,3 +68,5 @@ def test_names_of_the_build():
     assert _C.isa() in ISAS
     assert _C.torch_version.split("+")[0] == torch.__version__.split("+")[0]
     assert bool(_C.cuda_archs) == _C.cuda_built
+    assert all(re.fullmatch(r"(sm|compute)_\d+[af]?", arch) for arch in _C.cuda_archs)
+    assert torch.version.cuda or not _C.cuda_built
