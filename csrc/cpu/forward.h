@@ -274,7 +274,7 @@ class Forward {
 
 template <class Cell, class T>
 void forward(const ForwardParams<T>& p) {
-  const Plan plan = make_plan<Cell>(p, p.threads);
+  const Plan plan = make_plan<Cell>(p, usable_threads(p.threads));
   // Two directions run side by side, each with half of the threads.
   const bool side_by_side = p.D == 2 && plan.threads >= 2;
   const Plan each = side_by_side ? make_plan<Cell>(p, plan.threads / 2) : plan;
@@ -282,16 +282,20 @@ void forward(const ForwardParams<T>& p) {
   for (int d = 0; d < p.D; ++d) sweeps[d] = std::make_unique<Forward<Cell, T>>(p, d, each);
   Board boards[2]{{plan.threads, each.groups}, {plan.threads, each.groups}};
   parallel(plan.threads, [&](int rank, int size) {
+    int64_t waited = 0;
     if (side_by_side && size >= 2) {
       const int first = size / 2, d = rank >= first;
       Team team(d ? rank - first : rank, d ? size - first : first, boards[d]);
       sweeps[d]->run(team);
+      waited = team.waited();
     } else {
       for (int d = 0; d < p.D; ++d) {
         Team team(rank, size, boards[d]);
         sweeps[d]->run(team);
+        waited += team.waited();
       }
     }
+    return waited;
   });
 }
 
