@@ -89,9 +89,8 @@ bool Board::finish(uint32_t done, uint32_t goal, bool patient, int64_t& waited) 
     completed_.notify_all();
     return true;
   }
-  // A hypervisor may take the core from a guest that pauses in a tight loop, so a pause comes once in many
-  // looks.
-  constexpr int kSpins = 20000, kImpatientSpins = 2000, kSpinsPerPause = 64;
+  // Few enough that no hypervisor takes the core from a guest that only pauses (after 3000 or 4096 pauses).
+  constexpr int kSpins = 800, kImpatientSpins = 80;
   int64_t since = 0;
   for (int spins = 1; static_cast<int32_t>(now - goal) < 0; ++spins) {
     if (spins == kImpatientSpins) {
@@ -99,7 +98,7 @@ bool Board::finish(uint32_t done, uint32_t goal, bool patient, int64_t& waited) 
       since = Board::now();
     }
     if (spins > kSpins) completed_.wait(now, std::memory_order_acquire);
-    if (spins % kSpinsPerPause == 0) pause();
+    pause();
     now = completed_.load(std::memory_order_acquire);
   }
   if (since > 0) waited += Board::now() - since;

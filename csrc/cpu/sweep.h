@@ -32,7 +32,7 @@ struct Plan {
 template <class Cell, class T>
 Plan make_plan(const ForwardParams<T>& p, int most_threads) {
   constexpr int64_t kThreadWork = 192 * 1024;  // multiply-adds that pay for waking a thread
-  constexpr int64_t kBarrierWork = 8 * 1024;   // multiply-adds a step that pay for a barrier a step
+  constexpr int64_t kBarrierWork = 24 * 1024;  // multiply-adds a step that pay for a barrier a step
   constexpr int64_t kCacheBytes = 512 * 1024;  // weights that every thread can keep beside its other data
   constexpr int64_t kManyRows = 24;  // sequences a thread that pay for fetching all of W_hh every step,
   constexpr int64_t kSharedCacheBytes = 4 << 20;       // if it comes from the cache that threads share

@@ -25,8 +25,7 @@ class Team {
 
   // Calls f(i) for every i < count, each on one of the threads, and returns when all are done. A thread has
   // the same part of the same count every time, in ascending or descending order. When it has done its own it
-  // takes others' tasks: at once with `steal`; else only if others take long, which may not be running at all,
-  // and then at once while there is something to take.
+  // takes others' tasks: at once with `steal`; else only if others take long, which may not be running at all.
   template <class F>
   void for_each(int64_t count, bool steal, bool descending, const F& f) {
     if (size == 1) {
@@ -41,10 +40,8 @@ class Team {
       ++done;
     };
     ++phase_;
-    for (bool others = steal || others_late_;; others = true) {
-      if (others) others_late_ = false;
+    for (bool others = steal;; others = true) {
       for (Board::Task task; (task = board_.take(rank, size, phase_, count, others)).owner >= 0;) {
-        if (task.owner != rank) others_late_ = true;
         call(task.owner, task.position);
       }
       if (board_.finish(done, goal_, /*patient=*/others, waited_)) return;
@@ -91,7 +88,6 @@ class Team {
   Board& board_;
   uint32_t phase_ = 0, goal_ = 0;
   int64_t links_ = 0;  // of each chain, in the phases before
-  bool others_late_ = false;
   int64_t waited_ = 0;
 };
 
