@@ -47,13 +47,14 @@ Plan make_plan(const ForwardParams<T>& p, int most_threads) {
   const int64_t B = p.rows.B, GH = Cell::gates * p.H;
   const int threads = static_cast<int>(std::clamp<int64_t>(work_of<Cell>(p) / kThreadWork, 1, most_threads));
   if (threads == 1) return {1, 0};
-  const bool even = !p.rows.packed();  // later steps of a packed batch have fewer sequences
-  const bool enough_rows = B >= 4 * threads;
+  // By batch each group goes through the chunks at its own pace, so its rows must have the same place in each:
+  // not so in a packed batch, whose later steps have fewer sequences.
+  const bool enough_rows = B >= 4 * threads && !p.rows.packed();
   const int64_t bytes = GH * p.P * static_cast<int64_t>(sizeof(T));
   const bool fits = bytes <= kCacheBytes || (bytes <= kSharedCacheBytes && B >= kManyRows * threads);
   const bool barrier_pays = p.rows.T == 1 || B * GH * p.P >= kBarrierWork;
   // A single step uses each weight once, so it is best packed by the thread that multiplies it.
-  const bool by_batch = even && enough_rows && p.rows.T > 1 && fits;
+  const bool by_batch = enough_rows && p.rows.T > 1 && fits;
   if (by_batch || (!barrier_pays && enough_rows)) {
     return {threads, threads * std::clamp<int64_t>(B / (threads * kGroupRows), 1, kMostGroups)};
   }
