@@ -35,13 +35,17 @@ def _gather(module, names):
 class _Layer:
     """`forward` of a whole-sequence layer, for a subclass of torch.nn.RNNBase."""
 
-    def forward(self, input, hx=None):
+    def forward(self, input, hx=None, *, lengths=None, return_all_states=False):
         """Run the layer over a sequence; see the function of the same name in `fastrnn.functional`.
 
         input: `[T, B, I]`, `[B, T, I]` with batch_first, `[T, I]` unbatched, or a PackedSequence
         hx: initial state, None for zeros; a tensor h_0, for an LSTM a tuple (h_0, c_0)
+        lengths: `[B]`, of the sequences in a padded input: any integers from 0 to T, on any device; the plain
+            alternative to a PackedSequence. `output` is zero past a length
+        return_all_states: return the states of every step, too
 
-        Returns `output, h_n`, for an LSTM `output, (h_n, c_n)`.
+        Returns `output, h_n`, for an LSTM `output, (h_n, c_n)`; with return_all_states a third result, h of
+        every step `[L*D, T, B, P]`, for an LSTM `(h, c)`, c `[L*D, T, B, H]`.
         """
         return run_sequence(
             self.mode.lower(),
@@ -54,6 +58,8 @@ class _Layer:
             self.training,
             self.bidirectional,
             self.batch_first,
+            lengths,
+            return_all_states,
         )
 
 

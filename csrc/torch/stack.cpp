@@ -6,6 +6,8 @@
 #include <c10/util/irange.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "torch/layer.h"
 
 namespace fastrnn::torch_ops {
@@ -35,9 +37,27 @@ Tensor dropout_between(const Tensor& y, double p, bool batch_first) {
   return at::dropout(y.transpose(0, 1).contiguous(), p, /*train=*/true).transpose(0, 1);
 }
 
+// The CPU has no kernels for float16. There it is computed in float32, weights cast in every call.
+bool is_half_on_cpu(const Tensor& input, at::TensorList hx, at::TensorList weights) {
+  if (input.scalar_type() != at::kHalf || !input.is_cpu()) return false;
+  const auto is_half = [](const Tensor& tensor) { return tensor.scalar_type() == at::kHalf; };
+  return std::all_of(hx.begin(), hx.end(), is_half) && std::all_of(weights.begin(), weights.end(), is_half);
+}
+
+std::vector<Tensor> cast(at::TensorList tensors, at::ScalarType dtype) {
+  std::vector<Tensor> result;
+  for (const Tensor& tensor : tensors) result.push_back(tensor.to(dtype));
+  return result;
+}
+
 variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::TensorList hx,
                   at::TensorList weights, const std::string& cell, bool has_biases, int64_t num_layers,
                   double dropout, bool train, bool bidirectional, bool batch_first) {
+  if (is_half_on_cpu(input, hx, weights)) {
+    return cast(rnn(input.to(at::kFloat), batch_sizes, cast(hx, at::kFloat), cast(weights, at::kFloat), cell,
+                    has_biases, num_layers, dropout, train, bidirectional, batch_first),
+                at::kHalf);
+  }
   const int64_t D = bidirectional ? 2 : 1;
   TORCH_CHECK_VALUE(num_layers > 0, "num_layers: expected at least 1, got ", num_layers);
   TORCH_CHECK_VALUE(dropout >= 0 && dropout <= 1, "dropout: expected a probability, got ", dropout);
@@ -114,6 +134,10 @@ variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::
 
 variable_list cell_step(const Tensor& input, at::TensorList hx, at::TensorList weights,
                         const std::string& cell) {
+  if (is_half_on_cpu(input, hx, weights)) {
+    return cast(cell_step(input.to(at::kFloat), cast(hx, at::kFloat), cast(weights, at::kFloat), cell),
+                at::kHalf);
+  }
   TORCH_CHECK_VALUE(input.dim() == 1 || input.dim() == 2, "input: expected 1 or 2 dimensions, got ",
                     input.dim());
   TORCH_CHECK(weights.size() == 2 || weights.size() == 4, "weights: expected W_ih, W_hh[, b_ih, b_hh], got ",
