@@ -1,5 +1,11 @@
-"""Builds fastrnn._C by handing CMakeLists.txt the Python and the torch that are installed here."""
+"""Builds fastrnn._C by handing CMakeLists.txt the Python, the torch and the CUDA that are installed here.
 
+FASTRNN_CUDA=auto|0|1: with CUDA if torch is built with it and nvcc is there (the default), never, always.
+TORCH_CUDA_ARCH_LIST=8.0;9.0a;10.0+PTX: for which devices.
+"""
+
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +17,37 @@ from setuptools.command.build_ext import build_ext
 from torch.utils.cpp_extension import include_paths, library_paths
 
 ROOT = Path(__file__).resolve().parent
+
+
+def find_nvcc():
+    """A GPU is not needed to build."""
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    places = [*(f"{home}/bin" for home in homes), os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"]
+    return os.environ.get("CUDACXX") or shutil.which("nvcc", path=os.pathsep.join(places))
+
+
+def cuda_options():
+    """What CMakeLists.txt needs for a build with CUDA."""
+    wanted = os.environ.get("FASTRNN_CUDA") or "auto"
+    if wanted not in ("auto", "0", "1"):
+        sys.exit(f"FASTRNN_CUDA: expected auto, 0 or 1, got {wanted!r}")
+    nvcc, missing = find_nvcc(), []
+    if torch.version.cuda is None:
+        missing.append(f"a torch that is built with CUDA (this is torch {torch.__version__})")
+    if nvcc is None:
+        missing.append("nvcc (on the path, in $CUDA_HOME/bin, or named by CUDACXX)")
+    if wanted == "1" and missing:
+        sys.exit("FASTRNN_CUDA=1 needs " + " and ".join(missing))
+    if wanted == "0" or missing:
+        return {"FASTRNN_CUDA": "OFF"}
+    # The headers that come with torch's CUDA libraries when those are Python packages.
+    packages = Path(torch.__file__).resolve().parent.parent / "nvidia"
+    return {
+        "FASTRNN_CUDA": "ON",
+        "CMAKE_CUDA_COMPILER": nvcc,
+        "FASTRNN_TORCH_CUDA": torch.version.cuda,
+        "FASTRNN_CUDA_INCLUDES": ";".join(map(str, sorted(packages.glob("*/include")))),
+    }
 
 
 class CMakeBuild(build_ext):
@@ -27,6 +64,7 @@ class CMakeBuild(build_ext):
             "FASTRNN_TORCH_INCLUDES": ";".join(include_paths()),
             "FASTRNN_TORCH_LIBRARIES": ";".join(library_paths()),
             "FASTRNN_TORCH_CXX11_ABI": int(torch.compiled_with_cxx11_abi()),
+            **cuda_options(),
         }
         defines = [f"-D{name}={value}" for name, value in options.items()]
         subprocess.run(["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *defines], check=True)

@@ -266,7 +266,7 @@ def describe_machine(data: dict) -> str:
 
 def describe_noise(data: dict) -> str:
     """The spread of A/A, torch.nn against itself."""
-    ratios = [row.aa for row in read_rows(data)]
+    ratios = [row.aa for row in read_rows(data) if row.aa is not None]
     mean, worst = means(ratios)
     text = f"A/A, torch.nn against itself: {worst:.2f} to {max(ratios):.2f}, geometric mean {mean:.2f}"
     if not NOISE < mean < 1 / NOISE:

@@ -12,14 +12,13 @@ import torch
 from cases import EVERY_CELL, Case, various_layers
 from conftest import CUDA, ISAS, use_device, use_isa
 from test_numerics import measure
-from tolerance import kind, unit_roundoff
+from tolerance import assert_few_roundings, unit_roundoff
 
 import fastrnn
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
 BF16, FP16 = torch.bfloat16, torch.float16
-ROOM = 10
 
 
 @pytest.fixture(
@@ -56,29 +55,10 @@ def truth(case):
 
 @pytest.mark.parametrize("case", list(dict.fromkeys(layer_cases())), ids=str)
 def test_layer(case, dtype):
-    """Relative errors, root mean square, of a few roundings. Where sums of few numbers cancel (H = 1) they
-    are relative to the largest result of the same kind."""
     if dtype == FP16 and case.exact and case.T > 2:
         pytest.skip("sums of so many integers go beyond float16")
-    case, U = case.but(dtype=dtype), unit_roundoff(dtype)
-    result, expected = case.solve(fastrnn), truth(case)
-    assert result.keys() == expected.keys()
-    complaints = []
-    for name, want in expected.items():
-        got = None if result[name] is None else result[name].cpu()
-        if want is None or want.numel() == 0:
-            assert (got is None) == (want is None) and (got is None or got.shape == want.shape)
-            continue
-        assert got.dtype == dtype, name
-        rms = want.square().mean().sqrt().item()
-        if case.H == 1:
-            rms = max(
-                t.abs().max().item() for n, t in expected.items() if kind(n) == kind(name) and t is not None
-            )
-        error = (got.double() - want).square().mean().sqrt().item()
-        if not error <= ROOM * U * rms:
-            complaints.append(f"{name}: error {error / max(rms, 1e-30) / U:.2f} u, allowed {ROOM} u")
-    assert not complaints, f"{case}\n" + "\n".join(complaints)
+    case = case.but(dtype=dtype)
+    assert_few_roundings(case.solve(fastrnn), truth(case), case)
 
 
 ACCURACY_CASES = [

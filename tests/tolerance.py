@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 SAFETY = 8
+ROUNDINGS = 10  # of results of 16 bits
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
@@ -63,14 +64,15 @@ def kind(name: str) -> str:
     return "gradient" if name in ("dx", "dh_0", "dc_0") else "gradient of a weight"
 
 
-def bound(case, name: str, expected: dict) -> float:
-    """Largest difference allowed to an element of the result `name`."""
+def bound(case, name: str, expected: dict, u: float | None = None) -> float:
+    """Largest difference allowed to an element of the result `name`; `u` where products round to less than
+    what the result can hold."""
     if case.exact:
         return 0.0
     alike = [t for other, t in expected.items() if kind(other) == kind(name) and t is not None and t.numel()]
     least = 1.0 if kind(name) == "value" else 0.0
     scale = max([least, *(t.abs().max().item() for t in alike)])
-    return SAFETY * unit_roundoff(expected[name].dtype) * math.sqrt(chain(case, name)) * scale
+    return SAFETY * (u or unit_roundoff(expected[name].dtype)) * math.sqrt(chain(case, name)) * scale
 
 
 def name_worst(name: str, actual: Tensor, expected: Tensor, excess: Tensor) -> str:
@@ -88,9 +90,9 @@ def on_cpu(tensors: dict) -> dict:
     return {name: None if t is None else t.cpu() for name, t in tensors.items()}
 
 
-def assert_close(actual: dict, expected: dict, case) -> None:
+def assert_close(actual: dict, expected: dict, case, u: float | None = None) -> None:
     """Compare two dictionaries of named tensors, wherever they are; `case` (cases.py) sets the bound, zero if
-    it is exact."""
+    it is exact, and `u` as `bound` takes it."""
     assert actual.keys() == expected.keys()
     actual, expected = on_cpu(actual), on_cpu(expected)
     complaints = []
@@ -105,10 +107,32 @@ def assert_close(actual: dict, expected: dict, case) -> None:
                 f"{name}: got {got.dtype} {list(got.shape)}, expected {want.dtype} {list(want.shape)}"
             )
             continue
-        limit = bound(case, name, expected)
+        limit = bound(case, name, expected, u)
         excess = ~((got - want).abs() <= limit)  # NaN is an excess
         if excess.any():
             complaints.append(f"{name_worst(name, got, want, excess)}\n  allowed {limit:.3g}")
+    assert not complaints, f"{case}\n" + "\n".join(complaints)
+
+
+def assert_few_roundings(actual: dict, expected: dict, case) -> None:
+    """Compare results of 16 bits with float64 ones: relative errors, root mean square, of a few roundings.
+    Where sums of few numbers cancel (H = 1) they are relative to the largest result of the same kind."""
+    assert actual.keys() == expected.keys()
+    actual, u = on_cpu(actual), unit_roundoff(case.dtype)
+    complaints = []
+    for name, want in expected.items():
+        got = actual[name]
+        if want is None or want.numel() == 0:
+            assert (got is None) == (want is None) and (got is None or got.shape == want.shape)
+            continue
+        assert got.dtype == case.dtype, name
+        rms = want.square().mean().sqrt().item()
+        if case.H == 1:
+            alike = (t for n, t in expected.items() if kind(n) == kind(name) and t is not None)
+            rms = max(t.abs().max().item() for t in alike)
+        error = (got.double() - want).square().mean().sqrt().item()
+        if not error <= ROUNDINGS * u * rms:
+            complaints.append(f"{name}: error {error / max(rms, 1e-30) / u:.2f} u, allowed {ROUNDINGS} u")
     assert not complaints, f"{case}\n" + "\n".join(complaints)
 
 

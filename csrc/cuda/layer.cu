@@ -1,6 +1,7 @@
 // The kernels of every cell for one dtype, FASTRNN_DTYPE: this file is compiled once for each.
 
 #include <stdexcept>
+#include <string>
 
 #include "cells/registry.h"
 #include "cuda/layer.h"
@@ -14,9 +15,13 @@ template <class Cell, class T>
 Plan choose_plan(const ForwardParams<T>& p, Math math, bool backward) {
   const Problem problem{Cell::name, math, backward, p.weights[0].W_hr != nullptr, p.rows.B, p.H, p.D};
   const Device device = current_device();
-  const Plan plan = make_plan(problem, device, forced_tier());
-  return plan.tier == 0 || persistent::fits<Cell, T>(plan, math, backward) ? plan
-                                                                           : make_plan(problem, device, 0);
+  const int forced = forced_tier();
+  const Plan plan = make_plan(problem, device, forced);
+  if (plan.tier == 0 || persistent::fits<Cell, T>(plan, math, backward)) return plan;
+  if (forced > 0)
+    throw std::runtime_error("FASTRNN_CUDA_TIER: the blocks of tier " + std::to_string(forced) +
+                             " do not fit the device at once");
+  return make_plan(problem, device, 0);
 }
 
 template <class Pass, class Params>

@@ -85,10 +85,7 @@ class Queue {
           "cudaMemcpyAsync");
   }
 
-  template <class Cell, class T>
-  static int64_t recurrence_bytes(const Plan& plan, const Recurrence<T>& recurrence) {
-    return persistent::workspace_bytes(plan, recurrence);
-  }
+  static int64_t recurrence_bytes(const Plan& plan) { return persistent::workspace_bytes(plan); }
   template <class Cell, class T>
   void run_recurrence(const Plan& plan, const Recurrence<T>& recurrence, void* scratch) {
     check(persistent::forward<Cell>(plan, context_.math, recurrence, scratch, context_.stream),

@@ -15,6 +15,9 @@
 #include <cstring>
 
 #include "cpu/dispatch.h"
+#ifdef FASTRNN_CUDA
+#include "torch/cuda.h"
+#endif
 
 namespace fastrnn::torch_ops {
 
@@ -59,9 +62,12 @@ Shape check_shape(const Tensor& x, const optional<Tensor>& batch_sizes, at::Tens
                   at::TensorList weights, const cpu::CellKernels& cell, bool bidirectional,
                   bool batch_first) {
   const WeightLayout layout = weight_layout(weights, bidirectional);
+  const auto dtype = x.scalar_type();
+  const bool half = !x.is_cpu();  // only the CUDA kernels have it
   TORCH_CHECK_NOT_IMPLEMENTED(
-      x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble || x.scalar_type() == at::kBFloat16,
-      "input: expected dtype Float, Double or BFloat16, got ", x.scalar_type());
+      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || (half && dtype == at::kHalf),
+      "input: expected dtype Float, Double", half ? ", BFloat16 or Half" : " or BFloat16 on the CPU",
+      ", got ", dtype);
   TORCH_CHECK(x.dim() == (batch_sizes || !bidirectional ? 2 : 3) || (x.dim() == 3 && !batch_sizes),
               "input: expected [T, B, I], packed [R, I] or a single step [B, I], got ", x.dim(),
               " dimensions");
@@ -132,7 +138,7 @@ void for_each_result(const Tensor& x, const Shape& s, const F& f) {
 // The same for what a backward needs of a forward beside y.
 template <class F>
 void for_each_activation(const Tensor& x, const Shape& s, const F& f) {
-  const auto real = x.scalar_type() == at::kBFloat16 ? at::kFloat : x.scalar_type();
+  const auto real = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const SymInt activations[] = {s.D, s.R, s.S * s.H}, c[] = {s.D, s.R, s.H};
   if (s.S > 0) f("s", activations, real);
   if (s.has_c) f("c", c, real);
@@ -144,6 +150,8 @@ class Arguments {
   Arguments(const Tensor& x, const optional<Tensor>& batch_sizes, const Shape& s, bool batch_first)
       : rows{s.T.expect_int(), s.B.expect_int(), 0, 1, nullptr, nullptr} {
     if (batch_sizes) {
+      TORCH_CHECK(batch_sizes->is_cpu(), "batch_sizes: expected a tensor on the CPU, got one on ",
+                  batch_sizes->device());
       batch_sizes_ = batch_sizes->contiguous();
       rows.batch_sizes = batch_sizes_.const_data_ptr<int64_t>();
       offsets_.resize(rows.T + 1, 0);
@@ -208,30 +216,52 @@ T* data(const Tensor& tensor) {
   return tensor.defined() ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
 }
 
-// Calls f with a zero of the tensor's type.
-template <class F>
+// Where a layer is computed; for CUDA see torch/cuda.h. An object of it lives while a layer is.
+struct Cpu {
+  static constexpr bool computes = true, has_half = false;
+  explicit Cpu(const Tensor&) {}
+
+  template <class T>
+  void forward(const cpu::CellKernels& cell, ForwardParams<T>& p) const {
+    cell.of<T>().forward(p);
+  }
+  template <class T>
+  void backward(const cpu::CellKernels& cell, BackwardParams<T>& p) const {
+    cell.of<T>().backward(p);
+  }
+
+  // Tensor.copy_ would cost more than a small step.
+  static void copy(const Tensor& from, const Tensor& to) {
+    constexpr int64_t kBytesPerThread = 1 << 18;
+    const char* source = static_cast<const char*>(from.const_data_ptr());
+    char* target = static_cast<char*>(to.mutable_data_ptr());
+    at::parallel_for(
+        0, static_cast<int64_t>(from.nbytes()), kBytesPerThread,
+        [&](int64_t begin, int64_t end) { std::memcpy(target + begin, source + begin, end - begin); });
+  }
+};
+
+// Checks, and results of the right form.
+struct Meta {
+  static constexpr bool computes = false;
+};
+
+// Calls f with a zero of the tensor's type, which check_shape has let pass.
+template <class Backend, class F>
 void with_dtype(const Tensor& x, const F& f) {
   switch (x.scalar_type()) {
     case at::kFloat:
       return f(float{});
     case at::kDouble:
       return f(double{});
-    default:  // check_shape lets no others pass
+    case at::kBFloat16:
       return f(bf16{});
+    default:
+      if constexpr (Backend::has_half) return f(fp16{});
   }
 }
 
-// Tensor.copy_ would cost more than a small step.
-void copy_contiguous(const Tensor& from, const Tensor& to) {
-  constexpr int64_t kBytesPerThread = 1 << 18;
-  const char* source = static_cast<const char*>(from.const_data_ptr());
-  char* target = static_cast<char*>(to.mutable_data_ptr());
-  at::parallel_for(0, static_cast<int64_t>(from.nbytes()), kBytesPerThread, [&](int64_t begin, int64_t end) {
-    std::memcpy(target + begin, source + begin, end - begin);
-  });
-}
-
-template <bool compute>
+template <class Backend>
 variable_list layer_forward(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
                             at::TensorList weights, const std::string& cell_name, bool bidirectional,
                             bool batch_first, bool save) {
@@ -248,13 +278,14 @@ variable_list layer_forward(const Tensor& x, const optional<Tensor>& batch_sizes
   // saves its result itself.
   const bool copies_y = save && s.needs_y && !s.step;
   if (copies_y) allocate("y", y_size(x, s), x.scalar_type());
-  if constexpr (compute) {
+  if constexpr (Backend::computes) {
     if (x.numel() == 0) {  // no rows: the states stay as they are
       for (const auto i : c10::irange(hx.size())) outputs[s.step ? i : i + 1].copy_(hx[i]);
       for (const auto i : c10::irange<size_t>(1, hx.empty() ? outputs.size() : 1)) outputs[i].zero_();
       return outputs;
     }
-    with_dtype(x, [&](auto zero) {
+    const Backend backend(x);
+    with_dtype<Backend>(x, [&](auto zero) {
       using T = decltype(zero);
       Arguments arguments(x, batch_sizes, s, batch_first);
       ForwardParams<T> p{};
@@ -265,17 +296,17 @@ variable_list layer_forward(const Tensor& x, const optional<Tensor>& batch_sizes
       if (s.has_c) p.cn = data<T>(outputs[i++]);
       if (save && s.S > 0) p.s = data<Real<T>>(outputs[i++]);
       if (save && s.has_c) p.c = data<Real<T>>(outputs[i++]);
-      cell.of<T>().forward(p);
+      backend.forward(cell, p);
     });
-    if (copies_y) copy_contiguous(outputs[0], outputs.back());
+    if (copies_y) Backend::copy(outputs[0], outputs.back());
   }
   return outputs;
 }
 
-template <bool compute>
+template <class Backend>
 variable_list layer(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
                     at::TensorList weights, const std::string& cell, bool bidirectional, bool batch_first) {
-  return layer_forward<compute>(x, batch_sizes, hx, weights, cell, bidirectional, batch_first, false);
+  return layer_forward<Backend>(x, batch_sizes, hx, weights, cell, bidirectional, batch_first, false);
 }
 
 void check_gradients(const c10::List<optional<Tensor>>& grads, const Tensor& x, const Shape& s) {
@@ -302,14 +333,15 @@ void check_saved(at::TensorList saved, const Tensor& x, const Shape& s) {
 
 // Gradients of those of x, hx and weights, in this order, that `wanted` marks. saved: what layer_forward
 // returned after the results; for a step of a cell that saves nothing else, y.
-template <bool compute>
+template <class Backend>
 variable_list layer_backward(const c10::List<optional<Tensor>>& grads, const Tensor& x,
                              const optional<Tensor>& batch_sizes, at::TensorList hx, at::TensorList weights,
                              const std::string& cell_name, bool bidirectional, bool batch_first,
                              at::TensorList saved, c10::List<bool> wanted) {
   const cpu::CellKernels& cell = find_cell(cell_name);
   const Shape s = check_shape(x, batch_sizes, hx, weights, cell, bidirectional, batch_first);
-  if constexpr (compute) {  // compiled autograd traces with stand-ins for the gradients, of any size
+  if constexpr (Backend::
+                    computes) {  // compiled autograd traces with stand-ins for the gradients, of any size
     check_gradients(grads, x, s);
     check_saved(saved, x, s);
   }
@@ -325,7 +357,7 @@ variable_list layer_backward(const c10::List<optional<Tensor>>& grads, const Ten
     all[i] = at::empty_like(inputs[i], inputs[i].options(), at::MemoryFormat::Contiguous);
     result.push_back(all[i]);
   }
-  if constexpr (compute) {
+  if constexpr (Backend::computes) {
     const auto grad = [&](size_t i) { return grads.get(i).value_or(Tensor()); };
     const size_t h_grad = s.step ? 0 : 1;  // where h_n's would be; for a step c_n follows y
     if (x.numel() == 0) {
@@ -338,7 +370,8 @@ variable_list layer_backward(const c10::List<optional<Tensor>>& grads, const Ten
       }
       return result;
     }
-    with_dtype(x, [&](auto zero) {
+    const Backend backend(x);
+    with_dtype<Backend>(x, [&](auto zero) {
       using T = decltype(zero);
       Arguments arguments(x, batch_sizes, s, batch_first);
       BackwardParams<T> p{};
@@ -360,7 +393,7 @@ variable_list layer_backward(const c10::List<optional<Tensor>>& grads, const Ten
         p.dweights[d] = {data<T>(w[0]), data<T>(w[1]), bias ? data<T>(w[2]) : nullptr,
                          bias ? data<T>(w[3]) : nullptr, s.projected ? data<T>(w[each - 1]) : nullptr};
       }
-      cell.of<T>().backward(p);
+      backend.backward(cell, p);
     });
   }
   return result;
@@ -369,13 +402,13 @@ variable_list layer_backward(const c10::List<optional<Tensor>>& grads, const Ten
 const auto& forward_operator() {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("fastrnn::layer_forward", "")
-                             .typed<decltype(layer_forward<true>)>();
+                             .typed<decltype(layer_forward<Cpu>)>();
   return op;
 }
 const auto& backward_operator() {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("fastrnn::layer_backward", "")
-                             .typed<decltype(layer_backward<true>)>();
+                             .typed<decltype(layer_backward<Cpu>)>();
   return op;
 }
 
@@ -542,14 +575,33 @@ TORCH_LIBRARY(fastrnn, m) {
 }
 
 TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
-  m.impl("layer", layer<true>);
-  m.impl("layer_forward", layer_forward<true>);
-  m.impl("layer_backward", layer_backward<true>);
+  m.impl("layer", layer<Cpu>);
+  m.impl("layer_forward", layer_forward<Cpu>);
+  m.impl("layer_backward", layer_backward<Cpu>);
 }
+#ifdef FASTRNN_CUDA
+TORCH_LIBRARY_IMPL(fastrnn, CUDA, m) {
+  m.impl("layer", layer<Cuda>);
+  m.impl("layer_forward", layer_forward<Cuda>);
+  m.impl("layer_backward", layer_backward<Cuda>);
+}
+#else
+void refuse_cuda(const c10::OperatorHandle&, torch::jit::Stack*) {
+  TORCH_CHECK_NOT_IMPLEMENTED(false,
+                              "input: expected a tensor on the CPU, got one on a CUDA device, and this "
+                              "fastrnn is built without CUDA: "
+                              "build it again with FASTRNN_CUDA=1");
+}
+TORCH_LIBRARY_IMPL(fastrnn, CUDA, m) {
+  for (const char* name : {"layer", "layer_forward", "layer_backward"}) {
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&refuse_cuda>());
+  }
+}
+#endif
 TORCH_LIBRARY_IMPL(fastrnn, Meta, m) {
-  m.impl("layer", layer<false>);
-  m.impl("layer_forward", layer_forward<false>);
-  m.impl("layer_backward", layer_backward<false>);
+  m.impl("layer", layer<Meta>);
+  m.impl("layer_forward", layer_forward<Meta>);
+  m.impl("layer_backward", layer_backward<Meta>);
 }
 TORCH_LIBRARY_IMPL(fastrnn, Autograd, m) { m.impl("layer", layer_autograd); }
 

@@ -55,7 +55,13 @@ py::dict plan(const std::string& cell, const std::string& math, bool backward, b
 PYBIND11_MODULE(_C, m) {
   raise_trim_threshold();
   m.attr("torch_version") = TORCH_VERSION;
+#ifdef FASTRNN_CUDA
+  m.attr("cuda_built") = true;
+  m.attr("cuda_archs") = std::vector<std::string>{FASTRNN_CUDA_ARCHS};
+#else
+  m.attr("cuda_built") = false;
   m.attr("cuda_archs") = std::vector<std::string>{};
+#endif
   m.def("isas_built", &cpu::isas_built, "Instruction sets this build has kernels for.");
   m.def("isas_available", &cpu::isas_available, "Those of them that this processor runs, best last.");
   m.def("isa", &cpu::isa,

@@ -158,25 +158,31 @@ variable_list cell_step(const Tensor& input, at::TensorList hx, at::TensorList w
 }
 
 // In a region of torch.autocast tensors are cast to its dtype, except float64; weights once in the region.
-template <class Tensors>
-auto autocast(const Tensors& tensors) {
-  return at::autocast::cached_cast(at::autocast::get_autocast_dtype(at::kCPU), tensors, at::kCPU);
-}
+template <c10::DeviceType device>
+struct Autocast {
+  static constexpr auto key =
+      device == at::kCUDA ? c10::DispatchKey::AutocastCUDA : c10::DispatchKey::AutocastCPU;
 
-variable_list rnn_autocast(const Tensor& input, const optional<Tensor>& batch_sizes, at::TensorList hx,
+  template <class Tensors>
+  static auto cast(const Tensors& tensors) {
+    return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), tensors, device);
+  }
+
+  static variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::TensorList hx,
                            at::TensorList weights, const std::string& cell, bool has_biases,
                            int64_t num_layers, double dropout, bool train, bool bidirectional,
                            bool batch_first) {
-  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
-  return rnn(autocast(input), batch_sizes, autocast(hx), autocast(weights), cell, has_biases, num_layers,
-             dropout, train, bidirectional, batch_first);
-}
+    c10::impl::ExcludeDispatchKeyGuard no_autocast(key);
+    return torch_ops::rnn(cast(input), batch_sizes, cast(hx), cast(weights), cell, has_biases, num_layers,
+                          dropout, train, bidirectional, batch_first);
+  }
 
-variable_list cell_autocast(const Tensor& input, at::TensorList hx, at::TensorList weights,
-                            const std::string& cell) {
-  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
-  return cell_step(autocast(input), autocast(hx), autocast(weights), cell);
-}
+  static variable_list cell_step(const Tensor& input, at::TensorList hx, at::TensorList weights,
+                                 const std::string& cell) {
+    c10::impl::ExcludeDispatchKeyGuard no_autocast(key);
+    return torch_ops::cell_step(cast(input), cast(hx), cast(weights), cell);
+  }
+};
 
 }  // namespace
 
@@ -185,8 +191,12 @@ TORCH_LIBRARY_IMPL(fastrnn, CompositeImplicitAutograd, m) {
   m.impl("cell", cell_step);
 }
 TORCH_LIBRARY_IMPL(fastrnn, AutocastCPU, m) {
-  m.impl("rnn", rnn_autocast);
-  m.impl("cell", cell_autocast);
+  m.impl("rnn", Autocast<at::kCPU>::rnn);
+  m.impl("cell", Autocast<at::kCPU>::cell_step);
+}
+TORCH_LIBRARY_IMPL(fastrnn, AutocastCUDA, m) {
+  m.impl("rnn", Autocast<at::kCUDA>::rnn);
+  m.impl("cell", Autocast<at::kCUDA>::cell_step);
 }
 
 }  // namespace fastrnn::torch_ops

@@ -61,10 +61,7 @@ class HostQueue {
     std::memcpy(to, from, count * sizeof(T));
   }
 
-  template <class Cell, class T>
-  static int64_t recurrence_bytes(const Plan&, const Recurrence<T>&) {
-    return 0;
-  }
+  static int64_t recurrence_bytes(const Plan&) { return 0; }
   template <class Cell, class T>
   void run_recurrence(const Plan&, const Recurrence<T>&, void*) {
     throw std::logic_error("only tier 0 runs here");

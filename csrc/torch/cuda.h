@@ -1,0 +1,29 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/cuda/CUDAGuard.h>
+
+#include "core/params.h"
+#include "cpu/dispatch.h"
+
+namespace fastrnn::torch_ops {
+
+// The CUDA side of csrc/torch/layer.cpp: the device of x, its current stream, scratch memory from torch.
+class Cuda {
+ public:
+  static constexpr bool computes = true, has_half = true;
+  explicit Cuda(const at::Tensor& x) : guard_(x.device()) {}
+
+  // Defined for float, double, fp16 and bf16. No call waits for the device.
+  template <class T>
+  void forward(const cpu::CellKernels& cell, const ForwardParams<T>& p) const;
+  template <class T>
+  void backward(const cpu::CellKernels& cell, const BackwardParams<T>& p) const;
+
+  static void copy(const at::Tensor& from, const at::Tensor& to) { to.copy_(from); }
+
+ private:
+  const c10::cuda::CUDAGuard guard_;
+};
+
+}  // namespace fastrnn::torch_ops
