@@ -6,8 +6,6 @@
 #include <c10/util/irange.h>
 #include <torch/library.h>
 
-#include <algorithm>
-
 #include "torch/layer.h"
 
 namespace fastrnn::torch_ops {
@@ -37,26 +35,34 @@ Tensor dropout_between(const Tensor& y, double p, bool batch_first) {
   return at::dropout(y.transpose(0, 1).contiguous(), p, /*train=*/true).transpose(0, 1);
 }
 
-// The CPU has no kernels for float16. There it is computed in float32, weights cast in every call.
-bool is_half_on_cpu(const Tensor& input, at::TensorList hx, at::TensorList weights) {
-  if (input.scalar_type() != at::kHalf || !input.is_cpu()) return false;
-  const auto is_half = [](const Tensor& tensor) { return tensor.scalar_type() == at::kHalf; };
-  return std::all_of(hx.begin(), hx.end(), is_half) && std::all_of(weights.begin(), weights.end(), is_half);
+// The CPU has no kernels for float16: what comes in it is computed in float32, weights cast in every call.
+bool is_half_on_cpu(const Tensor& input, at::TensorList weights) {
+  return input.scalar_type() == at::kHalf && input.is_cpu() && !weights.empty() &&
+         weights[0].scalar_type() == at::kHalf;
 }
 
-std::vector<Tensor> cast(at::TensorList tensors, at::ScalarType dtype) {
+std::vector<Tensor> half_to_float(at::TensorList tensors, const char* name) {
   std::vector<Tensor> result;
-  for (const Tensor& tensor : tensors) result.push_back(tensor.to(dtype));
+  for (const Tensor& tensor : tensors) {
+    TORCH_CHECK(tensor.scalar_type() == at::kHalf, name, ": expected dtype Half as the input's, got ",
+                tensor.scalar_type());
+    result.push_back(tensor.to(at::kFloat));
+  }
   return result;
+}
+
+variable_list to_half(variable_list results) {
+  for (Tensor& result : results) result = result.to(at::kHalf);
+  return results;
 }
 
 variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::TensorList hx,
                   at::TensorList weights, const std::string& cell, bool has_biases, int64_t num_layers,
                   double dropout, bool train, bool bidirectional, bool batch_first) {
-  if (is_half_on_cpu(input, hx, weights)) {
-    return cast(rnn(input.to(at::kFloat), batch_sizes, cast(hx, at::kFloat), cast(weights, at::kFloat), cell,
-                    has_biases, num_layers, dropout, train, bidirectional, batch_first),
-                at::kHalf);
+  if (is_half_on_cpu(input, weights)) {
+    return to_half(rnn(input.to(at::kFloat), batch_sizes, half_to_float(hx, "hx"),
+                       half_to_float(weights, "weights"), cell, has_biases, num_layers, dropout, train,
+                       bidirectional, batch_first));
   }
   const int64_t D = bidirectional ? 2 : 1;
   TORCH_CHECK_VALUE(num_layers > 0, "num_layers: expected at least 1, got ", num_layers);
@@ -134,9 +140,9 @@ variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::
 
 variable_list cell_step(const Tensor& input, at::TensorList hx, at::TensorList weights,
                         const std::string& cell) {
-  if (is_half_on_cpu(input, hx, weights)) {
-    return cast(cell_step(input.to(at::kFloat), cast(hx, at::kFloat), cast(weights, at::kFloat), cell),
-                at::kHalf);
+  if (is_half_on_cpu(input, weights)) {
+    return to_half(
+        cell_step(input.to(at::kFloat), half_to_float(hx, "hx"), half_to_float(weights, "weights"), cell));
   }
   TORCH_CHECK_VALUE(input.dim() == 1 || input.dim() == 2, "input: expected 1 or 2 dimensions, got ",
                     input.dim());
