@@ -213,6 +213,19 @@ def test_tf32(tier, case):
         assert not torch.equal(got["output"], full["output"])
 
 
+@each_cell
+def test_tf32_of_matrix_products_is_not_that_of_layers(cell):
+    """As torch.nn's layers on cuDNN, fastrnn's follow the flag for RNNs."""
+    case = Case(cell, T=5, B=16, I=64, H=150)
+    full = case.solve(fastrnn)
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        assert_same_bits(case.solve(fastrnn), full, "tf32 of matrix products")
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
 def cudnn_cases():
     for cell in EVERY_CELL:
         for dtype in (FP32, FP64):
