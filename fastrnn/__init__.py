@@ -4,6 +4,7 @@
     fastrnn.convert(model), fastrnn.revert(model)         switch the torch.nn layers inside a model, and back
     fastrnn.functional                                    the same as functions of tensors
     fastrnn.Stateful(layer)                               keeps the state from call to call
+    fastrnn.onnx                                          for torch.onnx.export
 
 `python -m fastrnn` prints what was built and what was chosen on this machine.
 """
@@ -52,7 +53,7 @@ def _load():
 
 _load()
 
-from . import functional  # noqa: E402  (needs the operators)
+from . import functional, onnx  # noqa: E402  (need the operators)
 from .conversion import convert, revert  # noqa: E402
 from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell  # noqa: E402
 from .stateful import Stateful  # noqa: E402
@@ -72,5 +73,6 @@ __all__ = [
     "Stateful",
     "convert",
     "functional",
+    "onnx",
     "revert",
 ]

@@ -8,10 +8,11 @@ elementwise.
 Sizes: T time, B batch, I input, H hidden, P projected hidden (H without a projection), L layers,
 D directions.
 
-Every tensor of a call has one dtype, float32, float64, bfloat16 or, on a CUDA device, float16, and one
-device, the CPU or a CUDA device; only the batch sizes of a PackedSequence stay on the CPU. Outputs have that
-dtype. In a region of torch.autocast dtypes other than float64 may be mixed: all are cast to its dtype.
-Strides are free. Gradients flow to the input, the states and the weights.
+Every tensor of a call has one dtype, float32, float64, bfloat16 or float16, which the CPU computes in
+float32, and one device, the CPU or a CUDA device; only the batch sizes of a PackedSequence stay on the CPU,
+and `lengths` may be anywhere. Outputs have that dtype. In a region of torch.autocast dtypes other than
+float64 may be mixed: all are cast to its dtype. Strides are free. Gradients flow to the input, the states and
+the weights.
 """
 
 from collections.abc import Sequence
