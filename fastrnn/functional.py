@@ -104,6 +104,7 @@ def lstm(
         RuntimeError: any other size or dtype that does not fit, or a count of weights that does not; a length
             out of range; `lengths` with an unbatched or packed input.
         TypeError: `lengths` are not integers.
+        NotImplementedError: `lengths` under torch.export.
         KindError: `input` or `hx` is something else than stated above (a TypeError).
     """
     return run_sequence(
@@ -395,6 +396,9 @@ def _run_with_more(input, states, weights, options, batch_first, lengths, return
         kind = "a PackedSequence, which has its own" if packed else f"{input.dim()} dimensions"
         raise RuntimeError(f"lengths: expected a padded input of 3 dimensions with them, got {kind}")
 
+    if lengths is not None and torch.compiler.is_exporting():
+        raise NotImplementedError("lengths: torch.export has no form for them: export the padded layer")
+
     # x: [T, B, I] or packed rows, of which B sequences are run; order: these among all sequences, or None
     unbatched = not packed and input.dim() == 2
     rows = order = restored = batch_sizes = None
@@ -428,10 +432,8 @@ def _run_with_more(input, states, weights, options, batch_first, lengths, return
         y, *last = _rnn(x, batch_sizes, states, weights, *options, False)
         every = []
 
-    if (
-        rows is not None
-    ):  # back to where the rows came from; what they leave out is zero, or the initial state
-
+    if rows is not None:
+        # Back to where the rows came from. What they leave out is zero, or the initial state.
         def spread(t):
             t = t if batch_sizes is not None else t.squeeze(0)
             padded = t.new_zeros(input.shape[0] * input.shape[1], *t.shape[1:])

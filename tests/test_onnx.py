@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from cases import EVERY_CELL, Case, give, random, take
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
 import fastrnn.onnx
@@ -123,13 +123,25 @@ def test_a_model_keeps_its_other_layers():
     compare(model, program, (random(4, 2, 7, seed=1),))
 
 
-class Packs(torch.nn.Module):
+class Packed(torch.nn.Module):
+    """Gets the rows of a packed sequence: packing itself is beyond torch.export."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn = fastrnn.GRU(7, 16)
+        self.register_buffer("h_0", torch.zeros(1, 3, 16))
+
+    def forward(self, data, batch_sizes):
+        return self.rnn(PackedSequence(data, batch_sizes), self.h_0)[1]
+
+
+class Lengths(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.rnn = fastrnn.GRU(7, 16)
 
-    def forward(self, x):
-        return self.rnn(pack_padded_sequence(x, torch.tensor([5, 3, 1])))[1]
+    def forward(self, x, lengths):
+        return self.rnn(x, lengths=lengths)[1]
 
 
 def told(module, args):
@@ -147,4 +159,6 @@ def test_what_onnx_cannot():
     assert "proj_size: ONNX's LSTM has no projection" in told(fastrnn.LSTM(7, 16, proj_size=4), (x,))
     half = fastrnn.GRU(7, 16, dtype=torch.bfloat16)
     assert "dtype: ONNX's GRU has none of BFLOAT16" in told(half, (x.bfloat16(),))
-    assert "ONNX export of packed sequences" in told(Packs(), (x,))
+    packed = pack_padded_sequence(x, [5, 3, 1])
+    assert "ONNX export of packed sequences" in told(Packed(), (packed.data, packed.batch_sizes))
+    assert "lengths: torch.export" in told(Lengths(), (x, torch.tensor([5, 0, 1])))
