@@ -2,13 +2,14 @@
 
 Both models start from the same seed and see the same batches. Their training steps are interleaved, and who
 goes first alternates, so that neither gets a quieter machine. Without --text it reads the documentation that
-every Python ships.
+every Python ships. Under torchrun the processes share each batch and average their gradients.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -16,10 +17,12 @@ from pathlib import Path
 from statistics import mean, median
 
 import torch
+import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import fastrnn
 
@@ -38,40 +41,45 @@ class CharModel(nn.Module):
     def __init__(self, library, cell: str, vocabulary: int, hidden: int, layers: int):
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, hidden)
-        self.rnn = getattr(library, LAYERS[cell])(hidden, hidden, layers)
+        self.rnn = fastrnn.Stateful(getattr(library, LAYERS[cell])(hidden, hidden, layers))
         self.head = nn.Linear(hidden, vocabulary)
 
-    def forward(self, chars: Tensor, state=None):  # chars [T, B] -> logits [T, B, vocabulary]
-        output, state = self.rnn(self.embedding(chars), state)
-        return self.head(output), state
+    def forward(
+        self, chars: Tensor
+    ) -> Tensor:  # [T, B] -> logits [T, B, vocabulary], from where it last ended
+        return self.head(self.rnn(self.embedding(chars)))
 
 
 @dataclass
 class Trainer:
-    """One model with its optimizer, carried state and history."""
+    """One model with its optimizer and history."""
 
     name: str
     model: CharModel
     steps: int
-    state: object = None
     losses: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
     def __post_init__(self):
+        self.parallel = DistributedDataParallel(self.model) if dist.is_initialized() else self.model
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE, fused=True)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.steps)
 
     def step(self, inputs: Tensor, targets: Tensor, fresh: bool):
         """One step of truncated back-propagation through time; `fresh` starts again from a zero state."""
         start = time.perf_counter()
+        if fresh:
+            self.model.rnn.reset()
         self.optimizer.zero_grad()
-        logits, state = self.model(inputs, None if fresh else self.state)
+        logits = self.parallel(inputs)
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
         self.optimizer.step()
         self.schedule.step()
-        self.state = tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
+        self.model.rnn.detach()
+        if dist.is_initialized():
+            dist.all_reduce(loss := loss.detach() / dist.get_world_size())
         self.losses.append(loss.item())
         self.seconds.append(time.perf_counter() - start)
 
@@ -131,9 +139,10 @@ def train(trainers: list[Trainer], data: Tensor, steps: int, seq: int, console: 
 @torch.no_grad()
 def sample(model: CharModel, vocabulary: str, prompt: str, seed: int) -> str:
     generator = torch.Generator().manual_seed(seed)
-    chars, state, text = torch.tensor([[vocabulary.index(char)] for char in prompt]), None, ""
+    chars, text = torch.tensor([[vocabulary.index(char)] for char in prompt]), ""
+    model.rnn.reset()
     for _ in range(SAMPLE_CHARS):
-        logits, state = model(chars, state)
+        logits = model(chars)
         chars = torch.multinomial((logits[-1] / SAMPLE_TEMPERATURE).softmax(-1), 1, generator=generator)
         text += vocabulary[chars.item()]
     return text
@@ -255,11 +264,17 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_arguments()
-    console = Console()
+    rank, processes = 0, int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets it
+    if processes > 1:
+        if args.batch % processes:
+            raise SystemExit(f"--batch {args.batch} cannot be shared by {processes} processes")
+        dist.init_process_group("gloo")
+        rank = dist.get_rank()
+    console = Console(quiet=rank > 0)
     torch.set_num_threads(args.threads)
     text = read_text(args.text)
     vocabulary = "".join(sorted(set(text)))
-    data = streams(text, vocabulary, args.batch, args.seq)
+    data = streams(text, vocabulary, args.batch, args.seq)[:, rank::processes].contiguous()
     args.out.parent.mkdir(parents=True, exist_ok=True)
 
     trainers = []
@@ -270,9 +285,15 @@ def main() -> int:
     title = (
         f"Character model, {args.layers} x {LAYERS[args.cell]}({args.hidden}), batch {args.batch}, "
         f"sequence {args.seq}, {args.threads} threads"
+        + f" in each of {processes} processes"
+        * (processes > 1)
     )
     console.print(f"{title}\n{len(text):,} characters of text, {len(vocabulary)} different ones")
     train(trainers, data, args.steps, args.seq, console)
+    if processes > 1:
+        dist.destroy_process_group()
+        if rank > 0:
+            return 0
 
     chars_per_step = args.batch * args.seq
     report(trainers, chars_per_step, console)

@@ -3,6 +3,8 @@
     fastrnn.LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell    the modules
     fastrnn.convert(model), fastrnn.revert(model)         switch the torch.nn layers inside a model, and back
     fastrnn.functional                                    the same as functions of tensors
+    fastrnn.Stateful(layer)                               keeps the state from call to call
+    fastrnn.onnx                                          for torch.onnx.export
 
 `python -m fastrnn` prints what was built and what was chosen on this machine.
 """
@@ -51,13 +53,26 @@ def _load():
 
 _load()
 
-from . import functional  # noqa: E402  (needs the operators)
+from . import functional, onnx  # noqa: E402  (need the operators)
 from .conversion import convert, revert  # noqa: E402
 from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell  # noqa: E402
+from .stateful import Stateful  # noqa: E402
 
 try:
     __version__ = version("fastrnn")
 except PackageNotFoundError:  # built in place, not installed
     __version__ = "unknown"
 
-__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "convert", "functional", "revert"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "Stateful",
+    "convert",
+    "functional",
+    "onnx",
+    "revert",
+]

@@ -8,10 +8,11 @@ elementwise.
 Sizes: T time, B batch, I input, H hidden, P projected hidden (H without a projection), L layers,
 D directions.
 
-Every tensor of a call has one dtype, float32, float64, bfloat16 or, on a CUDA device, float16, and one
-device, the CPU or a CUDA device; only the batch sizes of a PackedSequence stay on the CPU. Outputs have that
-dtype. In a region of torch.autocast dtypes other than float64 may be mixed: all are cast to its dtype.
-Strides are free. Gradients flow to the input, the states and the weights.
+Every tensor of a call has one dtype, float32, float64, bfloat16 or float16, which the CPU computes in
+float32, and one device, the CPU or a CUDA device; only the batch sizes of a PackedSequence stay on the CPU,
+and `lengths` may be anywhere. Outputs have that dtype. In a region of torch.autocast dtypes other than
+float64 may be mixed: all are cast to its dtype. Strides are free. Gradients flow to the input, the states and
+the weights.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
+
+from .sequences import find_rows, read_lengths, run_layers
 
 __all__ = ["KindError", "gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 
@@ -48,6 +51,8 @@ def lstm(
     training: bool = False,
     bidirectional: bool = False,
     batch_first: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    return_all_states: bool = False,
 ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
     r"""Long short-term memory over a sequence. In each layer and direction, for every step::
 
@@ -78,19 +83,43 @@ def lstm(
         bidirectional: D = 2, with weights for the reverse direction, else D = 1.
         batch_first: whether `input` and `output` have the batch before the time; states never do, unbatched
             and packed input ignore it.
+        lengths: how many steps each sequence of a padded `input` has, `[B]`: a list or a tensor of integers
+            from 0 to T, in any order, on any device. What stands past a length is not read. Results are those
+            of the same sequences packed, to the bit: `output` is zero past a length, the last states are
+            those of each sequence at its own end, and those of a sequence of length 0 are its initial ones.
+            Lengths are needed on the CPU: on a GPU they cost a synchronization, and are the only one.
+        return_all_states: return the states of every step, of all layers, as well.
 
     Returns:
         `output, (h_n, c_n)`: the h' of the last layer, in the form of `input` with last size `D*P`, and the
-        last states, shaped and ordered as in `hx`.
+        last states, shaped and ordered as in `hx`. With `return_all_states` `output, (h_n, c_n), (h, c)`: h
+        `[L*D, T, B, P]` and c `[L*D, T, B, H]` hold what each step ends with, so that `(h[:, t], c[:, t])` is
+        an `hx`. They are `[L*D, B, T, …]` with `batch_first`, `[L*D, T, …]` without a batch, zero past the
+        `lengths`, and PackedSequences of data `[sum of lengths, L*D, …]` for a PackedSequence. c is computed
+        from h, one more product and T small operations, and differs from `c_n` by rounding.
 
     Raises:
         ValueError: an `input` that is not packed has not 2 or 3 dimensions, or its dtype is not that of the
             weights.
-        RuntimeError: any other size or dtype that does not fit, or a count of weights that does not.
+        RuntimeError: any other size or dtype that does not fit, or a count of weights that does not; a length
+            out of range; `lengths` with an unbatched or packed input.
+        TypeError: `lengths` are not integers.
+        NotImplementedError: `lengths` under torch.export.
         KindError: `input` or `hx` is something else than stated above (a TypeError).
     """
     return run_sequence(
-        "lstm", input, hx, weights, bias, num_layers, dropout, training, bidirectional, batch_first
+        "lstm",
+        input,
+        hx,
+        weights,
+        bias,
+        num_layers,
+        dropout,
+        training,
+        bidirectional,
+        batch_first,
+        lengths,
+        return_all_states,
     )
 
 
@@ -105,6 +134,8 @@ def gru(
     training: bool = False,
     bidirectional: bool = False,
     batch_first: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    return_all_states: bool = False,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     r"""Gated recurrent units over a sequence. In each layer and direction, for every step::
 
@@ -126,17 +157,29 @@ def gru(
         weights: flat, for each layer, for each direction: `W_ih, W_hh`, with `bias` then `b_ih, b_hh`. Rows
             of the gates are stacked in the order r, z, n. `W_ih` is `[3*H, I]` in the first layer and
             `[3*H, D*H]` above, `W_hh` `[3*H, H]`, `b_ih` and `b_hh` `[3*H]`.
-        bias, num_layers, dropout, training, bidirectional, batch_first: as for `lstm`.
+        bias, num_layers, dropout, training, bidirectional, batch_first, lengths, return_all_states: as for
+            `lstm`.
 
     Returns:
         `output, h_n`: the h' of the last layer, in the form of `input` with last size `D*H`, and the last
-        state, shaped and ordered as `hx`.
+        state, shaped and ordered as `hx`. With `return_all_states` `output, h_n, h`, the last as for `lstm`.
 
     Raises:
-        ValueError, RuntimeError, KindError: as `lstm`.
+        ValueError, RuntimeError, TypeError, KindError: as `lstm`.
     """
     return run_sequence(
-        "gru", input, hx, weights, bias, num_layers, dropout, training, bidirectional, batch_first
+        "gru",
+        input,
+        hx,
+        weights,
+        bias,
+        num_layers,
+        dropout,
+        training,
+        bidirectional,
+        batch_first,
+        lengths,
+        return_all_states,
     )
 
 
@@ -152,6 +195,8 @@ def rnn(
     training: bool = False,
     bidirectional: bool = False,
     batch_first: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    return_all_states: bool = False,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     r"""Elman's recurrent network over a sequence. In each layer and direction, for every step::
 
@@ -169,19 +214,31 @@ def rnn(
             `W_ih` is `[H, I]` in the first layer and `[H, D*H]` above, `W_hh` `[H, H]`, `b_ih` and `b_hh`
             `[H]`.
         nonlinearity: "tanh" or "relu".
-        bias, num_layers, dropout, training, bidirectional, batch_first: as for `lstm`.
+        bias, num_layers, dropout, training, bidirectional, batch_first, lengths, return_all_states: as for
+            `lstm`.
 
     Returns:
         `output, h_n`: the h' of the last layer, in the form of `input` with last size `D*H`, and the last
-        state, shaped and ordered as `hx`.
+        state, shaped and ordered as `hx`. With `return_all_states` `output, h_n, h`, the last as for `lstm`.
 
     Raises:
         ValueError: `nonlinearity` is neither of the two; and as `lstm`.
-        RuntimeError, KindError: as `lstm`.
+        RuntimeError, TypeError, KindError: as `lstm`.
     """
     cell = name_rnn(nonlinearity, ValueError)
     return run_sequence(
-        cell, input, hx, weights, bias, num_layers, dropout, training, bidirectional, batch_first
+        cell,
+        input,
+        hx,
+        weights,
+        bias,
+        num_layers,
+        dropout,
+        training,
+        bidirectional,
+        batch_first,
+        lengths,
+        return_all_states,
     )
 
 
@@ -269,12 +326,35 @@ def rnn_cell(
 # ---- what the functions above and the modules share ----
 
 
-def run_sequence(cell, input, hx, weights, bias, num_layers, dropout, training, bidirectional, batch_first):
+def run_sequence(
+    cell,
+    input,
+    hx,
+    weights,
+    bias,
+    num_layers,
+    dropout,
+    training,
+    bidirectional,
+    batch_first,
+    lengths=None,
+    return_all_states=False,
+):
     """The operator fastrnn::rnn in torch.nn's calling convention: hx None, a state or a tuple; packed input.
 
     Kinds are checked here, every shape and dtype in the operator.
     """
     states = _list_states(cell, hx)
+    if lengths is not None or return_all_states:
+        return _run_with_more(
+            input,
+            states,
+            weights,
+            (cell, bias, num_layers, dropout, training, bidirectional),
+            batch_first,
+            lengths,
+            return_all_states,
+        )
     if isinstance(input, Tensor):
         output, *states = _rnn(
             input,
@@ -302,6 +382,77 @@ def run_sequence(cell, input, hx, weights, bias, num_layers, dropout, training, 
     else:
         raise KindError(f"{cell}: input: expected Tensor or PackedSequence, got {_kind(input)}")
     return output, _join_states(states)
+
+
+def _run_with_more(input, states, weights, options, batch_first, lengths, return_all_states):
+    """run_sequence with `lengths` or `return_all_states`. What both take is time-major, or packed rows."""
+    cell, _, num_layers, _, _, bidirectional = options
+    packed = isinstance(input, PackedSequence)
+    if not packed and not isinstance(input, Tensor):
+        raise KindError(f"{cell}: input: expected Tensor or PackedSequence, got {_kind(input)}")
+    if not packed and input.dim() not in (2, 3):
+        raise ValueError(f"input: expected 2 or 3 dimensions, got {input.dim()}")
+    if lengths is not None and (packed or input.dim() != 3):
+        kind = "a PackedSequence, which has its own" if packed else f"{input.dim()} dimensions"
+        raise RuntimeError(f"lengths: expected a padded input of 3 dimensions with them, got {kind}")
+
+    if lengths is not None and torch.compiler.is_exporting():
+        raise NotImplementedError("lengths: torch.export has no form for them: export the padded layer")
+
+    # x: [T, B, I] or packed rows, of which B sequences are run; order: these among all sequences, or None
+    unbatched = not packed and input.dim() == 2
+    rows = order = restored = batch_sizes = None
+    if packed:
+        x, batch_sizes, order, restored = input
+        B = int(batch_sizes[0])
+    elif lengths is not None:
+        T, B = input.shape[:2] if not batch_first else (input.shape[1], input.shape[0])
+        rows = find_rows(read_lengths(lengths, B, T), T, batch_first).to(input.device)
+        order, batch_sizes = rows.order, rows.batch_sizes
+        x = input.flatten(0, 1).index_select(0, rows.index)
+        if not len(order):  # an empty batch of one step, so that gradients are zeros as of any batch
+            x, batch_sizes = x.unsqueeze(0), None
+    else:
+        x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if batch_first else input
+        B = x.shape[1]
+    initial = states
+    for name, state in zip(STATES[cell], states, strict=False):
+        expected = [num_layers * (1 + bidirectional), *[B] * (not unbatched)]
+        if list(state.shape[:-1]) != expected:
+            raise RuntimeError(
+                f"{name}_0: expected size {[*expected, 'its hidden size']}, got {list(state.shape)}"
+            )
+    states = [s.unsqueeze(1) for s in states] if unbatched else states
+    if order is not None:
+        states = [s.index_select(1, order) for s in states]
+
+    if return_all_states:
+        (y, *last), every = run_layers(x, batch_sizes, states, weights, *options)
+    else:
+        y, *last = _rnn(x, batch_sizes, states, weights, *options, False)
+        every = []
+
+    if rows is not None:
+        # Back to where the rows came from. What they leave out is zero, or the initial state.
+        def spread(t):
+            t = t if batch_sizes is not None else t.squeeze(0)
+            padded = t.new_zeros(input.shape[0] * input.shape[1], *t.shape[1:])
+            return padded.index_copy(0, rows.index, t).unflatten(0, input.shape[:2])
+
+        y, every = spread(y), [spread(s).movedim(-2, 0) for s in every]
+        initial = initial or [s.new_zeros(s.shape[0], B, s.shape[2]) for s in last]
+        last = [s.to(new.dtype).index_copy(1, order, new) for s, new in zip(initial, last, strict=True)]
+    elif packed:
+        last = last if restored is None else [s.index_select(1, restored) for s in last]
+        y, *every = (PackedSequence(t, *input[1:]) for t in (y, *every))
+    else:
+        every = [s.movedim(-2, 0) for s in every]
+        if unbatched:
+            y, last, every = y.squeeze(1), [s.squeeze(1) for s in last], [s.squeeze(2) for s in every]
+        elif batch_first:
+            y, every = y.transpose(0, 1), [s.transpose(1, 2) for s in every]
+    result = y, _join_states(last)
+    return (*result, _join_states(every)) if return_all_states else result
 
 
 def run_step(cell, input, hx, W_ih, W_hh, b_ih, b_hh):

@@ -4,6 +4,8 @@ Each class subclasses the torch.nn class of the same name and differs from it in
 parameters, initial values, state dict, repr and pickling are torch.nn's own.
 """
 
+import inspect
+
 import torch
 import torch.fx
 
@@ -35,13 +37,17 @@ def _gather(module, names):
 class _Layer:
     """`forward` of a whole-sequence layer, for a subclass of torch.nn.RNNBase."""
 
-    def forward(self, input, hx=None):
+    def forward(self, input, hx=None, *, lengths=None, return_all_states=False):
         """Run the layer over a sequence; see the function of the same name in `fastrnn.functional`.
 
         input: `[T, B, I]`, `[B, T, I]` with batch_first, `[T, I]` unbatched, or a PackedSequence
         hx: initial state, None for zeros; a tensor h_0, for an LSTM a tuple (h_0, c_0)
+        lengths: `[B]`, of the sequences in a padded input: any integers from 0 to T, on any device; the plain
+            alternative to a PackedSequence. `output` is zero past a length
+        return_all_states: return the states of every step, too
 
-        Returns `output, h_n`, for an LSTM `output, (h_n, c_n)`.
+        Returns `output, h_n`, for an LSTM `output, (h_n, c_n)`; with return_all_states a third result, h of
+        every step `[L*D, T, B, P]`, for an LSTM `(h, c)`, c `[L*D, T, B, H]`.
         """
         return run_sequence(
             self.mode.lower(),
@@ -54,6 +60,8 @@ class _Layer:
             self.training,
             self.bidirectional,
             self.batch_first,
+            lengths,
+            return_all_states,
         )
 
 
@@ -71,16 +79,52 @@ class _Cell:
         return run_step(self._cell, input, hx, *_gather(self, _CELL_WEIGHTS))
 
 
+def _takes(change):
+    """Tell `inspect` the arguments of a layer: those of torch.nn.RNNBase after `change`. torch.nn's layers
+    hide them behind *args, and torch.nn.utils.skip_init, which looks for them, refuses."""
+
+    def sign(init):
+        arguments = dict(inspect.signature(torch.nn.RNNBase.__init__).parameters)
+        del arguments["mode"]
+        init.__signature__ = inspect.Signature(change(arguments))
+        return init
+
+    return sign
+
+
+def _without_projection(arguments):
+    return [a for name, a in arguments.items() if name != "proj_size"]
+
+
+def _with_nonlinearity(arguments):
+    nonlinearity = arguments["num_layers"].replace(name="nonlinearity", default="tanh", annotation=str)
+    first = list(arguments).index("num_layers") + 1
+    arguments = _without_projection(arguments)
+    return [*arguments[:first], nonlinearity, *arguments[first:]]
+
+
 class LSTM(_Layer, torch.nn.LSTM):
     """torch.nn.LSTM, computed by fastrnn. Arguments, shapes and attributes: see torch.nn.LSTM."""
+
+    @_takes(lambda arguments: arguments.values())
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
 
 
 class GRU(_Layer, torch.nn.GRU):
     """torch.nn.GRU, computed by fastrnn. Arguments, shapes and attributes: see torch.nn.GRU."""
 
+    @_takes(_without_projection)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
 
 class RNN(_Layer, torch.nn.RNN):
     """torch.nn.RNN, computed by fastrnn. Arguments, shapes and attributes: see torch.nn.RNN."""
+
+    @_takes(_with_nonlinearity)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
 
 
 class LSTMCell(_Cell, torch.nn.LSTMCell):

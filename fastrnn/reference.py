@@ -24,7 +24,17 @@ from torch import Tensor
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import linear
 
-__all__ = ["CELLS", "Cell", "gru_step", "lstm_step", "num_weights", "rnn", "rnn_step", "weight_shapes"]
+__all__ = [
+    "CELLS",
+    "Cell",
+    "gru_step",
+    "lstm_step",
+    "num_weights",
+    "rnn",
+    "rnn_step",
+    "sweep",
+    "weight_shapes",
+]
 
 State = tuple[Tensor, ...]
 
@@ -176,7 +186,7 @@ def weight_shapes(
     return shapes
 
 
-def _sweep(step, x, state, weights, batch_sizes, reverse) -> tuple[Tensor, State]:
+def sweep(step, x, state, weights, batch_sizes, reverse) -> tuple[Tensor, State]:
     """One layer in one direction.
 
     Args:
@@ -268,7 +278,7 @@ def rnn(
             ws = list(weights[k * each : (k + 1) * each])
             if not bias:
                 ws[2:2] = [None, None]
-            output, state = _sweep(row.step, x, tuple(s[k] for s in hx), ws, sizes, reverse=direction == 1)
+            output, state = sweep(row.step, x, tuple(s[k] for s in hx), ws, sizes, reverse=direction == 1)
             outputs.append(output)
             last.append(state)
         x = torch.cat(outputs, dim=-1)

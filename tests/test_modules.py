@@ -128,15 +128,6 @@ def test_dtype_changes(cell, step):
         assert_close(run(ours.float(), back, step), run(theirs.float(), back, step), case.but(exact=False))
 
 
-@each_cell
-@each_kind
-def test_float16_is_refused(cell, step):
-    case = Case(cell, T=1 if step else 4)
-    module, _, x, hx = case.prepare_step(fastrnn) if step else case.prepare(fastrnn)
-    with pytest.raises(NotImplementedError, match="input: expected dtype .*, got Half"):
-        module.half()(x.half(), give([h.half() for h in hx]))
-
-
 # ---- the weights of the moment ----
 
 

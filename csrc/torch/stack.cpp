@@ -35,9 +35,35 @@ Tensor dropout_between(const Tensor& y, double p, bool batch_first) {
   return at::dropout(y.transpose(0, 1).contiguous(), p, /*train=*/true).transpose(0, 1);
 }
 
+// The CPU has no kernels for float16: what comes in it is computed in float32, weights cast in every call.
+bool is_half_on_cpu(const Tensor& input, at::TensorList weights) {
+  return input.scalar_type() == at::kHalf && input.is_cpu() && !weights.empty() &&
+         weights[0].scalar_type() == at::kHalf;
+}
+
+std::vector<Tensor> half_to_float(at::TensorList tensors, const char* name) {
+  std::vector<Tensor> result;
+  for (const Tensor& tensor : tensors) {
+    TORCH_CHECK(tensor.scalar_type() == at::kHalf, name, ": expected dtype Half as the input's, got ",
+                tensor.scalar_type());
+    result.push_back(tensor.to(at::kFloat));
+  }
+  return result;
+}
+
+variable_list to_half(variable_list results) {
+  for (Tensor& result : results) result = result.to(at::kHalf);
+  return results;
+}
+
 variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::TensorList hx,
                   at::TensorList weights, const std::string& cell, bool has_biases, int64_t num_layers,
                   double dropout, bool train, bool bidirectional, bool batch_first) {
+  if (is_half_on_cpu(input, weights)) {
+    return to_half(rnn(input.to(at::kFloat), batch_sizes, half_to_float(hx, "hx"),
+                       half_to_float(weights, "weights"), cell, has_biases, num_layers, dropout, train,
+                       bidirectional, batch_first));
+  }
   const int64_t D = bidirectional ? 2 : 1;
   TORCH_CHECK_VALUE(num_layers > 0, "num_layers: expected at least 1, got ", num_layers);
   TORCH_CHECK_VALUE(dropout >= 0 && dropout <= 1, "dropout: expected a probability, got ", dropout);
@@ -114,6 +140,10 @@ variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::
 
 variable_list cell_step(const Tensor& input, at::TensorList hx, at::TensorList weights,
                         const std::string& cell) {
+  if (is_half_on_cpu(input, weights)) {
+    return to_half(
+        cell_step(input.to(at::kFloat), half_to_float(hx, "hx"), half_to_float(weights, "weights"), cell));
+  }
   TORCH_CHECK_VALUE(input.dim() == 1 || input.dim() == 2, "input: expected 1 or 2 dimensions, got ",
                     input.dim());
   TORCH_CHECK(weights.size() == 2 || weights.size() == 4, "weights: expected W_ih, W_hh[, b_ih, b_hh], got ",

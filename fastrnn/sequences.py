@@ -1,0 +1,168 @@
+"""Padded sequences with lengths, and the states of every step: what the layers do beyond torch.nn's.
+
+Sizes as in `fastrnn.functional`; R is the number of rows of a packed sequence, the sum of its lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import dropout as drop
+from torch.nn.functional import linear
+
+from .reference import sweep
+
+__all__ = ["Rows", "cell_states", "find_rows", "read_lengths", "run_layers"]
+
+_rnn = torch.ops.fastrnn.rnn.default
+
+
+class Rows(NamedTuple):
+    """The steps that padded sequences have, as the rows of a packed sequence.
+
+    Attributes:
+        index: `[R]`, where each row stands in the padded input with its first two dimensions flattened
+        batch_sizes: `[longest length]`, on the CPU
+        order: `[n]`, the sequences that have a step at all, the longest first
+    """
+
+    index: Tensor
+    batch_sizes: Tensor
+    order: Tensor
+
+    def to(self, device) -> Rows:
+        move = device.type != "cpu"
+        return Rows(self.index.to(device), self.batch_sizes, self.order.to(device)) if move else self
+
+
+def read_lengths(lengths: Tensor | Sequence[int], B: int, T: int) -> Tensor:
+    """`lengths` as int64 on the CPU, checked: `[B]`, each from 0 to T.
+
+    Raises TypeError if they are no integers, RuntimeError for a wrong number of them or one out of range.
+    """
+    try:
+        given = torch.as_tensor(lengths)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"lengths: expected a Tensor or a list of integers: {error}") from None
+    if given.numel() == 0 and not isinstance(lengths, Tensor):
+        given = given.long()  # an empty list has no dtype
+    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+        raise TypeError(f"lengths: expected integers, got {given.dtype}")
+    if given.shape != (B,):
+        raise RuntimeError(
+            f"lengths: expected size [{B}], one for each sequence of the input, got {list(given.shape)}"
+        )
+    given = given.to("cpu", torch.int64)
+    if B and not 0 <= given.min() <= given.max() <= T:
+        raise RuntimeError(
+            f"lengths: expected from 0 to {T}, the steps of the input, got {given.min()} to {given.max()}"
+        )
+    return given
+
+
+def find_rows(lengths: Tensor, T: int, batch_first: bool) -> Rows:
+    """The rows of sequences of these lengths (`[B]`, int64, CPU) in a padded `[T, B, …]` or `[B, T, …]`."""
+    ordered, order = lengths.sort(descending=True, stable=True)
+    n = int((ordered > 0).sum())
+    ordered, order = ordered[:n], order[:n]
+    longest = int(ordered[0]) if n else 0
+    runs = torch.arange(longest).unsqueeze(1) < ordered  # [longest, n]
+    t, k = runs.nonzero(as_tuple=True)
+    index = order[k] * T + t if batch_first else t * len(lengths) + order[k]
+    return Rows(index, runs.sum(1), order)
+
+
+def run_layers(x, batch_sizes, states, weights, cell, bias, num_layers, dropout, training, bidirectional):
+    """The operator fastrnn::rnn, layer by layer, with the states of every step.
+
+    x: `[T, B, I]`, or packed `[R, I]` with `batch_sizes`; states: `[L*D, B, …]` each, or none
+
+    Returns `[output, h_n(, c_n)]` of the operator, and `[h(, c)]` of every step with x's leading dimensions:
+    `[T, B, L*D, P]` and `[T, B, L*D, H]`, or `[R, L*D, …]`.
+    """
+    D = 1 + bidirectional
+    each, rest = divmod(len(weights), max(num_layers * D, 1))
+    if num_layers < 1:
+        raise ValueError(f"num_layers: expected at least 1, got {num_layers}")
+    if rest:
+        raise RuntimeError(
+            f"weights: expected as many for each of {num_layers} layer(s) and {D} direction(s), "
+            f"got {len(weights)} tensors"
+        )
+    if batch_sizes is None:
+        sizes = [x.shape[1]] * x.shape[0]
+    else:
+        sizes = batch_sizes.tolist()
+    every_h, every_c, last = [], [], []
+    for layer in range(num_layers):
+        k = layer * D
+        of_layer = weights[k * each : (k + D) * each]
+        first = [s[k : k + D] for s in states]
+        y, *final = _rnn(x, batch_sizes, first, of_layer, cell, bias, 1, 0.0, False, bidirectional, False)
+        every_h.append(y.unflatten(-1, (D, -1)))
+        last.append(final)
+        if cell == "lstm":
+            h_0, c_0 = first or [torch.zeros_like(s) for s in final]
+            for d in range(D):
+                c = cell_states(
+                    x.flatten(0, -2),
+                    every_h[-1].select(-2, d).flatten(0, -2),
+                    h_0[d],
+                    c_0[d],
+                    of_layer[d * each : (d + 1) * each],
+                    bias,
+                    sizes,
+                    reverse=d == 1,
+                )
+                every_c.append(c.unflatten(0, y.shape[:-1]).unsqueeze(-2))
+        x = drop(y, dropout) if training and dropout and layer + 1 < num_layers else y
+    results = [y, *(torch.cat(s) for s in zip(*last, strict=True))]
+    return results, [torch.cat(every, -2) for every in (every_h, every_c) if every]
+
+
+def cell_states(x, h, h_0, c_0, weights, bias, sizes, *, reverse) -> Tensor:
+    """c of every step of one layer and direction of an LSTM, once h of every step is known.
+
+    The gates of all steps are then one product, and only c' = f * c + i * g goes from step to step. It is
+    made of differentiable operations, and h brings its own derivative, so that of c is complete.
+
+    Args:
+        x: `[R, I]`
+        h: `[R, P]`, the layer's output; its dtype is that of the result, 16 bits are computed in 32
+        h_0, c_0: `[B, P]`, `[B, H]`
+        weights: `W_ih, W_hh`, with `bias` `b_ih, b_hh`, and perhaps `W_hr`
+        sizes: rows of each step
+        reverse: from the last step to the first
+
+    Returns: `[R, H]`
+    """
+    dtype = h.dtype
+    wide = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+    H = weights[0].shape[0] // 4
+    with torch.autocast(h.device.type, enabled=False):
+        x, h, h_0, c_0 = (t.to(dtype).to(wide) for t in (x, h, h_0, c_0))
+        ifg = [w[: 3 * H].to(dtype).to(wide) for w in weights[: 4 if bias else 2]]  # o makes h, not c
+        W_ih, W_hh, b_ih, b_hh = ifg if bias else (*ifg, None, None)
+        before = torch.cat([h_0, h]).index_select(0, _previous(sizes, reverse).to(h.device))
+        i, f, g = (linear(x, W_ih, b_ih) + linear(before, W_hh, b_hh)).chunk(3, -1)
+
+        def step(row, state):
+            f, ig = row.chunk(2, -1)
+            return (torch.addcmul(ig, f, state[0]),)
+
+        c, _ = sweep(step, torch.cat([f.sigmoid(), i.sigmoid() * g.tanh()], -1), (c_0,), (), sizes, reverse)
+    return c.to(dtype)
+
+
+def _previous(sizes: Sequence[int], reverse: bool) -> Tensor:
+    """For each packed row where the state before it stands in `[rows of h_0, rows of h]`: `[R]`."""
+    n = torch.tensor(sizes)
+    start = n.cumsum(0) - n
+    t = torch.repeat_interleave(torch.arange(len(n)), n)
+    k = torch.arange(len(t)) - start[t]
+    other = t + 1 if reverse else t - 1
+    runs = torch.cat([n, n.new_zeros(1)])[other] > k  # t - 1 = -1 is the zero at the end, too
+    return torch.where(runs, sizes[0] + start[other.clamp(0, len(n) - 1)] + k, k)

@@ -1,0 +1,355 @@
+"""What torch and its users wrap around a module works as with torch.nn's: values, gradients, no warnings."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from cases import EVERY_CELL, Case, cotangents, device_of, evaluate, give, take
+from tolerance import assert_close, assert_same_bits
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils import parametrizations, parametrize, prune
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import fastrnn
+
+pytestmark = pytest.mark.usefixtures("device")
+
+DOUBLE = torch.float64
+each_cell = pytest.mark.parametrize("cell", EVERY_CELL)
+each_kind = pytest.mark.parametrize("step", [False, True], ids=["layer", "cell"])
+
+
+def case_of(cell, step, **changes):
+    return Case(cell, T=1 if step else 4, L=1 if step else 2, H=9, I=9, dtype=DOUBLE, **changes)
+
+
+def prepare(case, step, library):
+    return case.prepare_step(library) if step else case.prepare(library)
+
+
+def call_of(case, step, module):
+    """A call of that module, say a copy of the one that was prepared."""
+    if not step:
+        return case.call(module)
+    return lambda x, hx: [(s := take(module(x, give(hx))))[0], *s]
+
+
+def name_of(step, which="weight_hh"):
+    return which if step else f"{which}_l0"
+
+
+def compare(case, step, wrap, training=True):
+    """The same `wrap(module)` on both libraries: values and gradients, in two calls with a step between."""
+
+    def solve(library):
+        module, _, x, hx = prepare(case, step, library)
+        torch.manual_seed(5)
+        module = (wrap(module) or module).train(training)
+        call = call_of(case, step, module)
+        evaluate(call, x, hx, dict(module.named_parameters()), case)
+        torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.1).step()
+        module.zero_grad()
+        _, _, x, hx = prepare(case, step, library)
+        return evaluate(call, x, hx, dict(module.named_parameters()), case)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = solve(fastrnn)
+    assert_close(got, solve(torch.nn), case)
+    return got
+
+
+# ---- computed weights ----
+
+
+class Symmetric(torch.nn.Module):
+    def forward(self, W):
+        return W + 0.5 * W.flip(0)
+
+
+WRAPS = {
+    "weight_norm": parametrizations.weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,
+    "parametrize": lambda module, name: parametrize.register_parametrization(module, name, Symmetric()),
+    "orthogonal": lambda module, name: parametrizations.orthogonal(module, name),
+    "prune": lambda module, name: prune.l1_unstructured(module, name, amount=0.4),
+    "prune and keep": lambda module, name: prune.remove(prune.random_unstructured(module, name, 0.4), name),
+    "prune rows": lambda module, name: prune.ln_structured(module, name, amount=3, n=2, dim=0),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@each_kind
+@each_cell
+def test_computed_weights(cell, step, wrap):
+    names = [name_of(step), name_of(step, "weight_ih")]
+    training = wrap != "spectral_norm" or step  # test_one_power_iteration_a_call
+    got = compare(
+        case_of(cell, step), step, lambda m: [WRAPS[wrap](m, name) for name in names] and None, training
+    )
+    if wrap != "prune and keep":
+        assert f"d{names[0]}" not in got, "the weight itself is still the parameter"
+
+
+@each_kind
+@each_cell
+def test_one_power_iteration_a_call(cell, step):
+    """spectral_norm goes on with every look at the weight in training. fastrnn looks once in a call, as other
+    modules do; torch.nn's layers look twice."""
+    case, name = case_of(cell, step), name_of(step)
+    module, call, x, hx = prepare(case, step, fastrnn)
+    plain = copy.deepcopy(module)
+    parametrizations.spectral_norm(module, name)
+    other = copy.deepcopy(module)
+    for _ in range(2):
+        got = call(x, hx)
+        with torch.no_grad():
+            getattr(plain, name).copy_(getattr(other, name))
+        assert all(map(torch.equal, got, call_of(case, step, plain)(x, hx)))
+
+
+@each_cell
+def test_parametrization_cached_and_removed(cell):
+    case = case_of(cell, False)
+    layer, call, x, hx = case.prepare(fastrnn)
+    parametrize.register_parametrization(layer, "weight_hh_l0", Symmetric())
+    want = call(x, hx)
+    with parametrize.cached():
+        assert all(map(torch.equal, call(x, hx), want))
+    parametrize.remove_parametrizations(layer, "weight_hh_l0", leave_parametrized=True)
+    assert type(layer) is type(case.build(fastrnn))
+    assert all(map(torch.equal, call(x, hx), want))
+
+
+@each_cell
+def test_global_pruning_and_copy(cell):
+    case = case_of(cell, False)
+    layer, call, x, hx = case.prepare(fastrnn)
+    prune.global_unstructured(
+        [(layer, "weight_hh_l0"), (layer, "weight_ih_l1")], prune.L1Unstructured, amount=0.5
+    )
+    dense = case.build(fastrnn)
+    dense.load_state_dict(
+        {n: getattr(layer, n).detach() for n in (name for name, _ in dense.named_parameters())}
+    )
+    assert not dense.weight_hh_l0.all()
+    want = case.call(dense)(x, hx)
+    assert all(map(torch.equal, call(x, hx), want))
+
+
+# ---- copies and averages ----
+
+
+@each_kind
+@each_cell
+def test_replicas_of_data_parallel(cell, step):
+    """What torch.nn.DataParallel does on each device: plain tensors for parameters; gradients reach these."""
+    case = case_of(cell, step)
+    module, call, x, hx = prepare(case, step, fastrnn)
+    want = evaluate(call, x, hx, dict(module.named_parameters()), case)
+    module.zero_grad()
+    replica = module._replicate_for_data_parallel()
+    for name, p in module.named_parameters():
+        setattr(replica, name, p * 1.0)
+    assert not list(replica.parameters())
+    _, _, x, hx = prepare(case, step, fastrnn)
+    got = evaluate(call_of(case, step, replica), x, hx, dict(module.named_parameters()), case)
+    assert_same_bits(got, want, "replica")
+
+
+@each_kind
+@each_cell
+def test_averaged_model(cell, step):
+    case = case_of(cell, step)
+
+    def solve(library):
+        module, call, x, hx = prepare(case, step, library)
+        averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.7))
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+        for _ in range(3):
+            evaluate(call, x, hx, dict(module.named_parameters()), case)
+            optimizer.step()
+            averaged.update_parameters(module)
+        values = call_of(case, step, averaged.module)(x, hx)
+        own = call(x, hx)
+        assert not torch.equal(values[0], own[0])
+        return {f"value {k}": v.detach() for k, v in enumerate(values)}
+
+    want = solve(torch.nn)
+    for name, value in solve(fastrnn).items():  # three steps of training make errors grow
+        torch.testing.assert_close(value.cpu(), want[name], rtol=1e-11, atol=1e-12)
+
+
+@each_kind
+@each_cell
+def test_share_memory(cell, step):
+    """Weights in shared memory are computed with, and a write of another holder is seen."""
+    case = case_of(cell, step)
+    module, call, x, hx = prepare(case, step, fastrnn)
+    want = call(x, hx)
+    module.share_memory()
+    assert all(p.is_shared() for p in module.parameters())
+    assert all(map(torch.equal, call(x, hx), want))
+    other = copy.copy(module)  # shares the parameters
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(0.5)
+    assert not torch.equal(call(x, hx)[0], want[0])
+
+
+@each_kind
+@each_cell
+def test_frozen_weights(cell, step):
+    """Some weights need no gradient: they get none, the others' are the same."""
+    case = case_of(cell, step)
+    module, call, x, hx = prepare(case, step, fastrnn)
+    want = evaluate(call, x, hx, dict(module.named_parameters()), case)
+    module.zero_grad(set_to_none=True)
+    frozen = [name_of(step, which) for which in ("weight_ih", "bias_hh")]
+    for name in frozen:
+        getattr(module, name).requires_grad_(False)
+    _, _, x, hx = prepare(case, step, fastrnn)
+    got = evaluate(call, x, hx, dict(module.named_parameters()), case)
+    assert all(got.pop(f"d{name}") is None and want.pop(f"d{name}") is not None for name in frozen)
+    assert_same_bits(got, want, "frozen")
+
+
+# ---- weights that come later ----
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+@each_kind
+@each_cell
+def test_state_dict_with_weights_only(cell, step, mmap, tmp_path):
+    case = case_of(cell, step)
+    module, call, x, hx = prepare(case, step, fastrnn)
+    want = call(x, hx)
+    torch.save(module.state_dict(), tmp_path / "weights.pt")
+    state = torch.load(tmp_path / "weights.pt", weights_only=True, mmap=mmap)
+    with torch.device("meta"):
+        other = type(module)(9, 9, **({} if step else dict(num_layers=2)), dtype=DOUBLE, **case.row.kwargs)
+    other.load_state_dict(state, assign=True)
+    assert all(map(torch.equal, call_of(case, step, other)(x, hx), want))
+
+
+@each_kind
+@each_cell
+def test_meta_device(cell, step):
+    """Built without memory: shapes can be asked for; then filled on a real device."""
+    case = case_of(cell, step)
+    module, call, x, hx = prepare(case, step, fastrnn)
+    want = call(x, hx)
+    with torch.device("meta"):
+        built = type(module)(9, 9, **({} if step else dict(num_layers=2)), dtype=DOUBLE, **case.row.kwargs)
+    assert all(p.is_meta for p in built.parameters())
+    shapes = call_of(case, step, built)(x.to("meta"), [h.to("meta") for h in hx])
+    assert all(v.is_meta for v in shapes)
+    assert [(v.shape, v.dtype) for v in shapes] == [(v.shape, v.dtype) for v in want]
+    built.to_empty(device=device_of(fastrnn))
+    torch.manual_seed(case.seed)
+    built.reset_parameters()
+    assert all(p.isfinite().all() and p.abs().max() <= 1 / 3 for p in built.parameters())  # 1 / sqrt(H)
+    built.load_state_dict(module.state_dict())
+    assert all(map(torch.equal, call_of(case, step, built)(x, hx), want))
+
+
+@each_kind
+@each_cell
+def test_skip_init(cell, step):
+    case = case_of(cell, step)
+    module, call, x, hx = prepare(case, step, fastrnn)
+    options = {} if step else dict(num_layers=2)
+    empty = torch.nn.utils.skip_init(
+        type(module), 9, 9, **options, dtype=DOUBLE, device=device_of(fastrnn), **case.row.kwargs
+    )
+    empty.load_state_dict(module.state_dict())
+    assert all(map(torch.equal, call_of(case, step, empty)(x, hx), call(x, hx)))
+
+
+@pytest.mark.parametrize("form", ["padded", "batch_first", "unbatched"])
+@each_kind
+@each_cell
+def test_fake_tensor_mode(cell, step, form):
+    """Shapes, dtypes and strides of results and gradients without computing them."""
+    case = case_of(cell, step).but(form="padded" if step else form)
+    real = prepare(case, step, fastrnn)
+    mode = FakeTensorMode()
+
+    def solve(module, x, hx):
+        values = call_of(case, step, module)(x, hx)
+        leaves = [x, *hx, *module.parameters()]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            gradients = torch.autograd.grad(sum(v.sum() for v in values), leaves)
+        return [(t.shape, t.dtype, t.stride(), t.device) for t in (*values, *gradients)]
+
+    want = solve(real[0], *real[2:])
+    fake = copy.deepcopy(real[0])
+    for name, p in list(fake.named_parameters()):
+        setattr(fake, name, torch.nn.Parameter(mode.from_tensor(p.detach())))
+    x, *hx = (mode.from_tensor(t.detach()).requires_grad_() for t in (real[2], *real[3]))
+    with mode:
+        assert solve(fake, x, hx) == want
+
+
+# ---- switches of torch ----
+
+
+@pytest.mark.parametrize("options", [{}, dict(lengths=[2, 0, 4]), dict(return_all_states=True)], ids=str)
+@each_cell
+def test_deterministic_algorithms(cell, options):
+    """Nothing that torch.use_deterministic_algorithms refuses; the same bits in every run."""
+    case = Case(cell, T=4, B=3, L=2, H=33, bidirectional=True)
+    layer, (x, hx) = case.build(fastrnn), case.inputs(fastrnn)
+
+    def solve():
+        layer.zero_grad()
+        y, states, *every = layer(x, give(hx), **options)
+        values = [y, *take(states), *(take(every[0]) if every else [])]
+        gradients = torch.autograd.grad(values, [x, *hx, *layer.parameters()], cotangents(values))
+        return dict(enumerate([*values, *gradients]))
+
+    torch.use_deterministic_algorithms(True)
+    try:
+        first = solve()
+        for _ in range(3):
+            assert_same_bits(solve(), first, "run")
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@each_kind
+@each_cell
+def test_float16(cell, step):
+    """Where the CPU has no kernels for float16, float32 is computed: the same bits as by casts."""
+    case = case_of(cell, step).but(dtype=torch.float16)
+    module, call, x, hx = prepare(case, step, fastrnn)
+    got = evaluate(call, x, hx, dict(module.named_parameters()), case)
+    assert {t.dtype for t in got.values()} == {torch.float16}
+    if device_of(fastrnn) != "cpu":
+        return  # test_half.py
+    wide, (x, hx) = copy.deepcopy(module).float(), (x.detach(), [h.detach() for h in hx])
+    wide.zero_grad(set_to_none=True)
+    x, hx = x.float().requires_grad_(), [h.float().requires_grad_() for h in hx]
+
+    def narrow(x, hx):
+        if not step:
+            return [v.half() for v in case.call(wide)(x, hx)]
+        states = [v.half() for v in take(wide(x, give(hx)))]
+        return [states[0], *states]
+
+    want = evaluate(narrow, x, hx, dict(wide.named_parameters()), case)
+    assert_same_bits(got, {name: t.half() for name, t in want.items()}, "float16")
+
+
+@each_kind
+@each_cell
+def test_float16_is_not_mixed(cell, step):
+    case = case_of(cell, step)
+    module, call, x, hx = prepare(case, step, fastrnn)
+    module.half()
+    with pytest.raises(RuntimeError, match="hx: expected dtype Half|h_0: expected dtype Half"):
+        call(x.half(), hx)
+    with pytest.raises((ValueError, RuntimeError), match="dtype"):
+        call(x, [h.half() for h in hx])
