@@ -51,7 +51,7 @@ def _load():
 
 _load()
 
-from . import functional  # noqa: E402  (needs the operators)
+from . import functional, vmap  # noqa: E402, F401  (needs the operators; vmap registers its rules)
 from .conversion import convert, revert  # noqa: E402
 from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell  # noqa: E402
 

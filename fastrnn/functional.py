@@ -47,6 +47,7 @@ def lstm(
     training: bool = False,
     bidirectional: bool = False,
     batch_first: bool = False,
+    checkpoint_gates: bool = False,
 ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
     r"""Long short-term memory over a sequence. In each layer and direction, for every step::
 
@@ -77,6 +78,8 @@ def lstm(
         bidirectional: D = 2, with weights for the reverse direction, else D = 1.
         batch_first: whether `input` and `output` have the batch before the time; states never do, unbatched
             and packed input ignore it.
+        checkpoint_gates: keep for the backward only what a layer is given, and run its forward again there.
+            Saves most of the memory of training, gives the same bits, and costs the time of the forward.
 
     Returns:
         `output, (h_n, c_n)`: the h' of the last layer, in the form of `input` with last size `D*P`, and the
@@ -89,7 +92,17 @@ def lstm(
         KindError: `input` or `hx` is something else than stated above (a TypeError).
     """
     return run_sequence(
-        "lstm", input, hx, weights, bias, num_layers, dropout, training, bidirectional, batch_first
+        "lstm",
+        input,
+        hx,
+        weights,
+        bias,
+        num_layers,
+        dropout,
+        training,
+        bidirectional,
+        batch_first,
+        checkpoint_gates,
     )
 
 
@@ -104,6 +117,7 @@ def gru(
     training: bool = False,
     bidirectional: bool = False,
     batch_first: bool = False,
+    checkpoint_gates: bool = False,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     r"""Gated recurrent units over a sequence. In each layer and direction, for every step::
 
@@ -125,7 +139,7 @@ def gru(
         weights: flat, for each layer, for each direction: `W_ih, W_hh`, with `bias` then `b_ih, b_hh`. Rows
             of the gates are stacked in the order r, z, n. `W_ih` is `[3*H, I]` in the first layer and
             `[3*H, D*H]` above, `W_hh` `[3*H, H]`, `b_ih` and `b_hh` `[3*H]`.
-        bias, num_layers, dropout, training, bidirectional, batch_first: as for `lstm`.
+        bias, num_layers, dropout, training, bidirectional, batch_first, checkpoint_gates: as for `lstm`.
 
     Returns:
         `output, h_n`: the h' of the last layer, in the form of `input` with last size `D*H`, and the last
@@ -135,7 +149,17 @@ def gru(
         ValueError, RuntimeError, KindError: as `lstm`.
     """
     return run_sequence(
-        "gru", input, hx, weights, bias, num_layers, dropout, training, bidirectional, batch_first
+        "gru",
+        input,
+        hx,
+        weights,
+        bias,
+        num_layers,
+        dropout,
+        training,
+        bidirectional,
+        batch_first,
+        checkpoint_gates,
     )
 
 
@@ -151,6 +175,7 @@ def rnn(
     training: bool = False,
     bidirectional: bool = False,
     batch_first: bool = False,
+    checkpoint_gates: bool = False,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     r"""Elman's recurrent network over a sequence. In each layer and direction, for every step::
 
@@ -168,7 +193,7 @@ def rnn(
             `W_ih` is `[H, I]` in the first layer and `[H, D*H]` above, `W_hh` `[H, H]`, `b_ih` and `b_hh`
             `[H]`.
         nonlinearity: "tanh" or "relu".
-        bias, num_layers, dropout, training, bidirectional, batch_first: as for `lstm`.
+        bias, num_layers, dropout, training, bidirectional, batch_first, checkpoint_gates: as for `lstm`.
 
     Returns:
         `output, h_n`: the h' of the last layer, in the form of `input` with last size `D*H`, and the last
@@ -180,7 +205,17 @@ def rnn(
     """
     cell = name_rnn(nonlinearity, ValueError)
     return run_sequence(
-        cell, input, hx, weights, bias, num_layers, dropout, training, bidirectional, batch_first
+        cell,
+        input,
+        hx,
+        weights,
+        bias,
+        num_layers,
+        dropout,
+        training,
+        bidirectional,
+        batch_first,
+        checkpoint_gates,
     )
 
 
@@ -268,7 +303,19 @@ def rnn_cell(
 # ---- what the functions above and the modules share ----
 
 
-def run_sequence(cell, input, hx, weights, bias, num_layers, dropout, training, bidirectional, batch_first):
+def run_sequence(
+    cell,
+    input,
+    hx,
+    weights,
+    bias,
+    num_layers,
+    dropout,
+    training,
+    bidirectional,
+    batch_first,
+    checkpoint_gates=False,
+):
     """The operator fastrnn::rnn in torch.nn's calling convention: hx None, a state or a tuple; packed input.
 
     Kinds are checked here, every shape and dtype in the operator.
@@ -287,13 +334,25 @@ def run_sequence(cell, input, hx, weights, bias, num_layers, dropout, training, 
             training,
             bidirectional,
             batch_first,
+            checkpoint_gates,
         )
     elif isinstance(input, PackedSequence):
         x, batch_sizes, sorted_indices, unsorted_indices = input
         if sorted_indices is not None:
             states = [state.index_select(1, sorted_indices) for state in states]
         y, *states = _rnn(
-            x, batch_sizes, states, weights, cell, bias, num_layers, dropout, training, bidirectional, False
+            x,
+            batch_sizes,
+            states,
+            weights,
+            cell,
+            bias,
+            num_layers,
+            dropout,
+            training,
+            bidirectional,
+            False,
+            checkpoint_gates,
         )
         if unsorted_indices is not None:
             states = [state.index_select(1, unsorted_indices) for state in states]

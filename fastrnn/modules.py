@@ -33,7 +33,12 @@ def _gather(module, names):
 
 
 class _Layer:
-    """`forward` of a whole-sequence layer, for a subclass of torch.nn.RNNBase."""
+    """`forward` of a whole-sequence layer, for a subclass of torch.nn.RNNBase.
+
+    Set `checkpoint_gates` on a layer to train with less memory and more time; see `fastrnn.functional.lstm`.
+    """
+
+    checkpoint_gates = False
 
     def forward(self, input, hx=None):
         """Run the layer over a sequence; see the function of the same name in `fastrnn.functional`.
@@ -54,6 +59,7 @@ class _Layer:
             self.training,
             self.bidirectional,
             self.batch_first,
+            self.checkpoint_gates,
         )
 
 
