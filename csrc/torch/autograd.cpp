@@ -135,11 +135,14 @@ class LayerDoubleBackward : public LayerNode {
     Unpacked u = unpack();
     const size_t gradients = u.rest.size();
     variable_list needed;
-    // Views, so that what is found ends here: an input may be computed from another one.
+    // Views, so that what is found ends here: an input may be computed from another one. They may not require a
+    // gradient: tensors of a transform of torch.func that is over are plain ones again.
     const auto view = [&](size_t saved, size_t edge) {
       if (!task_should_compute_output(edge)) return;
-      u.all[saved] = u.all[saved].view_as(u.all[saved]);
-      needed.push_back(u.all[saved]);
+      Tensor& tensor = u.all[saved];
+      tensor = tensor.view_as(tensor);
+      if (!tensor.requires_grad()) tensor.set_requires_grad(true);
+      needed.push_back(tensor);
     };
     for (const auto i : c10::irange(gradients)) view(count_ + 1 + i, i);
     for (const auto i : c10::irange(count_)) view(i, gradients + i);
