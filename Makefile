@@ -1,20 +1,22 @@
 # Everything runs in .venv, which is made when it is missing. ARGS goes to the program: make demo ARGS="--cell lstm"
 PYTHON ?= python3
 VENV := .venv
+CUDA_VENV := .venv-cuda
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 CPP := $(filter %.h %.cpp %.cu %.cuh,$(SOURCES))
 
-.PHONY: help demo test bench gpu-check lint format clean
+.PHONY: help demo test bench gpu-check cuda-wheel lint format clean
 .NOTPARALLEL:
 
 help:
 	@echo 'make demo     train a character model on fastrnn and on torch.nn'
 	@echo 'make test     run the tests'
 	@echo 'make bench    time fastrnn beside torch.nn, onnxruntime and torch.compile'
-	@echo 'make gpu-check   build with CUDA, check and time on the GPU of this machine, with the torch that is there'
+	@echo 'make gpu-check   build, check and time on the GPU of this machine, with the torch that is there'
+	@echo 'make cuda-wheel  build with CUDA without a GPU, and run the tests on that in a venv with CUDA torch'
 	@echo 'make lint     check style and include rules'
 	@echo 'make format   repair style'
 	@echo 'make clean    remove .venv and all that was built'
@@ -44,8 +46,19 @@ format: $(VENV)/dev
 	ruff format
 	clang-format -i $(CPP)
 
+# The tests run from a folder in which Python does not find ./fastrnn; without those of the sources and programs.
+TOOL_TESTS := benchmarks gpu_check persistent stepwise
+cuda-wheel: export PATH := $(CURDIR)/$(CUDA_VENV)/bin:$(PATH)
+cuda-wheel: $(CUDA_VENV)/made $(SOURCES)
+	rm -rf $(CUDA_VENV)/wheel
+	FASTRNN_CUDA=1 pip wheel --no-build-isolation --no-deps --wheel-dir $(CUDA_VENV)/wheel .
+	pip install --force-reinstall --no-deps $(CUDA_VENV)/wheel/*.whl
+	cd $(CUDA_VENV) && python -m fastrnn && python -c 'from fastrnn import _C; assert _C.cuda_built'
+	python tools/check_cuda_kernels.py
+	cd $(CUDA_VENV) && pytest --config-file ../pyproject.toml ../tests $(TOOL_TESTS:%=--ignore ../tests/test_%.py) $(ARGS)
+
 clean:
-	rm -rf $(VENV) build dist out *.egg-info fastrnn/*.so .pytest_cache .ruff_cache .benchmarks
+	rm -rf $(VENV) $(CUDA_VENV) build dist out *.egg-info fastrnn/*.so .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # made, runtime, dev and built are stamps: each is newer than what it was made from.
@@ -74,4 +87,12 @@ $(VENV)/dev: $(VENV)/runtime requirements-dev.txt
 
 $(VENV)/built: $(VENV)/runtime $(SOURCES)
 	python -m pip install --no-build-isolation --no-deps --editable .
+	@touch $@
+
+# What the other files pin, with the torch of requirements-cuda.txt instead.
+$(CUDA_VENV)/made: $(VENV)/made requirements.txt requirements-dev.txt requirements-cuda.txt
+	rm -rf $(CUDA_VENV)
+	$(PYTHON) -m venv $(CUDA_VENV)
+	grep -hv -e '^torch==' -e '^-r ' requirements.txt requirements-dev.txt > $(CUDA_VENV)/requirements.txt
+	$(CUDA_VENV)/bin/pip install -r requirements-cuda.txt -r $(CUDA_VENV)/requirements.txt
 	@touch $@

@@ -15,16 +15,29 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from . import cuda
+from .crowd import crowded_times
 from .limits import measure_limits
 from .memory import peak_memory
 from .onnx_peer import VERSION
 from .peers import PEERS, find_missing, make_calls
-from .problems import CELLS, DEFAULT_CELLS, MEMORY, MODES, ONE, Problem, Shape, cores, modes_of, select
+from .problems import (
+    CELLS,
+    CROWDED,
+    DEFAULT_CELLS,
+    MEMORY,
+    MODES,
+    ONE,
+    Problem,
+    Shape,
+    cores,
+    modes_of,
+    select,
+)
 from .report import print_report, write_report
 from .timing import interleave
 
 QUICK_SECONDS = 0.5
-MEMORY_SECONDS = 5.0  # about, for the progress bar
+MEMORY_SECONDS, CROWD_SECONDS = 5.0, 12.0  # about, for the progress bar
 
 
 class Run:
@@ -36,15 +49,23 @@ class Run:
         self.problems = select(
             args.cells, args.shapes, args.modes, args.quick, threads=args.threads, device=args.device
         )
+        given = {"threads": args.threads, "device": args.device}
         self.memory_problems = [
-            Problem("training", cell, shape, training=True, threads=args.threads, device=args.device)
+            Problem("training", cell, shape, training=True, **given)
             for cell in args.cells
             for shape in args.shapes or (ONE if args.quick else MEMORY)
             if "training" in args.modes
         ]
+        self.crowd_problems = [
+            Problem("oversubscribed", cell, shape, **given)
+            for cell in args.cells
+            for shape in args.shapes or (ONE if args.quick else CROWDED)
+            if "oversubscribed" in args.modes
+        ]
         self.min_rounds = 2 if args.quick else 3 if args.device == "cuda" else 5
         self.progress = progress
-        seconds = sum(map(self.seconds, self.problems)) + MEMORY_SECONDS * len(self.memory_problems)
+        seconds = sum(map(self.seconds, self.problems))
+        seconds += MEMORY_SECONDS * len(self.memory_problems) + CROWD_SECONDS * len(self.crowd_problems)
         self.task = progress.add_task("limits of the machine", total=seconds)
         self.limits = self.measure_limits()
         self.missing = find_missing(args.quick, args.device)
@@ -98,6 +119,12 @@ class Run:
         self.progress.update(self.task, advance=MEMORY_SECONDS, refresh=True)
         return {"problem": problem.to_json(), "bytes": bytes_of}
 
+    def measure_crowd(self, problem: Problem) -> dict:
+        self.progress.update(self.task, description=f"two processes of {problem.name}", refresh=True)
+        seconds_of = crowded_times(problem)
+        self.progress.update(self.task, advance=CROWD_SECONDS, refresh=True)
+        return {"problem": problem.to_json(), "seconds": seconds_of}
+
     def pytest_report_teststatus(self, report):
         return None if report.failed else (report.outcome, "", "")
 
@@ -116,6 +143,7 @@ class Run:
                 threads: limits.best(again[threads]).to_json() for threads, limits in self.limits.items()
             },
             memory=[self.measure_memory(problem) for problem in self.memory_problems],
+            crowd=[self.measure_crowd(problem) for problem in self.crowd_problems],
             missing=self.missing,
             refusals=self.refusals,
             tiers={p.name: cuda.describe_tiers(p) for p in self.problems if p.device == "cuda"},

@@ -31,17 +31,18 @@ def use_products(dtype: str):
 
 def captured(call: Call) -> Call:
     """A replay of `call` from a CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+    stream.wait_stream(current)
     with torch.cuda.stream(stream):  # where nothing is captured that is done only once
         call()
         call()
-    torch.cuda.current_stream().wait_stream(stream)
+    current.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):
             result = call()
     except RuntimeError as error:
+        torch.cuda.set_stream(current)  # a capture that fails leaves its own behind
         raise NotSupported(f"cannot be captured in a CUDA graph: {str(error).splitlines()[0]}") from error
 
     def replay():

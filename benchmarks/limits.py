@@ -43,13 +43,8 @@ class Limits:
         products, and the recurrent ones of forward and backward; dW_hh is a plain product over all rows.
         """
         peak = self.gemm[problem.dtype]
-        H = problem.shape.H
-        gate_rows = problem.directions * problem.gates * H
-        size = gate_rows * H * problem.torch_dtype.itemsize
-        # A GPU can keep W_hh in registers for the whole sequence.
-        on_gpu = problem.device == "cuda"
-        streamed = 0.0 if on_gpu else problem.steps * size / self.bandwidth[self.level(size)]
-        recurrent = 2 * problem.rows * gate_rows * H / peak
+        gate_rows = problem.directions * problem.gates * problem.shape.H
+        recurrent, streamed = self.recurrent(problem), self.streamed(problem)
         total = 0.0
         for I in problem.input_sizes:
             x_gemm = 2 * problem.rows * gate_rows * I / peak
@@ -58,6 +53,21 @@ class Limits:
             else:
                 total += x_gemm + max(recurrent, streamed)
         return total
+
+    def recurrent(self, problem: Problem) -> float:
+        """Seconds of a layer's products with W_hh, at the GEMM peak."""
+        gate_rows = problem.directions * problem.gates * problem.shape.H
+        return 2 * problem.rows * gate_rows * problem.shape.H / self.gemm[problem.dtype]
+
+    def streamed(self, problem: Problem) -> float:
+        """Seconds of reading W_hh once a step, from the level that holds it.
+
+        A GPU can keep it in registers.
+        """
+        if problem.device == "cuda":
+            return 0.0
+        size = problem.recurrent_bytes
+        return problem.steps * size / self.bandwidth[self.level(size)]
 
     def best(self, other: Limits) -> Limits:
         """The higher of two measurements."""

@@ -58,7 +58,8 @@ QUICK = shapes("100,1,64,64", "100,1,256,256", "28,64,28,150")
 TWO = shapes("100,1,256,256", "100,64,256,256")
 ONE = shapes("100,16,128,128")
 DTYPE_SHAPES = shapes("100,1,256,256", "100,16,128,128", "50,64,512,512")
-MEMORY = shapes("100,1,256,256", "100,64,256,256", "100,16,1024,1024")
+MEMORY = shapes("100,1,256,256", "100,64,256,256", "100,16,1024,1024", "1000,64,256,256")
+CROWDED = shapes("100,1,64,64", "100,1,256,256", "100,16,128,128", "100,64,256,256")
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,6 @@ MODES = {
     "streaming": Mode(
         shapes("1,1,64,64", "1,1,256,256"),
         shapes("1,1,64,64"),
-        training=(False,),
         modules=("layer", "cell"),
     ),
     "packed": Mode((*ONE, TWO[1]), ONE, packed=True),
@@ -131,7 +131,7 @@ MODES = {
     "scaling-B": scaling(lambda B: Shape(100, B, 128, 128), (1, 4, 16, 64, 256)),
     "scaling-H": scaling(lambda H: Shape(100, 16, H, H), (32, 64, 128, 256, 512)),
     "oversubscribed": Mode(
-        TWO, ONE, seconds=2.0, training=(False,), threads=lambda chosen: (cores(), 2 * cores())
+        CROWDED, ONE, seconds=2.0, training=(False,), threads=lambda chosen: (cores(), 2 * cores())
     ),
 }
 
@@ -229,6 +229,19 @@ class Problem:
     def rows(self) -> int:
         """Steps of all sequences together."""
         return sum(self.lengths) if self.lengths else self.shape.T * self.shape.B
+
+    @property
+    def flops(self) -> int:
+        """Of all matrix products. Training has three for each of the forward."""
+        sizes = sum(self.input_sizes) + self.layers * self.shape.H
+        passes = 3 if self.training else 1
+        return passes * 2 * self.rows * self.directions * self.gates * self.shape.H * sizes
+
+    @property
+    def recurrent_bytes(self) -> int:
+        """The size of W_hh, of all directions."""
+        H = self.shape.H
+        return self.directions * self.gates * H * H * self.torch_dtype.itemsize
 
     @property
     def input_sizes(self) -> list[int]:

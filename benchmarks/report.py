@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from .limits import Limits
 from .peers import FASTRNN, ONNXRUNTIME, TORCH
 from .plots import draw
 from .problems import MODES, Problem
@@ -24,6 +25,18 @@ from .results import NOISE, PEERS_OF_FASTRNN, Row, fit_line, means, read_limits,
 
 NOT_SUPPORTED = "not supported"
 LIBRARIES = (TORCH, FASTRNN)
+# What the project aims at on the whole grid: geometric mean and worst shape (None: no aim).
+GOALS = {
+    ("forward", "lstm", TORCH): (1.7, 1.0),
+    ("forward", "gru", TORCH): (4.0, 1.3),
+    ("forward", "rnn_tanh", TORCH): (3.6, 1.4),
+    ("training", "lstm", TORCH): (1.55, 1.0),
+    ("training", "gru", TORCH): (4.5, 1.25),
+    ("training", "rnn_tanh", TORCH): (3.8, 1.15),
+    ("forward", "lstm", ONNXRUNTIME): (1.3, None),
+    ("forward", "gru", ONNXRUNTIME): (1.5, None),
+    ("forward", "rnn_tanh", ONNXRUNTIME): (2.2, None),
+}
 
 
 @dataclass
@@ -98,6 +111,43 @@ def ratio_table(peer: str, rows: list[Row]) -> Table:
     return Table(
         f"Times as fast as {peer}: whole sequences", ["T,B,I,H", *(f"{c} {g}" for g, c in cells)], body
     )
+
+
+def ceiling_table(rows: list[Row]) -> Table:
+    """What is reached of the goals, and what a library would reach that ran at the limit on every shape."""
+    body = []
+    for (mode, cell, peer), goals in GOALS.items():
+        same = [row for row in rows if (row.problem.mode, row.problem.cell) == (mode, cell)]
+        same = [row for row in same if row.ratio(peer)]
+        if same:
+            reached = means([row.ratio(peer) for row in same])
+            ceiling = means([row.median[peer] / row.limit for row in same])
+            numbers = [number for of in zip(reached, goals, ceiling, strict=True) for number in of]
+            body.append([mode, cell, peer, *numbers])
+    columns = ["mode", "cell", "beside"]
+    columns += [f"{name}{of}" for of in ("", " of the worst") for name in ("reached", "goal", "at the limit")]
+    return Table("The goals, and what the machine's limit leaves to be had", columns, body, labels=3)
+
+
+def bounds_table(rows: list[Row], limits: dict[int, Limits]) -> Table:
+    """What each time is made of: counts, and how long they take at best."""
+    body = []
+    for row in rows:
+        problem = row.problem
+        if problem.mode not in ("forward", "training") or FASTRNN not in row.median:
+            continue
+        of, size, steps = limits[problem.threads], problem.recurrent_bytes, problem.steps
+        streamed = of.streamed(problem) > of.recurrent(problem)
+        line = [problem.mode, problem.cell, str(problem.shape), f"{problem.flops / 1e6:.0f}"]
+        line += [f"{size / 1024:.0f} KiB ({of.level(size)})", "reading W_hh" if streamed else "products"]
+        line += [duration(seconds / steps) for seconds in (row.limit, row.median[FASTRNN])]
+        line.append(f"{(row.median[FASTRNN] - row.limit) / steps * 1e6:.2f} us")
+        for peer in (FASTRNN, TORCH, ONNXRUNTIME):
+            line.append(percent(row.limit / row.median[peer]) if peer in row.median else None)
+        body.append(line)
+    columns = ["mode", "cell", "T,B,I,H", "Mflop", "W_hh", "a step bound by", "limit of a step", "fastrnn's"]
+    columns += ["beyond it", "fastrnn of limit", "torch.nn of limit", "onnxruntime of limit"]
+    return Table("What bounds whole sequences", columns, body, labels=3)
 
 
 def detail_table(group: str, rows: list[Row]) -> Table:
@@ -216,6 +266,20 @@ def memory_table(data: dict) -> Table:
     return Table("Peak memory of a training step, beyond weights and input", columns, body, labels=2)
 
 
+def crowd_table(data: dict) -> Table:
+    cells = list(dict.fromkeys(entry["problem"]["cell"] for entry in data["crowd"]))
+    lines = {}
+    for entry in data["crowd"]:
+        problem = Problem.from_json(entry["problem"])
+        line = lines.setdefault(str(problem.shape), {})
+        for library, seconds in entry["seconds"].items():
+            line[problem.cell, library] = f"{seconds['two'] / seconds['alone']:.2f}"
+    columns = [(cell, library) for cell in cells for library in LIBRARIES]
+    body = [[shape, *map(line.get, columns)] for shape, line in lines.items()]
+    title = "Two processes at once: how many times as long as one alone (the slower of both), forward"
+    return Table(title, ["T,B,I,H", *(" ".join(column) for column in columns)], body)
+
+
 def limits_table(data: dict) -> Table:
     body = []
     for threads, limits in read_limits(data).items():
@@ -239,9 +303,12 @@ def tables(data: dict) -> list[Table]:
         *([regimes] if regimes.rows else []),
         summary_table(rows),
         *(table for table in ratios if len(table.columns) > 1),
+        *([ceiling] if (ceiling := ceiling_table(rows)).rows else []),
         *([memory_table(data)] if data["memory"] else []),
+        *([crowd_table(data)] if data["crowd"] else []),
         *scaling_tables(rows),
         *(detail_table(group, chosen) for group, chosen in groups.items()),
+        *([bounds] if (bounds := bounds_table(rows, read_limits(data))).rows else []),
         limits_table(data),
     ]
 

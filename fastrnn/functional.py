@@ -8,8 +8,9 @@ elementwise.
 Sizes: T time, B batch, I input, H hidden, P projected hidden (H without a projection), L layers,
 D directions.
 
-Every tensor of a call has one dtype, float32, float64 or bfloat16, and one device, the CPU. Outputs have that
-dtype. In a region of torch.autocast float32 and bfloat16 may be mixed: both are cast to its dtype.
+Every tensor of a call has one dtype, float32, float64, bfloat16 or, on a CUDA device, float16, and one
+device, the CPU or a CUDA device; only the batch sizes of a PackedSequence stay on the CPU. Outputs have that
+dtype. In a region of torch.autocast dtypes other than float64 may be mixed: all are cast to its dtype.
 Strides are free. Gradients flow to the input, the states and the weights.
 """
 

@@ -8,6 +8,7 @@ import torch
 from cases import run_python
 
 from benchmarks import onnx_peer, peers
+from benchmarks.crowd import crowded_times
 from benchmarks.limits import Limits, count_cpus, measure_limits
 from benchmarks.peers import AGAIN, COMPILED, FASTRNN, ONNXRUNTIME, PEERS, TORCH, find_missing, make_calls
 from benchmarks.problems import (
@@ -56,6 +57,12 @@ def data(problems, times=lambda problem: TIMES) -> dict:
         },
         "limits": {n: LIMITS.to_json() for n in (1, 2)},
         "memory": [{"problem": problem(training=True).to_json(), "bytes": {TORCH: 2**21, FASTRNN: 2**20}}],
+        "crowd": [
+            {
+                "problem": problem(mode="oversubscribed").to_json(),
+                "seconds": {TORCH: {"alone": 1.0, "two": 9.0}, FASTRNN: {"alone": 1.0, "two": 2.0}},
+            }
+        ],
         "missing": {COMPILED: "no compiler"},
         "refusals": [
             {"problem": p.to_json(), "peer": peer, "reason": f"{peer} cannot"} for p, peer in refused
@@ -87,14 +94,13 @@ def test_problems(quick, device):
 
 
 def test_chosen_shapes():
-    """They replace each mode's own; streaming takes them with T = 1, once each."""
+    """They replace each mode's own; streaming takes them with T = 1, once a pass."""
     chosen = [SMALL, SMALL._replace(T=9)]
     problems = select(["gru"], chosen, ["forward", "streaming"], False, **GIVEN)
     assert [(p.mode, p.module, p.shape.T) for p in problems] == [
         ("forward", "layer", 3),
         ("forward", "layer", 9),
-        ("streaming", "layer", 1),
-        ("streaming", "cell", 1),
+        *[("streaming", module, 1) for _ in ("forward", "training") for module in ("layer", "cell")],
     ]
 
 
@@ -237,6 +243,32 @@ def test_tables_of_scaling():
     assert all(line[-1] == "0%" for line in fits)
     assert {v for line in table(found, "Speed-up").rows for v in line[1:]} == {2.0}
     assert {v for line in table(found, "Bidirectional").rows for v in line[1:] if v} == {2.0}
+
+
+def test_tables_of_goals_and_bounds():
+    """At the limit each ratio would be the peer's time over the limit."""
+    found = data([problem(), problem(mode="training", training=True)])
+    lines = table(found, "goals").rows
+    limit = LIMITS.seconds(problem())
+    assert lines[0][:3] == ["forward", "lstm", TORCH]
+    assert lines[0][3:] == pytest.approx([2.0, 1.7, 4.0 / limit, 2.0, 1.0, 4.0 / limit])
+    assert [line[:3] for line in lines[1:]] == [["training", "lstm", TORCH], ["forward", "lstm", ONNXRUNTIME]]
+    forward, training = table(found, "What bounds").rows
+    flops = 2 * 6 * 16 * (5 + 4)
+    assert problem().flops == flops and problem(training=True).flops == 3 * flops
+    assert forward[4:6] == ["0 KiB (L1)", "products"] and training[-1] == "0%"
+
+
+def test_table_of_two_processes():
+    (line,) = table(data([problem()]), "Two processes").rows
+    assert line[1:] == ["9.00", "2.00"]
+
+
+def test_two_processes():
+    """Each library is timed alone and beside itself."""
+    times = crowded_times(problem(mode="oversubscribed", threads=1))
+    assert set(times) == {TORCH, FASTRNN}
+    assert all(seconds["alone"] > 0 and seconds["two"] > 0 for seconds in times.values())
 
 
 def test_report_says_who_is_missing_and_who_refused(tmp_path):

@@ -213,6 +213,19 @@ def test_tf32(tier, case):
         assert not torch.equal(got["output"], full["output"])
 
 
+@each_cell
+def test_tf32_of_matrix_products_is_not_that_of_layers(cell):
+    """As torch.nn's layers on cuDNN, fastrnn's follow the flag for RNNs."""
+    case = Case(cell, T=5, B=16, I=64, H=150)
+    full = case.solve(fastrnn)
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        assert_same_bits(case.solve(fastrnn), full, "tf32 of matrix products")
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
 def cudnn_cases():
     for cell in EVERY_CELL:
         for dtype in (FP32, FP64):
@@ -303,11 +316,32 @@ def capture(step):
     return graph, results
 
 
+def prepare_data(case):
+    """As `Case.prepare`, but packed sequences are packed beforehand: x is their data."""
+    layer, call, x, hx = case.prepare(fastrnn)
+    if not case.packed:
+        return layer, call, x, hx
+    packed = case.pack(x.detach())
+
+    def call_packed(x, hx):
+        output, states = layer(packed._replace(data=x), give(hx))
+        return [output.data, *take(states)]
+
+    return layer, call_packed, packed.data.requires_grad_(), hx
+
+
+def graph_cases():
+    for cell in EVERY_CELL:
+        for H in (40, 257):
+            case = Case(cell, T=12, B=9, I=19, H=H, bidirectional=True)
+            yield from (case, case.but(form="packed"))
+
+
 @pytest.mark.parametrize("training", [False, True], ids=["forward", "training"])
-@on_tiers([Case(cell, T=12, B=9, I=19, H=H, bidirectional=True) for cell in EVERY_CELL for H in (40, 257)])
+@on_tiers(graph_cases())
 def test_graph(tier, case, training):
     """Replays, with other numbers in the inputs, give what a call gives."""
-    layer, call, x, hx = case.prepare(fastrnn)
+    layer, call, x, hx = prepare_data(case)
     leaves = name_leaves(layer, x, hx)
     with torch.no_grad():
         gradients = cotangents(call(x, hx))
@@ -324,11 +358,10 @@ def test_graph(tier, case, training):
 
     graph, results = capture(step)
     for seed in (1, 2):
-        other_x, other_hx = case.but(seed=seed).inputs(fastrnn)
+        _, _, other_x, other_hx = prepare_data(case)
         with torch.no_grad():
-            x.copy_(other_x)
-            for h, other in zip(hx, other_hx, strict=True):
-                h.copy_(other)
+            for there, other in zip((x, *hx), (other_x, *other_hx), strict=True):
+                there.copy_(other * (1 + seed))
         for result in results.values():
             result.detach().fill_(float("nan"))
         graph.replay()
@@ -341,21 +374,10 @@ def test_graph(tier, case, training):
 @each_cell
 def test_the_host_does_not_wait(cell, tier, form):
     """Neither by torch's own account nor behind a kernel that takes long."""
-    case = Case(cell, T=1 if form == "step" else 5, B=9, I=19, H=40)
     if form == "step":
-        _, call, x, hx = case.prepare_step(fastrnn)
+        _, call, x, hx = Case(cell, T=1, B=9, I=19, H=40).prepare_step(fastrnn)
     else:
-        case = case.but(form=form)
-        layer, _, x, hx = case.prepare(fastrnn)
-        packed = case.pack(x.detach())
-        if case.packed:
-            x = packed.data.requires_grad_()
-
-        def call(x, hx):
-            given = packed._replace(data=x) if case.packed else x
-            output, states = layer(given, give(hx))
-            return [output.data if case.packed else output, *take(states)]
-
+        _, call, x, hx = prepare_data(Case(cell, T=5, B=9, I=19, H=40, form=form))
     gradients = cotangents(call(x, hx))
     torch.cuda.synchronize()
     slept = torch.cuda.Event()

@@ -319,3 +319,20 @@ def test_unknown_isa():
     with pytest.raises((RuntimeError, ValueError), match="avx1024"):
         _C.set_isa("avx1024")
     assert _C.isa() == before
+
+
+@pytest.mark.skipif(_C.cuda_built, reason="this fastrnn has CUDA kernels")
+def test_build_without_cuda_says_so():
+    """What a tensor on a CUDA device meets."""
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    arguments = (
+        torch.zeros(T, B, I),
+        None,
+        [],
+        [torch.zeros(H, I), torch.zeros(H, H)],
+        "rnn_tanh",
+        False,
+        False,
+    )
+    with pytest.raises(NotImplementedError, match="input: .* CUDA .* FASTRNN_CUDA=1"):
+        torch.ops.fastrnn.layer.default.redispatch(cuda, *arguments)

@@ -264,6 +264,7 @@ REPEATED_CASES = [
         dict(T=10, B=16, I=128, H=128, bidirectional=True),
         dict(T=30, B=20, I=33, H=65, L=2, form="unsorted"),
         dict(T=10, B=70, I=33, H=150, dtype=torch.bfloat16),
+        dict(T=400, B=17, I=20, H=16, form="unsorted"),
         *([dict(T=10, B=33, I=20, H=70, P=21)] if cell == "lstm" else []),
     )
 ]

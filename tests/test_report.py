@@ -67,4 +67,6 @@ def test_names_of_the_build():
     assert "baseline" in ISAS
     assert _C.isa() in ISAS
     assert _C.torch_version.split("+")[0] == torch.__version__.split("+")[0]
-    assert list(_C.cuda_archs) == []
+    assert bool(_C.cuda_archs) == _C.cuda_built
+    assert all(re.fullmatch(r"(sm|compute)_\d+[af]?", arch) for arch in _C.cuda_archs)
+    assert torch.version.cuda or not _C.cuda_built

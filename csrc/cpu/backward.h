@@ -486,13 +486,14 @@ class Backward {
 
 template <class Cell, class T>
 void backward(const BackwardParams<T>& p) {
-  const Plan plan = make_plan<Cell>(p, p.threads);
+  const Plan plan = make_plan<Cell>(p, usable_threads(p.threads));
   for (int d = 0; d < p.D; ++d) {
     Backward<Cell, T> sweep(p, d, plan);
     Board board(plan.threads, plan.groups);
     parallel(plan.threads, [&](int rank, int size) {
       Team team(rank, size, board);
       sweep.run(team);
+      return team.waited();
     });
   }
 }

@@ -1,5 +1,7 @@
 #include "cpu/board.h"
 
+#include <chrono>
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -80,23 +82,32 @@ void Board::finish_link(int64_t chain) { links_[chain].fetch_add(1, std::memory_
 
 // Spins at first, since a phase is short. Then sleeps: with more threads than cores the one waited for may
 // need this core.
-bool Board::finish(uint32_t done, uint32_t goal, bool patient) {
+bool Board::finish(uint32_t done, uint32_t goal, bool patient, int64_t& waited) {
   uint32_t now = done > 0 ? completed_.fetch_add(done, std::memory_order_acq_rel) + done
                           : completed_.load(std::memory_order_acquire);
   if (done > 0 && now == goal) {
     completed_.notify_all();
     return true;
   }
-  // A hypervisor may take the core from a guest that pauses in a tight loop, so a pause comes once in many
-  // looks.
-  constexpr int kSpins = 20000, kImpatientSpins = 2000, kSpinsPerPause = 64;
+  // Few enough that no hypervisor takes the core from a guest that only pauses (after 3000 or 4096 pauses).
+  constexpr int kSpins = 800, kImpatientSpins = 80;
+  int64_t since = 0;
   for (int spins = 1; static_cast<int32_t>(now - goal) < 0; ++spins) {
-    if (!patient && spins > kImpatientSpins) return false;
+    if (spins == kImpatientSpins) {
+      if (!patient) return false;
+      since = Board::now();
+    }
     if (spins > kSpins) completed_.wait(now, std::memory_order_acquire);
-    if (spins % kSpinsPerPause == 0) pause();
+    pause();
     now = completed_.load(std::memory_order_acquire);
   }
+  if (since > 0) waited += Board::now() - since;
   return true;
+}
+
+int64_t Board::now() {
+  const auto time = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(time).count();
 }
 
 }  // namespace fastrnn::cpu

@@ -37,8 +37,11 @@ class Board {
   void finish_link(int64_t chain);
 
   // `done` tasks more are complete. Returns true when `goal` are, all phases together; if not patient, false
-  // after a short while.
-  bool finish(uint32_t done, uint32_t goal, bool patient);
+  // after a short while. What a wait takes beyond that while is added to `waited`.
+  bool finish(uint32_t done, uint32_t goal, bool patient, int64_t& waited);
+
+  // Nanoseconds, of a clock that never goes back.
+  static int64_t now();
 
   // The share of one thread is tasks [share_begin(owner), share_begin(owner + 1)).
   static int64_t share_begin(int owner, int threads, int64_t count) { return count * owner / threads; }

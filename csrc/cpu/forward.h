@@ -274,24 +274,29 @@ class Forward {
 
 template <class Cell, class T>
 void forward(const ForwardParams<T>& p) {
-  const Plan plan = make_plan<Cell>(p, p.threads);
+  const int usable = usable_threads(p.threads);
   // Two directions run side by side, each with half of the threads.
-  const bool side_by_side = p.D == 2 && plan.threads >= 2;
-  const Plan each = side_by_side ? make_plan<Cell>(p, plan.threads / 2) : plan;
+  const bool side_by_side = p.D == 2 && usable >= 2 && work_of<Cell>(p) >= kThreadWork;
+  const Plan each = make_plan<Cell>(p, side_by_side ? usable / 2 : usable);
+  const int threads = side_by_side ? 2 * each.threads : each.threads;
   std::unique_ptr<Forward<Cell, T>> sweeps[2];
   for (int d = 0; d < p.D; ++d) sweeps[d] = std::make_unique<Forward<Cell, T>>(p, d, each);
-  Board boards[2]{{plan.threads, each.groups}, {plan.threads, each.groups}};
-  parallel(plan.threads, [&](int rank, int size) {
+  Board boards[2]{{threads, each.groups}, {threads, each.groups}};
+  parallel(threads, [&](int rank, int size) {
+    int64_t waited = 0;
     if (side_by_side && size >= 2) {
       const int first = size / 2, d = rank >= first;
       Team team(d ? rank - first : rank, d ? size - first : first, boards[d]);
       sweeps[d]->run(team);
+      waited = team.waited();
     } else {
       for (int d = 0; d < p.D; ++d) {
         Team team(rank, size, boards[d]);
         sweeps[d]->run(team);
+        waited += team.waited();
       }
     }
+    return waited;
   });
 }
 

@@ -29,25 +29,32 @@ struct Plan {
   Range group(int64_t i, int64_t B) const { return {B * i / groups, B * (i + 1) / groups}; }
 };
 
+constexpr int64_t kThreadWork = 192 * 1024;  // multiply-adds that pay for waking a thread
+
+// Multiply-adds of a direction.
+template <class Cell, class T>
+int64_t work_of(const ForwardParams<T>& p) {
+  return p.rows.total() * Cell::gates * p.H * (p.I + p.P);
+}
+
 template <class Cell, class T>
 Plan make_plan(const ForwardParams<T>& p, int most_threads) {
-  constexpr int64_t kThreadWork = 192 * 1024;  // multiply-adds that pay for waking a thread
-  constexpr int64_t kBarrierWork = 8 * 1024;   // multiply-adds a step that pay for a barrier a step
+  constexpr int64_t kBarrierWork = 24 * 1024;  // multiply-adds a step that pay for a barrier a step
   constexpr int64_t kCacheBytes = 512 * 1024;  // weights that every thread can keep beside its other data
   constexpr int64_t kManyRows = 24;  // sequences a thread that pay for fetching all of W_hh every step,
   constexpr int64_t kSharedCacheBytes = 4 << 20;       // if it comes from the cache that threads share
   constexpr int64_t kGroupRows = 16, kMostGroups = 4;  // sequences of a group; groups of a thread
   const int64_t B = p.rows.B, GH = Cell::gates * p.H;
-  const int64_t all = p.rows.total() * GH * (p.I + p.P);
-  const int threads = static_cast<int>(std::clamp<int64_t>(all / kThreadWork, 1, most_threads));
+  const int threads = static_cast<int>(std::clamp<int64_t>(work_of<Cell>(p) / kThreadWork, 1, most_threads));
   if (threads == 1) return {1, 0};
-  const bool even = !p.rows.packed();  // later steps of a packed batch have fewer sequences
-  const bool enough_rows = B >= 4 * threads;
+  // By batch each group goes through the chunks at its own pace, so its rows must have the same place in each:
+  // not so in a packed batch, whose later steps have fewer sequences.
+  const bool enough_rows = B >= 4 * threads && !p.rows.packed();
   const int64_t bytes = GH * p.P * static_cast<int64_t>(sizeof(T));
   const bool fits = bytes <= kCacheBytes || (bytes <= kSharedCacheBytes && B >= kManyRows * threads);
   const bool barrier_pays = p.rows.T == 1 || B * GH * p.P >= kBarrierWork;
   // A single step uses each weight once, so it is best packed by the thread that multiplies it.
-  const bool by_batch = even && enough_rows && p.rows.T > 1 && fits;
+  const bool by_batch = enough_rows && p.rows.T > 1 && fits;
   if (by_batch || (!barrier_pays && enough_rows)) {
     return {threads, threads * std::clamp<int64_t>(B / (threads * kGroupRows), 1, kMostGroups)};
   }

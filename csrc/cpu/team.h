@@ -4,8 +4,10 @@
 
 #include <omp.h>
 
+#include <atomic>
 #include <cstdint>
 
+#include "cpu/backoff.h"
 #include "cpu/board.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
@@ -42,7 +44,7 @@ class Team {
       for (Board::Task task; (task = board_.take(rank, size, phase_, count, others)).owner >= 0;) {
         call(task.owner, task.position);
       }
-      if (board_.finish(done, goal_, /*patient=*/others)) return;
+      if (board_.finish(done, goal_, /*patient=*/others, waited_)) return;
       done = 0;
     }
   }
@@ -63,7 +65,7 @@ class Team {
       board_.finish_link(link.chain);
     }
     links_ += length;
-    board_.finish(done, goal_, /*patient=*/true);
+    board_.finish(done, goal_, /*patient=*/true, waited_);
   }
 
   // Calls f with a share of `count` things for each thread.
@@ -71,6 +73,9 @@ class Team {
   void for_each_share(int64_t count, const F& f) {
     for_each(size, false, false, [&](int64_t i) { f(share_of(static_cast<int>(i), count)); });
   }
+
+  // Nanoseconds that this thread has waited for others, beyond what a meeting takes.
+  int64_t waited() const { return waited_; }
 
   // This thread's share of `count` things that nobody waits for before the team parts.
   Range own_share(int64_t count) const { return share_of(rank, count); }
@@ -83,17 +88,32 @@ class Team {
   Board& board_;
   uint32_t phase_ = 0, goal_ = 0;
   int64_t links_ = 0;  // of each chain, in the phases before
+  int64_t waited_ = 0;
 };
 
-// Runs f(rank, size) on up to `threads` threads of the OpenMP team.
+// Each caller has a team of its own.
+inline thread_local Backoff backoff;
+
+// Of the threads that a caller has been given, how many to share a call among.
+inline int usable_threads(int given) { return given == 1 ? 1 : backoff.threads(given, Board::now); }
+
+// Runs f(rank, size), which returns how long this thread has waited in it, on up to `threads` threads of the
+// OpenMP team.
 template <class F>
 void parallel(int threads, const F& f) {
   if (threads == 1) {  // also keeps a forked child, whose parent had a team, away from OpenMP
     f(0, 1);
     return;
   }
+  const int64_t start = Board::now();
+  std::atomic<int64_t> worked = 0;  // by all threads, which begin late and wait for each other at the end
 #pragma omp parallel num_threads(threads)
-  f(omp_get_thread_num(), omp_get_num_threads());
+  {
+    const int64_t begin = Board::now(), waited = f(omp_get_thread_num(), omp_get_num_threads());
+    worked.fetch_add(Board::now() - begin - waited, std::memory_order_relaxed);
+  }
+  const int64_t end = Board::now();
+  backoff.record(end, threads * (end - start) - worked, worked);
 }
 
 }  // namespace fastrnn::cpu::FASTRNN_ISA

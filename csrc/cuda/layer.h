@@ -12,8 +12,8 @@
 
 namespace fastrnn::cuda {
 
-// Where and how a layer is computed: in the order of a stream of the current device. `allocate` gives memory that
-// stays until all of the call's work has run, and is free then for what comes after in the stream.
+// Where and how a layer is computed: in the order of a stream of the current device. `allocate` gives memory
+// that is not used again before the call's work has run.
 struct Context {
   cudaStream_t stream;
   cublasHandle_t blas;  // set to that stream; its math mode is put back afterwards, its workspace reset
@@ -21,8 +21,8 @@ struct Context {
   std::function<void*(int64_t bytes)> allocate;
 };
 
-// Pointers in the parameters are to device memory, but for the arrays of `rows`. No call waits for the device.
-// Errors are std::runtime_error.
+// Pointers in the parameters are to device memory, but for the arrays of `rows`. No call waits for the
+// device. Errors are std::runtime_error.
 template <class T>
 struct Kernels {
   const char* cell;

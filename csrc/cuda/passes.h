@@ -9,7 +9,7 @@
 #include "cuda/stepwise.h"
 
 // Forward and backward of a layer: products over all rows around the recurrence. Written over a queue Q
-// (cuda/stepwise.h), so that the host can run them too; beside the calls named there it has, for tiers 1 and 2,
+// (cuda/stepwise.h), so that the host can run them too; beside the calls named there it has for tiers 1 and 2
 //   recurrence_bytes(plan)                           scratch memory they need (static)
 //   run_recurrence<Cell>(plan, recurrence, scratch)  forward or backward, by the type of the recurrence
 
@@ -152,7 +152,7 @@ class LayerBackward {
     const int64_t width = p.D * GH;
     dgx = arena.take<T>(R * width);
     dgh = Cell::split_gate ? arena.take<T>(R * width) : dgx;
-    h_prev = arena.take<T>(R * p.D * p.P);
+    if (wanted(&WeightGradients<T>::W_hh)) h_prev = arena.take<T>(R * p.D * p.P);
     sums = arena.take<Real<T>>(parts * width);
     if (p.weights[0].W_hr) {
       dh_rows = arena.take<T>(R * p.D * p.P);
@@ -188,7 +188,7 @@ class LayerBackward {
                                 .B = {W_ih.stack(queue), p.I},
                                 .C = {p.dx, p.I}});
     }
-    if (wanted(&WeightGradients<T>::W_hh)) {
+    if (h_prev) {
       queue.launch(p.rows.T, p.rows.B, p.D * p.P, GatherPrevious<T>{rows.get(), p.P, p.D, p.y, p.h0, h_prev});
     }
     for (int d = 0; d < p.D; ++d) {
@@ -211,8 +211,8 @@ class LayerBackward {
     return p.dweights[0].*of != nullptr || (p.D == 2 && p.dweights[1].*of != nullptr);
   }
 
-  // to [M, N] = sum over the rows: column block d of `gradient` [R, D*M] times column block `block` of `right`,
-  // whose rows have ld numbers.
+  // to [M, N] = sum over the rows of column block d of `gradient` [R, D*M] times column block `block` of
+  // `right`, whose rows have ld numbers.
   void sum_products(Q& queue, const T* gradient, int64_t M, int d, const T* right, int64_t N, int block,
                     int64_t ld, T* to) {
     if (!to) return;
@@ -243,7 +243,7 @@ class LayerBackward {
   const RowsOnDevice rows;
   const InputWeights<T> W_ih;
   T *dgx, *dgh;                        // [R, D*GH]; one buffer unless the cell has a split gate
-  T* h_prev;                           // [R, D*P], the hidden state before each step
+  T* h_prev = nullptr;                 // [R, D*P], the hidden state before each step, if wanted
   Real<T>* sums;                       // [parts, D*GH]
   T *dh_rows = nullptr, *m = nullptr;  // [R, D*P], [R, D*H], with a projection
   BackwardRecurrence<T> recurrence{};

@@ -16,12 +16,15 @@ template <class Role, int tier>
 __global__ void __launch_bounds__(32 * kMostWarps, 1)
     sweep(const __grid_constant__ typename Role::Params p, const __grid_constant__ Tiling t,
           int first_direction, uint32_t* counters) {
+  // Launched on devices that can, see make_plan; older ones have not the instructions.
 #if __CUDA_ARCH__ >= 900
-  constexpr bool possible = true;
+  constexpr int last_tier = 2;
+#elif __CUDA_ARCH__ >= 800
+  constexpr int last_tier = 1;
 #else
-  constexpr bool possible = tier == 1;  // launched on devices that can, see make_plan
+  constexpr int last_tier = 0;
 #endif
-  if constexpr (possible) {
+  if constexpr (tier <= last_tier) {
     DeviceWarp warp;
     const int group = warp.block() / t.blocks;
     Sweep<DeviceWarp, Role, tier>::run(warp, p, t, first_direction + warp.direction(),

@@ -4,8 +4,8 @@
 #include "cuda/numbers.h"
 #include "cuda/recurrence.h"
 
-// The bodies of the kernels beside the products: function objects that a queue calls for every (i, row, column)
-// of a box of indices, each once and in any order. On the device a thread has some indices, on the host they
+// The bodies of the kernels beside the products: function objects that a queue calls for every (i, row,
+// column) of a box of indices, each once and in any order. On the device a thread has some indices, on the host they
 // are a loop (tests/csrc).
 
 namespace fastrnn::cuda {
@@ -183,7 +183,8 @@ struct CellBackward {
   }
 };
 
-// h before each step, (t, b, column), column < D*P: the row of the step before in the direction's order, or h0.
+// h before each step, (t, b, column), column < D*P: the row of the step before in the direction's order, or
+// h0.
 template <class T>
 struct GatherPrevious {
   DeviceRows rows;

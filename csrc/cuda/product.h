@@ -75,13 +75,15 @@ class Product {
   using var = typename Ctx::template var<V>;
 
  public:
-  // element(row, k): of the warp's rows, and its slice along k.
+  // element(row, k): of the warp's rows, and its slice along k. Called by all warps of a block.
   template <class F>
   FASTRNN_DEVICE void load_weights(Ctx& ctx, const F& element) {
     FASTRNN_UNROLL
-    for (int m = 0; m < row_tiles; ++m) {
+    for (int kt = 0; kt < kTiles; ++kt) {
+      // Keeps the compiler from having more loads under way than it has registers for.
+      if (kt % kTilesPerCheck == 0) ctx.block_sync();
       FASTRNN_UNROLL
-      for (int kt = 0; kt < kTiles; ++kt) {
+      for (int m = 0; m < row_tiles; ++m) {
         FASTRNN_UNROLL
         for (int word = 0; word < kTile.words; ++word) {
           ctx.lanes([&](int lane) {

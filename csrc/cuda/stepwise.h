@@ -6,9 +6,9 @@
 #include "cuda/gemm.h"
 #include "cuda/pointwise.h"
 
-// Tier 0: step after step a product and a pointwise kernel, both directions side by side. Any device, any size,
-// packed input and projections. What the product reads and writes has a place of its own for each sequence, so
-// a step of a packed batch takes the first n of them and leaves the others as they are.
+// Tier 0: step after step a product and a pointwise kernel, both directions side by side. Any device, any
+// size, packed input and projections. What the product reads and writes has a place of its own for each
+// sequence, so a step of a packed batch takes the first n of them and leaves the others as they are.
 //
 // Q, the queue that the work goes to: the device's (csrc/cuda/queue.h), or loops on the host (tests/csrc).
 //   launch(depth, rows, columns, f)  calls f(i, row, column) for all of them
@@ -63,8 +63,8 @@ class Sweep {
     return body;
   }
 
-  // C (+)= A B on the sequences of step i, whose matrices have `width` columns, for each direction: at once
-  // unless they have different numbers of sequences.
+  // C (+)= A B on the sequences of step i, for each direction: at once, unless they have different numbers of
+  // sequences.
   template <class Q, class TC>
   void multiply(Q& queue, int64_t i, Gemm<T, TC> gemm) const {
     gemm.batch = r.D;

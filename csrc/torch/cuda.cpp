@@ -38,8 +38,8 @@ cuda::Math math_of() {
   }
 }
 
-// Calls run with a context of the current device and stream. The scratch memory goes back to torch's allocator
-// as soon as the work is in the stream, and is used again only behind it.
+// Calls run with a context of the current device and stream. The scratch memory goes back to torch's
+// allocator as soon as the work is in the stream, and is used again only behind it.
 template <class T, class F>
 void with_context(const F& run) {
   at::Tensor scratch;

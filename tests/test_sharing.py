@@ -1,0 +1,18 @@
+"""How threads share work, in C++ of its own: the board of tasks, and fewer threads while some get no core."""
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_sharing(tmp_path):
+    program = tmp_path / "sharing"
+    sources = [ROOT / "tests/sharing.cpp", ROOT / "csrc/cpu/board.cpp"]
+    options = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-pthread", "-DFASTRNN_ISA=test", f"-I{ROOT}/csrc"]
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    subprocess.run([*compiler, *options, *sources, "-o", program], check=True)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,268 @@
+"""Checks what the compiler made of the persistent CUDA kernels, by the rules of the table RULES.
+
+    python tools/check_cuda_kernels.py [OBJECT ...]
+
+looks at the objects below build/ unless some are given, and prints each rule that a kernel breaks. Needs
+cuobjdump, which is in the CUDA toolkit or comes with the Triton of a CUDA build of torch.
+
+The number of registers has no rule: blocks of 256 threads may have all 255 that a thread can address, so a
+kernel that needs more shows as one that uses the stack.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import product
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MATHS = ("fp64", "ieee", "tf32", "fp16", "bf16")  # in the order of csrc/cuda/plan.h
+CELLS = ("Lstm", "Gru", "Rnn<Tanh>", "Rnn<Relu>")
+KERNELS = list(product(("Forward", "Backward"), CELLS, MATHS[1:], (1, 2)))  # of each architecture
+
+# What a lane keeps of the weights, in words (csrc/cuda/tiling.h), and a matrix instruction takes 4 of them.
+WEIGHT_WORDS = 128
+BATCH_TILES = {1: 2, 2: 1}  # of 8 sequences, by tier
+MATRIX = {"bf16": "HMMA.16816.F32.BF16", "fp16": "HMMA.16816.F32", "tf32": "HMMA.1688.F32.TF32"}
+
+INSTRUCTION = re.compile(
+    r"\s*/\*(?P<at>[0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(?P<name>[A-Z][\w.]*)\s*(?P<operands>[^;]*);"
+)
+NAME = re.compile(
+    r"sweep<fastrnn::cuda::(?P<role>Forward|Backward)Role<fastrnn::cells::(?P<cell>\w+(?:<[\w:]+>)?), "
+    r"\(fastrnn::cuda::Math\)(?P<math>\d)>, (?P<tier>\d)>"
+)
+REGISTER = re.compile(r"[-|]*R(\d+)\b")
+ZERO = re.compile(r"[-|]*S?RZ\b")
+MOVES = ("MOV", "IMAD.MOV", "CS2R")
+
+
+@dataclass
+class Instruction:
+    at: int
+    name: str
+    operands: list[str]
+
+    def registers(self, operand: int, count: int = 1) -> range:
+        """Those that an operand names, `count` in a row from the first."""
+        found = REGISTER.match(self.operands[operand]) if operand < len(self.operands) else None
+        return range(int(found[1]), int(found[1]) + count) if found else range(0)
+
+    @property
+    def written(self) -> range:
+        if self.name.startswith(("ST", "RED", "BRA", "BAR", "EXIT")):
+            return range(0)
+        load = self.name.startswith("LD")
+        if self.name.startswith("HMMA") or load and (".128" in self.name or "M88.4" in self.name):
+            return self.registers(0, 4)
+        pair = load and (".64" in self.name or "M88.2" in self.name) or "WIDE" in self.name
+        return self.registers(0, 2 if pair or self.name == "CS2R" else 1)
+
+    @property
+    def target(self) -> int | None:
+        """Where a branch goes."""
+        found = re.search(r"0x([0-9a-f]+)", self.operands[-1]) if self.name.startswith("BRA") else None
+        return int(found[1], 16) if found else None
+
+
+@dataclass
+class Kernel:
+    arch: str
+    role: str
+    cell: str
+    math: str
+    tier: int
+    stack: int = 0
+    code: list[Instruction] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{self.arch} {self.role.lower()} {self.cell} {self.math} tier {self.tier}"
+
+    @property
+    def key(self) -> tuple:
+        return self.role, self.cell, self.math, self.tier
+
+    @property
+    def empty(self) -> bool:
+        """Tier 2 is not for devices before 9.0."""
+        return self.tier == 2 and int(re.search(r"\d+", self.arch)[0]) < 90
+
+    @cached_property
+    def time_loop(self) -> list[Instruction]:
+        """From the target of a branch back to the branch: the longest such stretch with a product in it."""
+        addresses = [i.at for i in self.code]
+        loops = (
+            self.code[bisect_left(addresses, i.target) : k + 1]
+            for k, i in enumerate(self.code)
+            if i.target is not None and i.target <= i.at
+        )
+        return max((loop for loop in loops if self.products(loop)), key=len, default=[])
+
+    def products(self, code: Iterable[Instruction]) -> list[Instruction]:
+        """Those that multiply weights: matrix instructions, or, in full float32, multiply-adds."""
+        name = MATRIX.get(self.math, "FFMA")
+        return [i for i in code if (i.name == name if self.math in MATRIX else i.name.startswith(name))]
+
+
+# ---- the rules: what is wrong with a kernel, or nothing ----
+
+
+def uses_local_memory(kernel: Kernel) -> str | None:
+    local = sum(i.name.startswith(("LDL", "STL")) for i in kernel.code)
+    return f"{kernel.stack} bytes of stack, {local} instructions" if kernel.stack or local else None
+
+
+def wrong_products(kernel: Kernel) -> str | None:
+    """Too few of the instructions that the math is for, in the time loop, or any of another."""
+    expected = WEIGHT_WORDS // 4 * BATCH_TILES[kernel.tier] if kernel.math in MATRIX else 8 * WEIGHT_WORDS
+    found = len(kernel.products(kernel.time_loop))
+    others = {i.name for i in kernel.code if i.name.startswith("HMMA")} - {MATRIX.get(kernel.math)}
+    if found < expected:
+        return f"{found} of at least {expected} {MATRIX.get(kernel.math, 'FFMA')} in the time loop"
+    return f"also {', '.join(sorted(others))}" if others else None
+
+
+def loads_weights_again(kernel: Kernel) -> str | None:
+    """In the time loop: a factor of a product does not come, if by way of other registers, from before it.
+
+    Of a matrix instruction that is the second operand, of a multiply-add either factor; other multiply-adds
+    in the loop have none, so only so many have to.
+    """
+    loop = kernel.time_loop
+    writers: dict[int, list[int]] = {}
+    for at, instruction in enumerate(loop):
+        for register in instruction.written:
+            writers.setdefault(register, []).append(at)
+
+    def is_kept(register: int, at: int, moves: int = 4) -> bool:
+        places = writers.get(register)
+        if not places:
+            return True
+        # The last before, or, of what goes round the loop, the last of all.
+        writer = loop[places[bisect_left(places, at) - 1]]
+        sources = [o for o in writer.operands[1:] if REGISTER.match(o) or ZERO.match(o)]
+        if not writer.name.startswith(MOVES) or not sources or moves == 0:
+            return False
+        if ZERO.match(sources[-1]):
+            return True
+        return is_kept(int(REGISTER.match(sources[-1])[1]), places[bisect_left(places, at) - 1], moves - 1)
+
+    def factor_is_kept(at: int, operand: int, count: int) -> bool:
+        instruction = loop[at]
+        if ZERO.match(instruction.operands[operand]):
+            return True
+        registers = instruction.registers(operand, count)
+        return bool(registers) and all(is_kept(register, at) for register in registers)
+
+    products = {id(i) for i in kernel.products(loop)}
+    operands, count = ((1,), 4) if kernel.math in MATRIX else ((1, 2), 1)
+    kept = sum(
+        any(factor_is_kept(at, operand, count) for operand in operands)
+        for at, i in enumerate(loop)
+        if id(i) in products
+    )
+    expected = len(products) if kernel.math in MATRIX else 8 * WEIGHT_WORDS
+    return f"only {kept} of {expected} products have a factor from before it" if kept < expected else None
+
+
+RULES: dict[str, Callable[[Kernel], str | None]] = {
+    "no stack, no local memory": uses_local_memory,
+    "products by the expected instructions": wrong_products,
+    "weights are loaded before the time loop": loads_weights_again,
+}
+
+
+# ---- reading ----
+
+
+def find_cuobjdump() -> str | None:
+    triton = importlib.util.find_spec("triton")
+    places = [os.environ["PATH"], "/usr/local/cuda/bin"]
+    if triton:
+        places.append(str(Path(triton.origin).parent / "backends/nvidia/bin"))
+    return shutil.which("cuobjdump", path=os.pathsep.join(places))
+
+
+def run(*arguments, **options) -> str:
+    return subprocess.run(arguments, check=True, capture_output=True, text=True, **options).stdout
+
+
+def read_kernels(cuobjdump: str, path: Path) -> Iterator[Kernel]:
+    """The persistent kernels in an object."""
+    stacks, arch, name = {}, "", ""
+    for line in run(cuobjdump, "--dump-resource-usage", path).splitlines():
+        arch = line.removeprefix("arch = ") if line.startswith("arch = ") else arch
+        if found := re.match(r"\s*Function (\S+):", line):
+            name = found[1]
+        if found := re.search(r"\bSTACK:(\d+) .*\bLOCAL:(\d+)", line):
+            stacks[arch, name] = int(found[1]) + int(found[2])
+    names = {name for _, name in stacks}
+    readable = dict(zip(names, run("c++filt", input="\n".join(names)).splitlines(), strict=True))
+    kernel = None
+    for line in run(cuobjdump, "--dump-sass", path).splitlines():
+        arch = line.removeprefix("arch = ") if line.startswith("arch = ") else arch
+        if found := re.match(r"\s*Function : (\S+)", line):
+            if kernel:
+                yield kernel
+            kernel = name_kernel(arch, readable[found[1]])
+            if kernel:
+                kernel.stack = stacks[arch, found[1]]
+        elif kernel and (found := INSTRUCTION.match(line)):
+            operands = [operand.strip() for operand in found["operands"].split(",")]
+            kernel.code.append(Instruction(int(found["at"], 16), found["name"], operands))
+    if kernel:
+        yield kernel
+
+
+def name_kernel(arch: str, name: str) -> Kernel | None:
+    found = NAME.search(name)
+    if not found:
+        return None
+    cell = re.sub(r"fastrnn::cells::", "", found["cell"])
+    return Kernel(arch, found["role"], cell, MATHS[int(found["math"])], int(found["tier"]))
+
+
+def check(cuobjdump: str, path: Path) -> tuple[set[tuple], list[str]]:
+    """The architecture and key of each kernel in an object, and what is wrong."""
+    seen, complaints = set(), []
+    for kernel in read_kernels(cuobjdump, path):
+        seen.add((kernel.arch, *kernel.key))
+        for rule, complaint in RULES.items():
+            if not kernel.empty and (what := complaint(kernel)):
+                complaints.append(f"{kernel}: {rule}: {what}")
+    return seen, complaints
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python tools/check_cuda_kernels.py", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("objects", nargs="*", type=Path, help="instead of those below build/")
+    objects = parser.parse_args().objects or sorted((ROOT / "build").glob("**/persistent.cu.o"))
+    cuobjdump = find_cuobjdump()
+    if not objects or not cuobjdump:
+        missing = "cuobjdump is not here" if objects else "no objects of persistent.cu below build/"
+        sys.exit(f"error: {missing}: build fastrnn with a CUDA build of torch, and run this with its Python")
+    with ProcessPoolExecutor() as pool:
+        found = list(pool.map(partial(check, cuobjdump), objects))
+    seen = set().union(*(keys for keys, _ in found))
+    complaints = [complaint for _, of_object in found for complaint in of_object]
+    archs = sorted({arch for arch, *_ in seen})
+    complaints += [f"{arch}: missing: {key}" for arch in archs for key in KERNELS if (arch, *key) not in seen]
+    print("\n".join(complaints) or f"{len(seen)} kernels for {', '.join(archs)} follow the rules")
+    return int(bool(complaints) or not seen)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
