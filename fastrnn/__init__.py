@@ -53,7 +53,7 @@ def _load():
 
 _load()
 
-from . import functional, onnx  # noqa: E402  (need the operators)
+from . import functional, onnx, vmap  # noqa: E402, F401  (need the operators; vmap registers its rules)
 from .conversion import convert, revert  # noqa: E402
 from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell  # noqa: E402
 from .stateful import Stateful  # noqa: E402

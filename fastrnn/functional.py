@@ -53,6 +53,7 @@ def lstm(
     batch_first: bool = False,
     lengths: Tensor | Sequence[int] | None = None,
     return_all_states: bool = False,
+    checkpoint_gates: bool = False,
 ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
     r"""Long short-term memory over a sequence. In each layer and direction, for every step::
 
@@ -89,6 +90,8 @@ def lstm(
             those of each sequence at its own end, and those of a sequence of length 0 are its initial ones.
             Lengths are needed on the CPU: on a GPU they cost a synchronization, and are the only one.
         return_all_states: return the states of every step, of all layers, as well.
+        checkpoint_gates: keep for the backward only what a layer is given, and run its forward again there.
+            Saves most of the memory of training, gives the same bits, and costs the time of the forward.
 
     Returns:
         `output, (h_n, c_n)`: the h' of the last layer, in the form of `input` with last size `D*P`, and the
@@ -120,6 +123,7 @@ def lstm(
         batch_first,
         lengths,
         return_all_states,
+        checkpoint_gates,
     )
 
 
@@ -136,6 +140,7 @@ def gru(
     batch_first: bool = False,
     lengths: Tensor | Sequence[int] | None = None,
     return_all_states: bool = False,
+    checkpoint_gates: bool = False,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     r"""Gated recurrent units over a sequence. In each layer and direction, for every step::
 
@@ -157,8 +162,8 @@ def gru(
         weights: flat, for each layer, for each direction: `W_ih, W_hh`, with `bias` then `b_ih, b_hh`. Rows
             of the gates are stacked in the order r, z, n. `W_ih` is `[3*H, I]` in the first layer and
             `[3*H, D*H]` above, `W_hh` `[3*H, H]`, `b_ih` and `b_hh` `[3*H]`.
-        bias, num_layers, dropout, training, bidirectional, batch_first, lengths, return_all_states: as for
-            `lstm`.
+        bias, num_layers, dropout, training, bidirectional, batch_first, lengths, return_all_states,
+            checkpoint_gates: as for `lstm`.
 
     Returns:
         `output, h_n`: the h' of the last layer, in the form of `input` with last size `D*H`, and the last
@@ -180,6 +185,7 @@ def gru(
         batch_first,
         lengths,
         return_all_states,
+        checkpoint_gates,
     )
 
 
@@ -197,6 +203,7 @@ def rnn(
     batch_first: bool = False,
     lengths: Tensor | Sequence[int] | None = None,
     return_all_states: bool = False,
+    checkpoint_gates: bool = False,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     r"""Elman's recurrent network over a sequence. In each layer and direction, for every step::
 
@@ -214,8 +221,8 @@ def rnn(
             `W_ih` is `[H, I]` in the first layer and `[H, D*H]` above, `W_hh` `[H, H]`, `b_ih` and `b_hh`
             `[H]`.
         nonlinearity: "tanh" or "relu".
-        bias, num_layers, dropout, training, bidirectional, batch_first, lengths, return_all_states: as for
-            `lstm`.
+        bias, num_layers, dropout, training, bidirectional, batch_first, lengths, return_all_states,
+            checkpoint_gates: as for `lstm`.
 
     Returns:
         `output, h_n`: the h' of the last layer, in the form of `input` with last size `D*H`, and the last
@@ -239,6 +246,7 @@ def rnn(
         batch_first,
         lengths,
         return_all_states,
+        checkpoint_gates,
     )
 
 
@@ -339,6 +347,7 @@ def run_sequence(
     batch_first,
     lengths=None,
     return_all_states=False,
+    checkpoint_gates=False,
 ):
     """The operator fastrnn::rnn in torch.nn's calling convention: hx None, a state or a tuple; packed input.
 
@@ -354,6 +363,7 @@ def run_sequence(
             batch_first,
             lengths,
             return_all_states,
+            checkpoint_gates,
         )
     if isinstance(input, Tensor):
         output, *states = _rnn(
@@ -368,13 +378,25 @@ def run_sequence(
             training,
             bidirectional,
             batch_first,
+            checkpoint_gates,
         )
     elif isinstance(input, PackedSequence):
         x, batch_sizes, sorted_indices, unsorted_indices = input
         if sorted_indices is not None:
             states = [state.index_select(1, sorted_indices) for state in states]
         y, *states = _rnn(
-            x, batch_sizes, states, weights, cell, bias, num_layers, dropout, training, bidirectional, False
+            x,
+            batch_sizes,
+            states,
+            weights,
+            cell,
+            bias,
+            num_layers,
+            dropout,
+            training,
+            bidirectional,
+            False,
+            checkpoint_gates,
         )
         if unsorted_indices is not None:
             states = [state.index_select(1, unsorted_indices) for state in states]
@@ -384,7 +406,9 @@ def run_sequence(
     return output, _join_states(states)
 
 
-def _run_with_more(input, states, weights, options, batch_first, lengths, return_all_states):
+def _run_with_more(
+    input, states, weights, options, batch_first, lengths, return_all_states, checkpoint_gates
+):
     """run_sequence with `lengths` or `return_all_states`. What both take is time-major, or packed rows."""
     cell, _, num_layers, _, _, bidirectional = options
     packed = isinstance(input, PackedSequence)
@@ -427,9 +451,9 @@ def _run_with_more(input, states, weights, options, batch_first, lengths, return
         states = [s.index_select(1, order) for s in states]
 
     if return_all_states:
-        (y, *last), every = run_layers(x, batch_sizes, states, weights, *options)
+        (y, *last), every = run_layers(x, batch_sizes, states, weights, *options, checkpoint_gates)
     else:
-        y, *last = _rnn(x, batch_sizes, states, weights, *options, False)
+        y, *last = _rnn(x, batch_sizes, states, weights, *options, False, checkpoint_gates)
         every = []
 
     if rows is not None:

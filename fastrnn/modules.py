@@ -8,6 +8,9 @@ import inspect
 
 import torch
 import torch.fx
+from torch import Tensor
+from torch._jit_internal import _overload_method
+from torch.nn.utils.rnn import PackedSequence
 
 from .functional import name_rnn, run_sequence, run_step
 
@@ -35,20 +38,16 @@ def _gather(module, names):
 
 
 class _Layer:
-    """`forward` of a whole-sequence layer, for a subclass of torch.nn.RNNBase."""
+    """`forward` of a whole-sequence layer, for a subclass of torch.nn.RNNBase.
 
-    def forward(self, input, hx=None, *, lengths=None, return_all_states=False):
-        """Run the layer over a sequence; see the function of the same name in `fastrnn.functional`.
+    Set `checkpoint_gates` on a layer to train with less memory and more time; see `fastrnn.functional.lstm`.
+    """
 
-        input: `[T, B, I]`, `[B, T, I]` with batch_first, `[T, I]` unbatched, or a PackedSequence
-        hx: initial state, None for zeros; a tensor h_0, for an LSTM a tuple (h_0, c_0)
-        lengths: `[B]`, of the sequences in a padded input: any integers from 0 to T, on any device; the plain
-            alternative to a PackedSequence. `output` is zero past a length
-        return_all_states: return the states of every step, too
+    checkpoint_gates = False
 
-        Returns `output, h_n`, for an LSTM `output, (h_n, c_n)`; with return_all_states a third result, h of
-        every step `[L*D, T, B, P]`, for an LSTM `(h, c)`, c `[L*D, T, B, H]`.
-        """
+    __constants__ = [*torch.nn.RNNBase.__constants__, "checkpoint_gates"]  # for TorchScript
+
+    def _run(self, input, hx, lengths, return_all_states):
         return run_sequence(
             self.mode.lower(),
             input,
@@ -62,21 +61,59 @@ class _Layer:
             self.batch_first,
             lengths,
             return_all_states,
+            self.checkpoint_gates,
         )
+
+    # The same for TorchScript, which wants one type for each argument.
+
+    def _script_rows(self, x: Tensor, batch_sizes: Tensor | None, states: list[Tensor]) -> list[Tensor]:
+        return torch.ops.fastrnn.rnn(
+            x,
+            batch_sizes,
+            states,
+            self._flat_weights,
+            self.mode.lower(),
+            self.bias,
+            self.num_layers,
+            self.dropout,
+            self.training,
+            self.bidirectional,
+            self.batch_first and batch_sizes is None,
+            self.checkpoint_gates,
+        )
+
+    def _script_padded(self, input: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        values = self._script_rows(input, None, states)
+        return values[0], values[1:]
+
+    def _script_packed(
+        self, input: PackedSequence, states: list[Tensor]
+    ) -> tuple[PackedSequence, list[Tensor]]:
+        x, batch_sizes, order, restored = input
+        if order is not None:
+            states = [state.index_select(1, order) for state in states]
+        values = self._script_rows(x, batch_sizes, states)
+        y, states = PackedSequence(values[0], batch_sizes, order, restored), values[1:]
+        if restored is not None:
+            states = [state.index_select(1, restored) for state in states]
+        return y, states
 
 
 class _Cell:
     """`forward` of a single step, for a subclass of torch.nn.RNNCellBase; `_cell` names the cell."""
 
-    def forward(self, input, hx=None):
-        """Run one step; see `lstm_cell`, `gru_cell` and `rnn_cell` in `fastrnn.functional`.
-
-        input: `[B, I]` or `[I]`
-        hx: state, None for zeros; a tensor h, for an LSTMCell a tuple (h, c)
-
-        Returns the next state: h', for an LSTMCell (h', c').
-        """
+    def _run(self, input, hx):
         return run_step(self._cell, input, hx, *_gather(self, _CELL_WEIGHTS))
+
+    def _script(self, input: Tensor, states: list[Tensor], cell: str) -> list[Tensor]:
+        weights = [self.weight_ih, self.weight_hh]
+        if self.bias_ih is not None and self.bias_hh is not None:
+            weights += [self.bias_ih, self.bias_hh]
+        return torch.ops.fastrnn.cell(input, states, weights, cell)
+
+
+# The forward of every class stands in the class, with one overload for each kind of input, because TorchScript
+# looks for it there. What the overloads say holds in Python as well.
 
 
 def _takes(change):
@@ -110,6 +147,40 @@ class LSTM(_Layer, torch.nn.LSTM):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
 
+    @_overload_method
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        pass
+
+    @_overload_method
+    def forward(  # noqa: F811
+        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]:
+        pass
+
+    def forward(self, input, hx=None, *, lengths=None, return_all_states=False):  # noqa: F811
+        """Run the layer over a sequence; see `fastrnn.functional.lstm`.
+
+        input: `[T, B, I]`, `[B, T, I]` with batch_first, `[T, I]` unbatched, or a PackedSequence
+        hx: initial states `(h_0, c_0)`, None for zeros
+        lengths: `[B]`, of the sequences in a padded input: any integers from 0 to T, on any device; the plain
+            alternative to a PackedSequence. `output` is zero past a length
+        return_all_states: return the states of every step, too
+
+        Returns `output, (h_n, c_n)`; with return_all_states a third result `(h, c)` of every step,
+        `[L*D, T, B, P]` and `[L*D, T, B, H]`.
+        """
+        if torch.jit.is_scripting():
+            states: list[Tensor] = [] if hx is None else [hx[0], hx[1]]
+            if isinstance(input, PackedSequence):
+                output, last = self._script_packed(input, states)
+            else:
+                output, last = self._script_padded(input, states)
+            return output, (last[0], last[1])
+        else:
+            return self._run(input, hx, lengths, return_all_states)
+
 
 class GRU(_Layer, torch.nn.GRU):
     """torch.nn.GRU, computed by fastrnn. Arguments, shapes and attributes: see torch.nn.GRU."""
@@ -117,6 +188,28 @@ class GRU(_Layer, torch.nn.GRU):
     @_takes(_without_projection)
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+
+    @_overload_method
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        pass
+
+    @_overload_method
+    def forward(  # noqa: F811
+        self, input: PackedSequence, hx: Tensor | None = None
+    ) -> tuple[PackedSequence, Tensor]:
+        pass
+
+    def forward(self, input, hx=None, *, lengths=None, return_all_states=False):  # noqa: F811
+        """As LSTM.forward, with one state `h_0`. Returns `output, h_n`, and h of every step if wanted."""
+        if torch.jit.is_scripting():
+            states: list[Tensor] = [] if hx is None else [hx]
+            if isinstance(input, PackedSequence):
+                output, last = self._script_packed(input, states)
+            else:
+                output, last = self._script_padded(input, states)
+            return output, last[0]
+        else:
+            return self._run(input, hx, lengths, return_all_states)
 
 
 class RNN(_Layer, torch.nn.RNN):
@@ -126,11 +219,42 @@ class RNN(_Layer, torch.nn.RNN):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
 
+    @_overload_method
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        pass
+
+    @_overload_method
+    def forward(  # noqa: F811
+        self, input: PackedSequence, hx: Tensor | None = None
+    ) -> tuple[PackedSequence, Tensor]:
+        pass
+
+    def forward(self, input, hx=None, *, lengths=None, return_all_states=False):  # noqa: F811
+        """As LSTM.forward, with one state `h_0`. Returns `output, h_n`, and h of every step if wanted."""
+        if torch.jit.is_scripting():
+            states: list[Tensor] = [] if hx is None else [hx]
+            if isinstance(input, PackedSequence):
+                output, last = self._script_packed(input, states)
+            else:
+                output, last = self._script_padded(input, states)
+            return output, last[0]
+        else:
+            return self._run(input, hx, lengths, return_all_states)
+
 
 class LSTMCell(_Cell, torch.nn.LSTMCell):
     """torch.nn.LSTMCell, computed by fastrnn. Arguments, shapes and attributes: see torch.nn.LSTMCell."""
 
     _cell = "lstm"
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Run one step; see `fastrnn.functional.lstm_cell`. `input`: `[B, I]` or `[I]`; `hx`: `(h, c)`, None for
+        zeros. Returns `(h', c')`."""
+        if torch.jit.is_scripting():
+            states = self._script(input, [] if hx is None else [hx[0], hx[1]], "lstm")
+            return states[0], states[1]
+        else:
+            return self._run(input, hx)
 
 
 class GRUCell(_Cell, torch.nn.GRUCell):
@@ -138,10 +262,28 @@ class GRUCell(_Cell, torch.nn.GRUCell):
 
     _cell = "gru"
 
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Run one step; see `fastrnn.functional.gru_cell`. `input`: `[B, I]` or `[I]`; `hx`: `h`, None for zeros.
+        Returns `h'`."""
+        if torch.jit.is_scripting():
+            return self._script(input, [] if hx is None else [hx], "gru")[0]
+        else:
+            return self._run(input, hx)
+
 
 class RNNCell(_Cell, torch.nn.RNNCell):
     """torch.nn.RNNCell, computed by fastrnn. Arguments, shapes and attributes: see torch.nn.RNNCell."""
 
+    __jit_unused_properties__ = ["_cell"]
+
     @property
     def _cell(self):
         return name_rnn(self.nonlinearity, RuntimeError)  # torch.nn.RNNCell finds out in forward only
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Run one step; see `fastrnn.functional.rnn_cell`. `input`: `[B, I]` or `[I]`; `hx`: `h`, None for zeros.
+        Returns `h'`."""
+        if torch.jit.is_scripting():
+            return self._script(input, [] if hx is None else [hx], "rnn_" + self.nonlinearity)[0]
+        else:
+            return self._run(input, hx)

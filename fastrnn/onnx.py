@@ -39,6 +39,7 @@ def translation_table() -> dict[Callable, Callable]:
         cell: str,
         bidirectional: bool,
         batch_first: bool,
+        checkpoint_gates: bool = False,  # has no meaning in what is exported
     ):
         return _translate(op, x, batch_sizes, hx, weights, cell, bidirectional, batch_first)
 

@@ -75,7 +75,19 @@ def find_rows(lengths: Tensor, T: int, batch_first: bool) -> Rows:
     return Rows(index, runs.sum(1), order)
 
 
-def run_layers(x, batch_sizes, states, weights, cell, bias, num_layers, dropout, training, bidirectional):
+def run_layers(
+    x,
+    batch_sizes,
+    states,
+    weights,
+    cell,
+    bias,
+    num_layers,
+    dropout,
+    training,
+    bidirectional,
+    checkpoint_gates,
+):
     """The operator fastrnn::rnn, layer by layer, with the states of every step.
 
     x: `[T, B, I]`, or packed `[R, I]` with `batch_sizes`; states: `[L*D, B, …]` each, or none
@@ -101,7 +113,20 @@ def run_layers(x, batch_sizes, states, weights, cell, bias, num_layers, dropout,
         k = layer * D
         of_layer = weights[k * each : (k + D) * each]
         first = [s[k : k + D] for s in states]
-        y, *final = _rnn(x, batch_sizes, first, of_layer, cell, bias, 1, 0.0, False, bidirectional, False)
+        y, *final = _rnn(
+            x,
+            batch_sizes,
+            first,
+            of_layer,
+            cell,
+            bias,
+            1,
+            0.0,
+            False,
+            bidirectional,
+            False,
+            checkpoint_gates,
+        )
         every_h.append(y.unflatten(-1, (D, -1)))
         last.append(final)
         if cell == "lstm":

@@ -140,8 +140,8 @@ def test_every_cell_is_registered():
 
 RNN_SCHEMA = (
     "fastrnn::rnn(Tensor input, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str cell, "
-    "bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first)"
-    " -> Tensor[]"
+    "bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first, "
+    "bool checkpoint_gates=False) -> Tensor[]"
 )
 CELL_SCHEMA = "fastrnn::cell(Tensor input, Tensor[] hx, Tensor[] weights, str cell) -> Tensor[]"
 

@@ -1,15 +1,9 @@
 #include "torch/layer.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <c10/util/irange.h>
-#include <torch/csrc/autograd/autograd.h>
-#include <torch/csrc/autograd/function.h>
-#include <torch/csrc/autograd/functions/utils.h>
-#include <torch/csrc/autograd/saved_variable.h>
-#include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/library.h>
 
 #include <cstring>
@@ -29,10 +23,6 @@ WeightLayout weight_layout(at::TensorList weights, bool bidirectional) {
   return {D, count / D};
 }
 
-namespace {
-
-using c10::SymInt;
-
 const cpu::CellKernels& find_cell(const std::string& name) {
   try {
     return cpu::find_cell(name);
@@ -40,6 +30,10 @@ const cpu::CellKernels& find_cell(const std::string& name) {
     TORCH_CHECK_VALUE(false, error.what());
   }
 }
+
+namespace {
+
+using c10::SymInt;
 
 void check_tensor(const Tensor& tensor, const std::string& name, at::SymIntArrayRef size,
                   at::ScalarType dtype, const Tensor& x) {
@@ -305,7 +299,8 @@ variable_list layer_forward(const Tensor& x, const optional<Tensor>& batch_sizes
 
 template <class Backend>
 variable_list layer(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
-                    at::TensorList weights, const std::string& cell, bool bidirectional, bool batch_first) {
+                    at::TensorList weights, const std::string& cell, bool bidirectional, bool batch_first,
+                    bool /*checkpoint_gates*/) {
   return layer_forward<Backend>(x, batch_sizes, hx, weights, cell, bidirectional, batch_first, false);
 }
 
@@ -399,171 +394,23 @@ variable_list layer_backward(const c10::List<optional<Tensor>>& grads, const Ten
   return result;
 }
 
-const auto& forward_operator() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastrnn::layer_forward", "")
-                             .typed<decltype(layer_forward<Cpu>)>();
-  return op;
-}
-const auto& backward_operator() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastrnn::layer_backward", "")
-                             .typed<decltype(layer_backward<Cpu>)>();
-  return op;
-}
-
-using torch::autograd::Node;
-
-// torch holds nodes by shared_ptr, newer versions by intrusive_ptr.
-template <class T, class... Args>
-auto make_node(Args&&... args) {
-  if constexpr (std::is_same_v<decltype(torch::autograd::Edge::function), std::shared_ptr<Node>>) {
-    // deleteNode takes a long chain of nodes apart without recursion. It is found by its argument: newer
-    // versions have none.
-    return std::shared_ptr<T>(new T(std::forward<Args>(args)...), [](auto* node) { deleteNode(node); });
-  } else {
-    return c10::make_intrusive<T>(std::forward<Args>(args)...);
-  }
-}
-
-// The backward of one call of fastrnn::layer. A node of its own: torch::autograd::Function keeps what is no
-// tensor in a map from names to IValues and copies lists several times, which costs more than a small step.
-class LayerBackward : public Node {
- public:
-  // inputs: x, hx, weights.
-  LayerBackward(const variable_list& inputs, size_t states, const optional<Tensor>& batch_sizes,
-                const std::string& cell, bool bidirectional, bool batch_first)
-      : Node(torch::autograd::collect_next_edges(inputs)),
-        count_(inputs.size()),
-        states_(states),
-        cell_(cell),
-        bidirectional_(bidirectional),
-        batch_first_(batch_first),
-        packed_(batch_sizes.has_value()) {
-    saved_.reserve(count_ + 4);
-    for (const Tensor& input : inputs) save(input);
-    save(batch_sizes.value_or(Tensor()));
-  }
-
-  // After the arguments, what layer_backward takes as `saved`.
-  void save(const Tensor& tensor, bool is_output = false) { saved_.emplace_back(tensor, is_output); }
-
-  std::string name() const override { return "fastrnn::LayerBackward"; }
-
-  void release_variables() override {
-    std::lock_guard<std::mutex> lock(mutex_);
-    for (auto& tensor : saved_) tensor.reset_data();
-  }
-
-  // For compiled autograd: what a compiled graph depends on, and a call that it traces.
-  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
-    args.collect(saved_, /*is_output=*/true);
-    for (const size_t number : {count_, states_}) args.collect(number);
-    for (const bool flag : {bidirectional_, batch_first_, packed_}) args.collect(flag);
-    args.collect(cell_);
-  }
-  variable_list apply_with_saved(const variable_list& grads,
-                                 torch::dynamo::autograd::SwapSavedVariables& swap) override {
-    swap.before(saved_);
-    variable_list result = apply(variable_list(grads));
-    swap.after(saved_);
-    return result;
-  }
-
-  variable_list apply(variable_list&& grads) override {
-    std::lock_guard<std::mutex> lock(mutex_);  // with retain_graph two threads may be here
-    variable_list saved;
-    saved.reserve(saved_.size());
-    for (const auto& tensor : saved_) saved.push_back(tensor.unpack(getptr()));
-    const at::TensorList all(saved), inputs = all.slice(0, count_);
-    const at::TensorList hx = inputs.slice(1, states_), weights = inputs.slice(1 + states_);
-    const optional<Tensor> batch_sizes = packed_ ? optional<Tensor>(saved[count_]) : std::nullopt;
-    c10::List<bool> wanted;
-    wanted.reserve(count_);
-    for (const auto i : c10::irange(count_)) wanted.push_back(task_should_compute_output(i));
-
-    variable_list found;
-    if (at::GradMode::is_enabled()) {  // create_graph=True
-      const variable_list outputs =
-          differentiable_layer(inputs[0], batch_sizes, hx, weights, cell_, bidirectional_, batch_first_);
-      variable_list needed, used, used_grads;
-      for (const auto i : c10::irange(count_)) {
-        if (wanted[i]) needed.push_back(inputs[i]);
-      }
-      for (const auto i : c10::irange(outputs.size())) {
-        if (!grads[i].defined()) continue;
-        used.push_back(outputs[i]);
-        used_grads.push_back(grads[i]);
-      }
-      found = torch::autograd::grad(used, needed, used_grads, /*retain_graph=*/true, /*create_graph=*/true,
-                                    /*allow_unused=*/true);
-    } else {
-      c10::List<optional<Tensor>> given;
-      given.reserve(grads.size());
-      for (const Tensor& grad : grads)
-        given.push_back(grad.defined() ? optional<Tensor>(grad) : std::nullopt);
-      at::AutoDispatchBelowADInplaceOrView below_autograd;  // whose fallback would box the arguments
-      found = backward_operator().call(given, inputs[0], batch_sizes, hx, weights, cell_, bidirectional_,
-                                       batch_first_, all.slice(count_ + 1), wanted);
-    }
-    variable_list result(count_);
-    size_t next = 0;
-    for (const auto i : c10::irange(count_)) {
-      if (wanted[i]) result[i] = std::move(found[next++]);
-    }
-    return result;
-  }
-
- private:
-  const size_t count_, states_;
-  const std::string cell_;
-  const bool bidirectional_, batch_first_, packed_;
-  std::vector<torch::autograd::SavedVariable> saved_;  // inputs, batch_sizes, `saved`
-};
-
-variable_list layer_autograd(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
-                             at::TensorList weights, const std::string& cell, bool bidirectional,
-                             bool batch_first) {
-  variable_list inputs;
-  inputs.reserve(1 + hx.size() + weights.size());
-  inputs.push_back(x);
-  inputs.insert(inputs.end(), hx.begin(), hx.end());
-  inputs.insert(inputs.end(), weights.begin(), weights.end());
-  // Forward-mode derivatives and the transforms of torch.func.
-  if (torch::autograd::isFwGradDefinedTensorList(inputs) ||
-      c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerBackMode)) {
-    check_shape(x, batch_sizes, hx, weights, find_cell(cell), bidirectional, batch_first);
-    return differentiable_layer(x, batch_sizes, hx, weights, cell, bidirectional, batch_first);
-  }
-  const bool save = torch::autograd::compute_requires_grad(inputs);
-  at::AutoDispatchBelowADInplaceOrView below_autograd;
-  variable_list outputs =
-      forward_operator().call(x, batch_sizes, hx, weights, cell, bidirectional, batch_first, save);
-  if (!save) return outputs;
-
-  const auto node =
-      make_node<LayerBackward>(inputs, hx.size(), batch_sizes, cell, bidirectional, batch_first);
-  const bool step = x.dim() == 2 && !batch_sizes;
-  const cpu::CellKernels& kernels = find_cell(cell);
-  const size_t results = (step ? 1 : 2) + (kernels.has_c ? 1 : 0);
-  for (const auto i : c10::irange(results)) torch::autograd::set_history(outputs[i], node);
-  for (const auto i : c10::irange(results, outputs.size())) node->save(outputs[i]);
-  if (step && kernels.saved == 0) node->save(outputs[0], /*is_output=*/true);
-  outputs.resize(results);
-  return outputs;
-}
-
 }  // namespace
+
+void check_layer(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
+                 at::TensorList weights, const std::string& cell, bool bidirectional, bool batch_first) {
+  check_shape(x, batch_sizes, hx, weights, find_cell(cell), bidirectional, batch_first);
+}
 
 TORCH_LIBRARY(fastrnn, m) {
   m.def(
       "rnn(Tensor input, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str cell, bool has_biases, int "
       "num_layers, "
-      "float dropout, bool train, bool bidirectional, bool batch_first) -> Tensor[]");
+      "float dropout, bool train, bool bidirectional, bool batch_first, bool checkpoint_gates=False) -> "
+      "Tensor[]");
   m.def("cell(Tensor input, Tensor[] hx, Tensor[] weights, str cell) -> Tensor[]");
   m.def(
       "layer(Tensor x, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str cell, bool bidirectional, "
-      "bool batch_first) -> Tensor[]");
+      "bool batch_first, bool checkpoint_gates=False) -> Tensor[]");
   m.def(
       "layer_forward(Tensor x, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str cell, bool "
       "bidirectional, "
@@ -603,6 +450,5 @@ TORCH_LIBRARY_IMPL(fastrnn, Meta, m) {
   m.impl("layer_forward", layer_forward<Meta>);
   m.impl("layer_backward", layer_backward<Meta>);
 }
-TORCH_LIBRARY_IMPL(fastrnn, Autograd, m) { m.impl("layer", layer_autograd); }
 
 }  // namespace fastrnn::torch_ops

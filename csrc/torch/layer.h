@@ -9,24 +9,26 @@
 //
 // x is [T, B, I] ([B, T, I] with batch_first), packed [R, I] with batch_sizes, or one step [B, I]. hx is
 // empty or [h_0(, c_0)], each [D, B, .]; for one step [B, .], and h_n is left out, being y. weights: W_ih,
-// W_hh[, b_ih, b_hh][, W_hr] for each direction.
+// W_hh[, b_ih, b_hh][, W_hr] for each direction. With `checkpoint_gates` autograd keeps the arguments only, and
+// the backward runs the forward again.
+//
+// layer.cpp has the kernels' side of the operators, autograd.cpp their derivatives, fastrnn/vmap.py what torch.vmap
+// makes of them.
 
 #include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include <string>
+#include <vector>
+
+#include "cpu/dispatch.h"
 
 namespace fastrnn::torch_ops {
 
 using at::Tensor;
 using std::optional;
 using torch::autograd::variable_list;
-
-// The layer in differentiable torch operations: any derivative, slowly. Same arguments and result as
-// fastrnn::layer.
-variable_list differentiable_layer(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
-                                   at::TensorList weights, const std::string& cell, bool bidirectional,
-                                   bool batch_first);
 
 // How the weights of a layer are laid out, from how many there are.
 struct WeightLayout {
@@ -36,5 +38,33 @@ struct WeightLayout {
   bool projected() const { return each % 2 == 1; }
 };
 WeightLayout weight_layout(at::TensorList weights, bool bidirectional);
+
+// Unknown names and tensors that do not fit are errors.
+const cpu::CellKernels& find_cell(const std::string& name);
+void check_layer(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
+                 at::TensorList weights, const std::string& cell, bool bidirectional, bool batch_first);
+
+// The operators as C++ calls them.
+using LayerFunction = variable_list(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
+                                    at::TensorList weights, const std::string& cell, bool bidirectional,
+                                    bool batch_first, bool flag);  // checkpoint_gates, or save
+using LayerBackwardFunction = variable_list(const c10::List<optional<Tensor>>& grads, const Tensor& x,
+                                            const optional<Tensor>& batch_sizes, at::TensorList hx,
+                                            at::TensorList weights, const std::string& cell,
+                                            bool bidirectional, bool batch_first, at::TensorList saved,
+                                            c10::List<bool> wanted);
+const c10::TypedOperatorHandle<LayerFunction>& layer_operator();
+const c10::TypedOperatorHandle<LayerFunction>& forward_operator();
+const c10::TypedOperatorHandle<LayerBackwardFunction>& backward_operator();
+
+// The same as fastrnn::layer_forward and layer_backward in differentiable torch operations: any derivative,
+// slowly. grads: one for each result, undefined for none.
+variable_list differentiable_forward(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
+                                     at::TensorList weights, const std::string& cell, bool bidirectional,
+                                     bool batch_first, bool save);
+variable_list differentiable_backward(const variable_list& grads, const Tensor& x,
+                                      const optional<Tensor>& batch_sizes, at::TensorList hx,
+                                      at::TensorList weights, const std::string& cell, bool bidirectional,
+                                      bool batch_first, const c10::List<bool>& wanted);
 
 }  // namespace fastrnn::torch_ops

@@ -2,7 +2,6 @@
 
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/util/irange.h>
 #include <torch/library.h>
 
@@ -10,16 +9,6 @@
 
 namespace fastrnn::torch_ops {
 namespace {
-
-variable_list call_layer(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
-                         at::TensorList weights, const std::string& cell, bool bidirectional,
-                         bool batch_first) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastrnn::layer", "")
-                             .typed<variable_list(const Tensor&, const optional<Tensor>&, at::TensorList,
-                                                  at::TensorList, const std::string&, bool, bool)>();
-  return op.call(x, batch_sizes, hx, weights, cell, bidirectional, batch_first);
-}
 
 const char* state_name(size_t i) { return i == 0 ? "h_0" : "c_0"; }
 
@@ -58,11 +47,11 @@ variable_list to_half(variable_list results) {
 
 variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::TensorList hx,
                   at::TensorList weights, const std::string& cell, bool has_biases, int64_t num_layers,
-                  double dropout, bool train, bool bidirectional, bool batch_first) {
+                  double dropout, bool train, bool bidirectional, bool batch_first, bool checkpoint_gates) {
   if (is_half_on_cpu(input, weights)) {
     return to_half(rnn(input.to(at::kFloat), batch_sizes, half_to_float(hx, "hx"),
                        half_to_float(weights, "weights"), cell, has_biases, num_layers, dropout, train,
-                       bidirectional, batch_first));
+                       bidirectional, batch_first, checkpoint_gates));
   }
   const int64_t D = bidirectional ? 2 : 1;
   TORCH_CHECK_VALUE(num_layers > 0, "num_layers: expected at least 1, got ", num_layers);
@@ -118,8 +107,8 @@ variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::
       for (Tensor& state : layer_states) state = state.narrow(0, layer * D, D);
     }
     variable_list outputs =
-        call_layer(x, batch_sizes, layer_states, weights.slice(layer * D * each, D * each), cell,
-                   bidirectional, batch_first);
+        layer_operator().call(x, batch_sizes, layer_states, weights.slice(layer * D * each, D * each), cell,
+                              bidirectional, batch_first, checkpoint_gates);
     x = outputs[0];
     if (train && dropout > 0 && layer + 1 < num_layers)
       x = dropout_between(x, dropout, batch_first && !packed);
@@ -155,10 +144,12 @@ variable_list cell_step(const Tensor& input, at::TensorList hx, at::TensorList w
     TORCH_CHECK(hx[i].dim() == input.dim(), state_name(i), ": expected ", input.dim(),
                 " dimension(s) as the input, got ", hx[i].dim());
   }
-  if (input.dim() == 2) return call_layer(input, std::nullopt, hx, weights, cell, false, false);
+  if (input.dim() == 2)
+    return layer_operator().call(input, std::nullopt, hx, weights, cell, false, false, false);
   std::vector<Tensor> states;
   for (const Tensor& state : hx) states.push_back(state.unsqueeze(0));
-  variable_list outputs = call_layer(input.unsqueeze(0), std::nullopt, states, weights, cell, false, false);
+  variable_list outputs =
+      layer_operator().call(input.unsqueeze(0), std::nullopt, states, weights, cell, false, false, false);
   for (Tensor& output : outputs) output = output.squeeze(0);
   return outputs;
 }
@@ -177,10 +168,10 @@ struct Autocast {
   static variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::TensorList hx,
                            at::TensorList weights, const std::string& cell, bool has_biases,
                            int64_t num_layers, double dropout, bool train, bool bidirectional,
-                           bool batch_first) {
+                           bool batch_first, bool checkpoint_gates) {
     c10::impl::ExcludeDispatchKeyGuard no_autocast(key);
     return torch_ops::rnn(cast(input), batch_sizes, cast(hx), cast(weights), cell, has_biases, num_layers,
-                          dropout, train, bidirectional, batch_first);
+                          dropout, train, bidirectional, batch_first, checkpoint_gates);
   }
 
   static variable_list cell_step(const Tensor& input, at::TensorList hx, at::TensorList weights,
@@ -193,6 +184,11 @@ struct Autocast {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fastrnn, CompositeImplicitAutograd, m) {
+  m.impl("rnn", rnn);
+  m.impl("cell", cell_step);
+}
+// torch.vmap does not take compositions by itself.
+TORCH_LIBRARY_IMPL(fastrnn, FuncTorchBatched, m) {
   m.impl("rnn", rnn);
   m.impl("cell", cell_step);
 }
