@@ -322,8 +322,20 @@ variable_list layer_backward(const c10::List<optional<Tensor>>& grads, const Ten
   return outputs;
 }
 
+// torch.autograd.grad(is_grads_batched=True) maps over gradients with a vmap of its own, older than torch.func's.
+variable_list map_backward(const c10::List<optional<Tensor>>& grads, const Tensor& x,
+                           const optional<Tensor>& batch_sizes, at::TensorList hx, at::TensorList weights,
+                           const std::string& cell, bool bidirectional, bool batch_first,
+                           at::TensorList /*saved*/, c10::List<bool> wanted) {
+  variable_list given;
+  for (const optional<Tensor> grad : grads) given.push_back(grad.value_or(Tensor()));
+  return differentiable_backward(given, x, batch_sizes, hx, weights, cell, bidirectional, batch_first,
+                                 wanted);
+}
+
 }  // namespace
 
+TORCH_LIBRARY_IMPL(fastrnn, Batched, m) { m.impl("layer_backward", map_backward); }
 TORCH_LIBRARY_IMPL(fastrnn, Autograd, m) {
   m.impl("layer", layer);
   m.impl("layer_forward", layer_forward);
