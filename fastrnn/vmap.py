@@ -1,7 +1,8 @@
 """torch.vmap over the operators of fastrnn.
 
 Where nothing but sequences is mapped over, the mapped dimension becomes part of the batch, and the kernels
-run once. Where weights are, or where gradients of weights are wanted one by one, the kernels run once for each.
+run once. Where weights are, or where gradients of weights are wanted one by one, the kernels run once for
+each.
 """
 
 import torch
