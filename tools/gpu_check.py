@@ -29,7 +29,10 @@ SECONDS = 530  # in all
 PACKAGES = "torch numpy setuptools pybind11 pytest pytest_benchmark hypothesis rich matplotlib".split()
 PROGRAMS = "cmake ninja nvcc".split()
 # Of tests/, those that also run on a GPU, beside test_cuda.py; the longest first.
-TESTS = "parity numerics gradcheck modules half autograd ops functional errors autocast plan".split()
+TESTS = (
+    "parity numerics sequences gradcheck modules half autograd func interface wrapping ops functional errors "
+    "autocast plan"
+).split()
 SANITIZER_TOOLS = ("memcheck", "racecheck", "initcheck")
 LAST_LINES = 25  # of what failed, on the terminal
 
