@@ -133,6 +133,9 @@ def run_program(arguments: list[str | Path], end: float, env: dict[str, str]) ->
 
 def run_stages(stages: list[Stage], seconds: float, folder: Path, env: dict[str, str]) -> list[Outcome]:
     """Writes `log.txt`, all that was printed, and `summary.txt`."""
+    # What a shell runs in the background ignores interrupts, and so would the programs.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     deadline = time.monotonic() + seconds
     outcomes = []
     with open(folder / "log.txt", "w") as log:
