@@ -351,6 +351,151 @@ def test_results_do_not_share_memory(cell):
         assert len(set(pointers)) == len(pointers)
 
 
+@pytest.mark.usefixtures("device")
+@each_kind
+@each_cell
+def test_backward_is_fused_and_only_then_differentiable(cell, step):
+    """Both backwards are one node each; with create_graph=True the first has a derivative, otherwise none."""
+    layer, call, x, hx = prepare(fastrnn, Case(cell, T=3), step)
+    y = call(x, hx)[0]
+    assert y.grad_fn.name() == "fastrnn::LayerBackward"
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        (plain,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+    names = {event.key for event in profile.key_averages()}
+    assert "fastrnn::layer_backward" in names and not {"aten::linear", "aten::sigmoid", "aten::tanh"} & names
+    assert plain.grad_fn is None
+    (differentiable,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    assert differentiable.grad_fn.name() == "fastrnn::LayerDoubleBackward"
+    assert torch.equal(plain, differentiable)
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("create_graph", [False, True])
+@each_kind
+@each_cell
+def test_states_computed_from_the_input(cell, step, create_graph):
+    """x reaches the result by two ways, and each is counted once, in the first and the second derivative."""
+    case = Case(cell, T=3, I=6, H=6, dtype=DOUBLE)
+
+    def solve(library):
+        _, call, x, hx = prepare(library, case, step)
+        h = (x if step else x.mean(0, keepdim=True)).sin()
+        y = call(x, [h * (k + 1) for k in range(len(hx))])[0]
+        (dx,) = torch.autograd.grad(y.sin().sum(), x, create_graph=create_graph)
+        return (
+            {"dx": dx.detach(), "ddx": torch.autograd.grad(dx.sin().sum(), x)[0]}
+            if create_graph
+            else {"dx": dx}
+        )
+
+    assert_close(solve(fastrnn), solve(torch.nn), case)
+
+
+@pytest.mark.usefixtures("device")
+@each_kind
+@each_cell
+def test_backward_in_eval_mode(cell, step):
+    """cuDNN's refuses; fastrnn has no mode but for dropout."""
+    case = Case(cell, T=3, L=1 if step else 2, dropout=0.0 if step else 0.5, dtype=DOUBLE)
+
+    def solve(library):
+        layer, call, x, hx = prepare(library, case, step)
+        layer.eval()
+        return evaluate(call, x, hx, dict(layer.named_parameters()), case)
+
+    assert_close(solve(fastrnn), solve(torch.nn), case)
+
+
+@pytest.mark.usefixtures("device")
+@each_kind
+@each_cell
+def test_anomaly_mode(cell, step):
+    """Finds nothing in a sound backward, and names the layer's node where a gradient becomes NaN."""
+    case = Case(cell, T=3)
+    layer, call, x, hx = prepare(fastrnn, case, step)
+    with (
+        torch.autograd.detect_anomaly(check_nan=True),
+        pytest.warns(UserWarning, match="Error detected in fastrnn::LayerBackward"),
+    ):
+        call(x, hx)[0].sum().backward()
+        assert x.grad.isfinite().all()
+        with torch.no_grad():
+            next(p for name, p in layer.named_parameters() if "weight_ih" in name)[0, 0] = torch.nan
+        y = call(x, hx)[0]
+        with pytest.raises(RuntimeError, match="'fastrnn::LayerBackward' returned nan values"):
+            torch.nansum(y).backward()
+
+
+@pytest.mark.usefixtures("device")
+@each_kind
+@each_cell
+def test_save_on_cpu_and_parameter_hooks(cell, step):
+    """Hooks of each kind that a parameter has, with what is saved moved to the CPU in between."""
+    case = Case(cell, T=3)
+    layer, call, x, hx = prepare(fastrnn, case, step)
+    want = evaluate(call, x, hx, dict(layer.named_parameters()), case)
+    layer, call, x, hx = prepare(fastrnn, case, step)
+    seen, done = {}, set()
+    for name, p in layer.named_parameters():
+        p.register_hook(lambda g, name=name: seen.update({name: g.clone()}) or 2 * g)
+        p.register_post_accumulate_grad_hook(lambda p, name=name: done.add(name))
+    with torch.autograd.graph.save_on_cpu():
+        got = evaluate(call, x, hx, dict(layer.named_parameters()), case)
+    assert done == set(seen) == {name for name, _ in layer.named_parameters()}
+    for name, gradient in seen.items():
+        assert torch.equal(gradient, want[f"d{name}"]) and torch.equal(got[f"d{name}"], 2 * gradient)
+    assert torch.equal(got["dx"], want["dx"])
+
+
+@pytest.mark.usefixtures("target")
+@pytest.mark.parametrize("form", ["padded", "packed", "batch_first"])
+@each_cell
+def test_checkpoint_gates(cell, form):
+    """The same bits, and nothing is kept but what each layer was given."""
+    case = Case(cell, T=5, H=33, L=2, bidirectional=True, form=form, dropout=0.0)
+    layer, call, x, hx = case.prepare(fastrnn)
+    want = evaluate(call, x, hx, dict(layer.named_parameters()), case)
+
+    def keep(gates):
+        layer, call, x, hx = case.prepare(fastrnn)
+        layer.checkpoint_gates = gates
+        kept = {}
+
+        def pack(t):
+            kept[t.data_ptr()] = t.shape
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            values = call(x, hx)
+        own = {t.untyped_storage().data_ptr() for t in (x, *hx, *layer.parameters(), *values)}
+        new = {pointer: shape for pointer, shape in kept.items() if pointer not in own}
+        return layer, call, x, hx, sum(shape.numel() for shape in new.values())
+
+    *_, plain = keep(False)
+    layer, call, x, hx, kept = keep(True)
+    x.grad = None
+    assert_same_bits(evaluate(call, x, hx, dict(layer.named_parameters()), case), want, "checkpoint_gates")
+    hidden = want["output"].numel()  # of the first layer, which the second one is given
+    states = sum(h.numel() for h in hx)
+    packed = (x.numel() + case.L * case.T) if case.packed else 0  # the data of x and batch_sizes
+    assert kept <= hidden + states + packed
+    assert kept < plain
+
+
+@pytest.mark.usefixtures("device")
+@each_cell
+def test_checkpoint_gates_second_derivative(cell):
+    case = Case(cell, T=3, dtype=DOUBLE)
+
+    def solve(library):
+        layer, call, x, hx = case.prepare(library)
+        layer.checkpoint_gates = True
+        (dx,) = torch.autograd.grad(call(x, hx)[0].sin().sum(), x, create_graph=True)
+        return {"dx": torch.autograd.grad(dx.sin().sum(), x)[0]}
+
+    assert_close(solve(fastrnn), solve(torch.nn), case)
+
+
 @pytest.mark.usefixtures("target")
 @each_cell
 def test_checkpoint(cell):

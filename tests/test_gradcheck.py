@@ -1,4 +1,4 @@
-"""Analytic first derivatives in float64 against finite differences, through the operators.
+"""Analytic first and second derivatives in float64 against finite differences, through the operators.
 
 `torch.autograd.gradcheck` also checks that a result without a gradient is handled, that gradients have the
 types and layouts of what they belong to, and that the backward gives the same bits twice.
@@ -9,7 +9,7 @@ import itertools
 import pytest
 import torch
 from cases import EVERY_CELL, Case, recorded_margin
-from torch.autograd import gradcheck
+from torch.autograd import gradcheck, gradgradcheck
 
 import fastrnn
 from fastrnn.reference import CELLS
@@ -63,6 +63,21 @@ def with_margin(case):
     )
 
 
+def flatten_step(cell, H, bias, hx, form):
+    """The same for a single step."""
+    case = with_margin(Case(cell, T=1, B=2, I=4, H=H, bias=bias, form=form, dtype=torch.float64))
+    layer = case.build(fastrnn)
+    x, states = case.inputs(fastrnn)
+    states = [s[0].detach().requires_grad_() for s in states] if hx else []
+    x = x[0].detach().requires_grad_()
+    n = len(states)
+
+    def function(x, *rest):
+        return tuple(torch.ops.fastrnn.cell(x, rest[:n], rest[n:], cell))
+
+    return function, (x, *states, *layer._flat_weights)
+
+
 def id_of(case):
     return str(case).removesuffix("-float64")
 
@@ -109,14 +124,27 @@ def test_layer(case):
 @pytest.mark.parametrize("H, fast", [(3, False), (19, True)])
 @pytest.mark.parametrize("cell", EVERY_CELL)
 def test_cell(cell, H, fast, bias, hx, form):
-    case = with_margin(Case(cell, T=1, B=2, I=4, H=H, bias=bias, form=form, dtype=torch.float64))
-    layer = case.build(fastrnn)
-    x, states = case.inputs(fastrnn)
-    states = [s[0].detach().requires_grad_() for s in states] if hx else []
-    x = x[0].detach().requires_grad_()
-    n = len(states)
+    function, inputs = flatten_step(cell, H, bias, hx, form)
+    assert gradcheck(function, inputs, eps=EPS, fast_mode=fast)
 
-    def function(x, *rest):
-        return tuple(torch.ops.fastrnn.cell(x, rest[:n], rest[n:], cell))
 
-    assert gradcheck(function, (x, *states, *layer._flat_weights), eps=EPS, fast_mode=fast)
+# ---- second derivatives ----
+
+GRADGRAD = [
+    *every_combination(T=3, B=2, I=2, H=3, P=2),
+    *(case.but(T=min(case.T, 3), B=2, H=4) for case in other_cases()),
+]
+
+
+@pytest.mark.parametrize("case", GRADGRAD, ids=id_of)
+def test_layer_twice(case):
+    assert gradgradcheck(*flatten(with_margin(case)), eps=EPS, fast_mode=True)
+
+
+@pytest.mark.parametrize("form", ["padded", "unbatched"])
+@pytest.mark.parametrize("hx", [True, False], ids=["hx", "nohx"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "nobias"])
+@pytest.mark.parametrize("cell", EVERY_CELL)
+def test_cell_twice(cell, bias, hx, form):
+    function, inputs = flatten_step(cell, 3, bias, hx, form)
+    assert gradgradcheck(function, inputs, eps=EPS)

@@ -12,6 +12,9 @@ namespace {
 
 const char* state_name(size_t i) { return i == 0 ? "h_0" : "c_0"; }
 
+// A compiled graph gets states of zeros: AOTInductor hands an empty list on as None.
+bool is_traced(const Tensor& input) { return input.key_set().has(c10::DispatchKey::Python); }
+
 void check_input_size(const Tensor& input, const Tensor& W_ih) {
   TORCH_CHECK(input.sym_size(-1) == W_ih.sym_size(1),
               "input: expected last size input_size = ", W_ih.sym_size(1), ", got ", input.sym_size(-1));
@@ -89,10 +92,11 @@ variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::
     TORCH_CHECK(states[i].sym_sizes() == at::SymIntArrayRef(expected), state_name(i), ": expected size ",
                 at::SymIntArrayRef(expected), ", got ", states[i].sym_sizes());
   }
-  if (packed && states.empty()) {
-    TORCH_CHECK(batch_sizes->dim() == 1 && batch_sizes->sym_size(0) > 0,
+  if (states.empty() && (packed || is_traced(x))) {
+    TORCH_CHECK(!packed || (batch_sizes->dim() == 1 && batch_sizes->sym_size(0) > 0),
                 "batch_sizes: expected a vector of at least one size, got ", batch_sizes->sym_sizes());
-    const int64_t B = batch_sizes->select(0, 0).item<int64_t>();
+    const c10::SymInt B =
+        packed ? batch_sizes->select(0, 0).item().toSymInt() : x.sym_size(batch_first ? 0 : 1);
     states.push_back(at::zeros_symint({num_layers * D, B, weights[1].sym_size(1)}, x.options()));
     if (cell == "lstm") {
       const c10::SymInt H = each % 2 ? weights[each - 1].sym_size(-1) : weights[1].sym_size(1);

@@ -1,0 +1,274 @@
+"""torch.compile, torch.export, AOTInductor and TorchScript: a model with each layer gives what it gives
+without them."""
+
+import io
+import shutil
+
+import pytest
+import torch
+import torch._dynamo.testing
+from cases import EVERY_CELL, Case, device_of, give, take
+from torch.export import Dim
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import fastrnn
+
+pytestmark = [
+    pytest.mark.usefixtures("device", "default_precision"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+]
+each_cell = pytest.mark.parametrize("cell", EVERY_CELL)
+each_kind = pytest.mark.parametrize("step", [False, True], ids=["layer", "cell"])
+
+
+DEFAULT_PRECISION = torch.backends.cudnn.rnn.fp32_precision
+
+
+@pytest.fixture
+def default_precision(device):
+    """torch.export asks for the TF32 flag in the old way, which allows cuDNN's RNN no setting of its own."""
+    torch.backends.cudnn.rnn.fp32_precision = DEFAULT_PRECISION  # `device` puts back what was there
+
+
+class Model(torch.nn.Module):
+    """What surrounds a layer: something before, something after."""
+
+    def __init__(self, case, step=False):
+        super().__init__()
+        self.before = torch.nn.Linear(case.I, case.I, device=device_of(fastrnn))
+        self.rnn = (case.prepare_step if step else case.prepare)(fastrnn)[0]
+
+    def forward(self, x):
+        result = self.rnn(self.before(x).tanh())
+        return result[0].sin() if isinstance(result, tuple) else result.sin()
+
+
+def problem(cell, step=False, **changes):
+    options = {} if step else dict(L=2, bidirectional=True, form="batch_first")
+    case = Case(cell, B=3, I=5, H=8, **{**options, **changes})
+    x = case.inputs(fastrnn)[0].detach()
+    return Model(case, step), x[0] if step else x
+
+
+@pytest.fixture
+def one_graph():
+    """fullgraph=True with a layer that subclasses torch.nn.LSTM, GRU or RNN needs this switch of torch's."""
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(allow_rnn=True):
+        yield
+    torch._dynamo.reset()
+
+
+def train(model, call, x):
+    x = x.clone().requires_grad_()
+    model.zero_grad()
+    y = call(x)
+    y.square().sum().backward()
+    return [y.detach(), x.grad, *(p.grad.clone() for p in model.parameters())]
+
+
+def agree(got, want):
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w)
+
+
+@each_kind
+@each_cell
+def test_fullgraph(one_graph, cell, step):
+    model, x = problem(cell, step)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    agree(train(model, compiled, x), train(model, model, x))
+    with torch.no_grad():
+        agree([compiled(x)], [model(x)])
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_inductor(one_graph, cell):
+    model, x = problem(cell)
+    agree(train(model, torch.compile(model, fullgraph=True), x), train(model, model, x))
+
+
+@each_cell
+def test_dynamic_lengths_compile_once(one_graph, cell):
+    """T and B of any size, forward and training, in the graph that the first call has made."""
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    model, _ = problem(cell)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
+    first = 0
+    for T, B in ((4, 3), (7, 2), (11, 6), (2, 9), (30, 4)):
+        x = torch.randn(B, T, 5, device=device_of(fastrnn))
+        agree(train(model, compiled, x), train(model, model, x))
+        first = first or counter.frame_count
+    assert counter.frame_count == first
+
+
+def test_default_dynamic_compiles_twice(one_graph):
+    """Without dynamic=True torch finds out with the second length; after that no more."""
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    model, _ = problem("lstm")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    counts = []
+    for T, B in ((4, 3), (7, 2), (11, 6), (13, 9), (30, 4)):
+        x = torch.randn(B, T, 5, device=device_of(fastrnn))
+        agree([compiled(x)], [model(x)])
+        counts.append(counter.frame_count)
+    assert counts[0] < counts[1] == counts[-1]
+
+
+@each_cell
+def test_without_the_switch_the_layer_runs_between_graphs(cell):
+    torch._dynamo.reset()
+    model, x = problem(cell)
+    agree(train(model, torch.compile(model, backend="aot_eager"), x), train(model, model, x))
+    torch._dynamo.reset()
+
+
+@each_cell
+def test_packed_argument(one_graph, cell):
+    """A PackedSequence made outside goes through one graph."""
+    case = Case(cell, B=3, I=5, H=8, form="unsorted")
+    layer, _, x, _ = case.prepare(fastrnn)
+    packed = case.pack(x.detach())
+
+    def run(packed):
+        y, state = layer(packed)
+        return [y.data, *take(state)]
+
+    agree(torch.compile(run, fullgraph=True, backend="aot_eager")(packed), run(packed))
+
+
+@each_cell
+def test_checkpoint_gates_in_a_graph(one_graph, cell):
+    model, x = problem(cell)
+    want = train(model, model, x)
+    model.rnn.checkpoint_gates = True
+    agree(train(model, torch.compile(model, fullgraph=True, backend="aot_eager"), x), want)
+
+
+@each_kind
+@each_cell
+def test_export(cell, step):
+    """With dynamic sizes, saved and loaded."""
+    model, x = problem(cell, step)
+    sizes = {0: Dim("B")} if step else {0: Dim("B"), 1: Dim("T")}
+    program = torch.export.export(model.eval(), (x,), dynamic_shapes=(sizes,))
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    for size in (x.shape, [4, 5] if step else [6, 9, 5]):
+        x = torch.randn(size, device=device_of(fastrnn))
+        agree([loaded(x)], [model(x)])
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="AOTInductor needs a compiler")
+def test_ahead_of_time(tmp_path):
+    model, x = problem("lstm", L=1, bidirectional=False)
+    model.eval()
+    with torch.no_grad():
+        program = torch.export.export(model, (x,), dynamic_shapes=({0: Dim("B"), 1: Dim("T")},))
+        path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
+        loaded = torch._inductor.aoti_load_package(path)
+        for size in (x.shape, (6, 9, 5)):
+            x = torch.randn(size, device=device_of(fastrnn))
+            agree([loaded(x)], [model(x)])
+
+
+# ---- TorchScript ----
+
+
+def reloaded(scripted):
+    file = io.BytesIO()
+    torch.jit.save(scripted, file)
+    file.seek(0)
+    return torch.jit.load(file)
+
+
+@each_kind
+@each_cell
+def test_trace(cell, step):
+    model, x = problem(cell, step)
+    traced = reloaded(torch.jit.trace(model, x))
+    for size in (x.shape, [4, 5] if step else [6, 9, 5]):
+        x = torch.randn(size, device=device_of(fastrnn))
+        agree(train(model, model, x)[:2], train(traced, traced, x)[:2])
+
+
+class Scripted(torch.nn.Module):
+    def __init__(self, rnn):
+        super().__init__()
+        self.rnn = rnn
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor):
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return self.rnn(x), self.rnn(packed)[0].data, self.rnn(packed)[1]
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "nobias"])
+@each_cell
+def test_script_layer(cell, bias):
+    """Padded and packed input in one model; values, gradients and the module after it was saved."""
+    rnn = Case(cell, I=5, H=8, L=2, bidirectional=True, form="batch_first", bias=bias).build(fastrnn)
+    model = Scripted(rnn)
+    x, n = torch.randn(3, 4, 5, device=device_of(fastrnn)), torch.tensor([2, 4, 1])
+    for scripted in (torch.jit.script(model), reloaded(torch.jit.script(model))):
+        for got, want in zip(scripted(x, n), model(x, n), strict=True):
+            got, want = (torch.utils._pytree.tree_leaves(v) for v in (got, want))
+            agree(got, want)
+        scripted.zero_grad()
+        scripted(x, n)[1].sum().backward()
+        got = [p.grad.clone() for p in scripted.parameters()]
+        model.zero_grad()
+        model(x, n)[1].sum().backward()
+        agree(got, [p.grad for p in model.parameters()])
+    assert type(model.rnn) is type(rnn), "scripting has changed the model"
+
+
+class WithStates(torch.nn.Module):
+    def __init__(self, rnn):
+        super().__init__()
+        self.rnn = rnn
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor):
+        return self.rnn(x, h)
+
+
+class WithTwoStates(WithStates):
+    def forward(self, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor):
+        return self.rnn(x, (h, c))
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "nobias"])
+@each_kind
+@each_cell
+def test_script_states(cell, step, bias):
+    case = Case(cell, I=5, H=8, bias=bias)
+    module, _, x, hx = (case.prepare_step if step else case.prepare)(fastrnn)
+    model = (WithStates, WithTwoStates)[case.row.states - 1](module)
+    got, want = (torch.utils._pytree.tree_leaves(m(x, *hx)) for m in (torch.jit.script(model), model))
+    agree(got, want)
+
+
+@each_cell
+def test_script_cell(cell):
+    module, _, x, hx = Case(cell, I=5, H=8).prepare_step(fastrnn)
+    scripted = reloaded(torch.jit.script(module))
+    for arguments in ((x,), (x[0],), (x, give(hx))):
+        got, want = (torch.utils._pytree.tree_leaves(m(*arguments)) for m in (scripted, module))
+        agree(got, want)
+
+
+def test_script_of_a_projection_and_an_annotated_packed_sequence():
+    class Inner(torch.nn.Module):
+        def __init__(self, rnn):
+            super().__init__()
+            self.rnn = rnn
+
+        def forward(self, x: PackedSequence):
+            return self.rnn(x)[0].data
+
+    case = Case("lstm", P=3, form="unsorted")
+    layer, _, x, _ = case.prepare(fastrnn)
+    packed = case.pack(x)
+    agree([torch.jit.script(Inner(layer))(packed)], [layer(packed)[0].data])
