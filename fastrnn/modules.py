@@ -108,8 +108,8 @@ class _Cell:
         return torch.ops.fastrnn.cell(input, states, weights, cell)
 
 
-# The forward of every class stands in the class, with one overload for each kind of input, because TorchScript
-# looks for it there. What the overloads say holds in Python as well.
+# The forward of every class stands in the class, with one overload for each kind of input, because there
+# TorchScript looks for it. What the overloads say holds in Python as well.
 
 
 class LSTM(_Layer, torch.nn.LSTM):
@@ -204,8 +204,13 @@ class LSTMCell(_Cell, torch.nn.LSTMCell):
     _cell = "lstm"
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Run one step; see `fastrnn.functional.lstm_cell`. `input`: `[B, I]` or `[I]`; `hx`: `(h, c)`, None for
-        zeros. Returns `(h', c')`."""
+        """Run one step; see `fastrnn.functional.lstm_cell`.
+
+        input: `[B, I]` or `[I]`
+        hx: state `(h, c)`, None for zeros
+
+        Returns the next state `(h', c')`.
+        """
         if torch.jit.is_scripting():
             states = self._script(input, [] if hx is None else [hx[0], hx[1]], "lstm")
             return states[0], states[1]
@@ -219,8 +224,7 @@ class GRUCell(_Cell, torch.nn.GRUCell):
     _cell = "gru"
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """Run one step; see `fastrnn.functional.gru_cell`. `input`: `[B, I]` or `[I]`; `hx`: `h`, None for zeros.
-        Returns `h'`."""
+        """As LSTMCell.forward with one state `h`; see `fastrnn.functional.gru_cell`. Returns `h'`."""
         if torch.jit.is_scripting():
             return self._script(input, [] if hx is None else [hx], "gru")[0]
         else:
@@ -237,8 +241,7 @@ class RNNCell(_Cell, torch.nn.RNNCell):
         return name_rnn(self.nonlinearity, RuntimeError)  # torch.nn.RNNCell finds out in forward only
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """Run one step; see `fastrnn.functional.rnn_cell`. `input`: `[B, I]` or `[I]`; `hx`: `h`, None for zeros.
-        Returns `h'`."""
+        """As LSTMCell.forward with one state `h`; see `fastrnn.functional.rnn_cell`. Returns `h'`."""
         if torch.jit.is_scripting():
             return self._script(input, [] if hx is None else [hx], "rnn_" + self.nonlinearity)[0]
         else:
