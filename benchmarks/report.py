@@ -368,15 +368,19 @@ def limit_text(data: dict) -> str:
 
 def print_report(data: dict, console: Console):
     for table in reversed(tables(data)):  # what matters most comes last, where the reader's eye is
-        rich_table = RichTable(title=table.title, title_justify="left", box=SIMPLE)
-        for index, column in enumerate(table.columns):
-            justify = "left" if index < table.labels else "right"
-            rich_table.add_column(column, justify=justify, no_wrap=index < table.labels)
-        for line in table.rows:
-            rich_table.add_row(*(ratio_text(c) if isinstance(c, float) else c or "-" for c in line))
-        console.print(rich_table)
+        print_table(table, console)
     for line in (limit_text(data), *describe_absence(data), describe_machine(data), describe_noise(data)):
         console.print(line, highlight=False)
+
+
+def print_table(table: Table, console: Console):
+    rich_table = RichTable(title=table.title, title_justify="left", box=SIMPLE)
+    for index, column in enumerate(table.columns):
+        justify = "left" if index < table.labels else "right"
+        rich_table.add_column(column, justify=justify, no_wrap=index < table.labels)
+    for line in table.rows:
+        rich_table.add_row(*(ratio_text(c) if isinstance(c, float) else c or "-" for c in line))
+    console.print(rich_table)
 
 
 def ratio_text(ratio: float) -> Text:
@@ -389,11 +393,14 @@ def markdown(data: dict, plots: list[str]) -> str:
         "\n".join(f"- {line}" for line in (limit_text(data), *describe_absence(data))),
         *(f"![{Path(plot).stem}]({plot})" for plot in plots),
     ]
-    for table in tables(data):
-        lines = [table.columns, ["---"] * len(table.columns), *table.rows]
-        cells = ([f"{c:.2f}" if isinstance(c, float) else c or "" for c in line] for line in lines)
-        parts += [f"### {table.title}", "\n".join(f"| {' | '.join(line)} |" for line in cells)]
+    parts += map(markdown_table, tables(data))
     return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(table: Table) -> str:
+    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
+    cells = ([f"{c:.2f}" if isinstance(c, float) else c or "" for c in line] for line in lines)
+    return f"### {table.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def write_report(data: dict, path: Path, plots: Path) -> list[Path]:

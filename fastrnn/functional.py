@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .sequences import find_rows, read_lengths, run_layers
+from .sequences import rows_of, run_layers
 
 __all__ = ["KindError", "gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 
@@ -88,7 +88,8 @@ def lstm(
             from 0 to T, in any order, on any device. What stands past a length is not read. Results are those
             of the same sequences packed, to the bit: `output` is zero past a length, the last states are
             those of each sequence at its own end, and those of a sequence of length 0 are its initial ones.
-            Lengths are needed on the CPU: on a GPU they cost a synchronization, and are the only one.
+            Lengths are needed on the CPU: on a GPU they cost a synchronization, and are the only one. In a
+            compiled or exported graph one has to be larger than 0.
         return_all_states: return the states of every step, of all layers, as well.
         checkpoint_gates: keep for the backward only what a layer is given, and run its forward again there.
             Saves most of the memory of training, gives the same bits, and costs the time of the forward.
@@ -107,7 +108,6 @@ def lstm(
         RuntimeError: any other size or dtype that does not fit, or a count of weights that does not; a length
             out of range; `lengths` with an unbatched or packed input.
         TypeError: `lengths` are not integers.
-        NotImplementedError: `lengths` under torch.export.
         KindError: `input` or `hx` is something else than stated above (a TypeError).
     """
     return run_sequence(
@@ -420,9 +420,6 @@ def _run_with_more(
         kind = "a PackedSequence, which has its own" if packed else f"{input.dim()} dimensions"
         raise RuntimeError(f"lengths: expected a padded input of 3 dimensions with them, got {kind}")
 
-    if lengths is not None and torch.compiler.is_exporting():
-        raise NotImplementedError("lengths: torch.export has no form for them: export the padded layer")
-
     # x: [T, B, I] or packed rows, of which B sequences are run; order: these among all sequences, or None
     unbatched = not packed and input.dim() == 2
     rows = order = restored = batch_sizes = None
@@ -431,14 +428,20 @@ def _run_with_more(
         B = int(batch_sizes[0])
     elif lengths is not None:
         T, B = input.shape[:2] if not batch_first else (input.shape[1], input.shape[0])
-        rows = find_rows(read_lengths(lengths, B, T), T, batch_first).to(input.device)
+        rows = rows_of(lengths, B, T, batch_first).to(input.device)
         order, batch_sizes = rows.order, rows.batch_sizes
         x = input.flatten(0, 1).index_select(0, rows.index)
-        if not len(order):  # an empty batch of one step, so that gradients are zeros as of any batch
+        if len(order) == 0:  # an empty batch of one step, so that gradients are zeros as of any batch
             x, batch_sizes = x.unsqueeze(0), None
     else:
         x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if batch_first else input
         B = x.shape[1]
+    if rows is not None and not states and torch.compiler.is_compiling():
+        # The operator would take their number from batch_sizes, where a graph does not see that it is that
+        # of `order`.
+        P, H = weights[1].shape[1], weights[1].shape[0] // 4
+        sizes = [P, H][: len(STATES[cell])]
+        states = [input.new_zeros(num_layers * (1 + bidirectional), B, size) for size in sizes]
     initial = states
     for name, state in zip(STATES[cell], states, strict=False):
         expected = [num_layers * (1 + bidirectional), *[B] * (not unbatched)]

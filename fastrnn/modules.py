@@ -4,6 +4,7 @@ Each class subclasses the torch.nn class of the same name and differs from it in
 parameters, initial values, state dict, repr and pickling are torch.nn's own.
 """
 
+import functools
 import inspect
 
 import torch
@@ -112,8 +113,17 @@ class _Cell:
         return torch.ops.fastrnn.cell(input, states, weights, cell)
 
 
-# The forward of every class stands in the class, with one overload for each kind of input, because
-# TorchScript looks for it there. What the overloads say holds in Python as well.
+def _with_sequences(script):
+    """The forward of a layer in Python. TorchScript, which takes no keyword-only arguments, compiles `script`
+    instead, which it finds by __wrapped__."""
+
+    def forward(self, input, hx=None, *, lengths=None, return_all_states=False):
+        return self._run(input, hx, lengths, return_all_states)
+
+    signature = inspect.signature(forward)
+    functools.update_wrapper(forward, script)
+    forward.__signature__ = signature
+    return forward
 
 
 def _takes(change):
@@ -159,7 +169,8 @@ class LSTM(_Layer, torch.nn.LSTM):
     ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]:
         pass
 
-    def forward(self, input, hx=None, *, lengths=None, return_all_states=False):  # noqa: F811
+    @_with_sequences
+    def forward(self, input, hx=None):  # noqa: F811
         """Run the layer over a sequence; see `fastrnn.functional.lstm`.
 
         input: `[T, B, I]`, `[B, T, I]` with batch_first, `[T, I]` unbatched, or a PackedSequence
@@ -171,15 +182,12 @@ class LSTM(_Layer, torch.nn.LSTM):
         Returns `output, (h_n, c_n)`; with return_all_states a third result `(h, c)` of every step,
         `[L*D, T, B, P]` and `[L*D, T, B, H]`.
         """
-        if torch.jit.is_scripting():
-            states: list[Tensor] = [] if hx is None else [hx[0], hx[1]]
-            if isinstance(input, PackedSequence):
-                output, last = self._script_packed(input, states)
-            else:
-                output, last = self._script_padded(input, states)
-            return output, (last[0], last[1])
+        states: list[Tensor] = [] if hx is None else [hx[0], hx[1]]
+        if isinstance(input, PackedSequence):
+            output, last = self._script_packed(input, states)
         else:
-            return self._run(input, hx, lengths, return_all_states)
+            output, last = self._script_padded(input, states)
+        return output, (last[0], last[1])
 
 
 class GRU(_Layer, torch.nn.GRU):
@@ -199,17 +207,15 @@ class GRU(_Layer, torch.nn.GRU):
     ) -> tuple[PackedSequence, Tensor]:
         pass
 
-    def forward(self, input, hx=None, *, lengths=None, return_all_states=False):  # noqa: F811
+    @_with_sequences
+    def forward(self, input, hx=None):  # noqa: F811
         """As LSTM.forward, with one state `h_0`. Returns `output, h_n`, and h of every step if wanted."""
-        if torch.jit.is_scripting():
-            states: list[Tensor] = [] if hx is None else [hx]
-            if isinstance(input, PackedSequence):
-                output, last = self._script_packed(input, states)
-            else:
-                output, last = self._script_padded(input, states)
-            return output, last[0]
+        states: list[Tensor] = [] if hx is None else [hx]
+        if isinstance(input, PackedSequence):
+            output, last = self._script_packed(input, states)
         else:
-            return self._run(input, hx, lengths, return_all_states)
+            output, last = self._script_padded(input, states)
+        return output, last[0]
 
 
 class RNN(_Layer, torch.nn.RNN):
@@ -229,17 +235,15 @@ class RNN(_Layer, torch.nn.RNN):
     ) -> tuple[PackedSequence, Tensor]:
         pass
 
-    def forward(self, input, hx=None, *, lengths=None, return_all_states=False):  # noqa: F811
+    @_with_sequences
+    def forward(self, input, hx=None):  # noqa: F811
         """As LSTM.forward, with one state `h_0`. Returns `output, h_n`, and h of every step if wanted."""
-        if torch.jit.is_scripting():
-            states: list[Tensor] = [] if hx is None else [hx]
-            if isinstance(input, PackedSequence):
-                output, last = self._script_packed(input, states)
-            else:
-                output, last = self._script_padded(input, states)
-            return output, last[0]
+        states: list[Tensor] = [] if hx is None else [hx]
+        if isinstance(input, PackedSequence):
+            output, last = self._script_packed(input, states)
         else:
-            return self._run(input, hx, lengths, return_all_states)
+            output, last = self._script_padded(input, states)
+        return output, last[0]
 
 
 class LSTMCell(_Cell, torch.nn.LSTMCell):
@@ -250,7 +254,10 @@ class LSTMCell(_Cell, torch.nn.LSTMCell):
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Run one step; see `fastrnn.functional.lstm_cell`.
 
-        `input`: `[B, I]` or `[I]`; `hx`: `(h, c)`, None for zeros. Returns `(h', c')`.
+        input: `[B, I]` or `[I]`
+        hx: state `(h, c)`, None for zeros
+
+        Returns the next state `(h', c')`.
         """
         if torch.jit.is_scripting():
             states = self._script(input, [] if hx is None else [hx[0], hx[1]], "lstm")
@@ -265,10 +272,7 @@ class GRUCell(_Cell, torch.nn.GRUCell):
     _cell = "gru"
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """Run one step; see `fastrnn.functional.gru_cell`.
-
-        `input`: `[B, I]` or `[I]`; `hx`: `h`, None for zeros. Returns `h'`.
-        """
+        """As LSTMCell.forward with one state `h`; see `fastrnn.functional.gru_cell`. Returns `h'`."""
         if torch.jit.is_scripting():
             return self._script(input, [] if hx is None else [hx], "gru")[0]
         else:
@@ -285,10 +289,7 @@ class RNNCell(_Cell, torch.nn.RNNCell):
         return name_rnn(self.nonlinearity, RuntimeError)  # torch.nn.RNNCell finds out in forward only
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """Run one step; see `fastrnn.functional.rnn_cell`.
-
-        `input`: `[B, I]` or `[I]`; `hx`: `h`, None for zeros. Returns `h'`.
-        """
+        """As LSTMCell.forward with one state `h`; see `fastrnn.functional.rnn_cell`. Returns `h'`."""
         if torch.jit.is_scripting():
             return self._script(input, [] if hx is None else [hx], "rnn_" + self.nonlinearity)[0]
         else:

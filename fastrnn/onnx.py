@@ -22,6 +22,8 @@ _OPERATORS = {
     "rnn_relu": ("RNN", (0,), {"activations": ("Relu",)}),
 }
 
+_PADDED = "ONNX export of packed sequences and lengths: pad the batch instead"
+
 
 def translation_table() -> dict[Callable, Callable]:
     """For the argument `custom_translation_table` of torch.onnx.export: fastrnn's operators in ONNX.
@@ -43,7 +45,10 @@ def translation_table() -> dict[Callable, Callable]:
     ):
         return _translate(op, x, batch_sizes, hx, weights, cell, bidirectional, batch_first)
 
-    return {torch.ops.fastrnn.layer.default: layer}
+    def rows(lengths: TensorType, B: int, T: int, batch_first: bool):
+        raise NotImplementedError(_PADDED)
+
+    return {torch.ops.fastrnn.layer.default: layer, torch.ops.fastrnn.rows_of.default: rows}
 
 
 def _translate(op, x, batch_sizes, hx, weights, cell, bidirectional, batch_first):
@@ -52,7 +57,7 @@ def _translate(op, x, batch_sizes, hx, weights, cell, bidirectional, batch_first
     D = 2 if bidirectional else 1
     each = len(weights) // D
     if batch_sizes is not None:
-        raise NotImplementedError("ONNX export of packed sequences and lengths: pad the batch instead")
+        raise NotImplementedError(_PADDED)
     if each % 2:
         raise NotImplementedError(f"proj_size: ONNX's {name} has no projection")
     if x.dtype is not None and x.dtype.name not in ("FLOAT", "DOUBLE", "FLOAT16"):

@@ -15,7 +15,7 @@ from torch.nn.functional import linear
 
 from .reference import sweep
 
-__all__ = ["Rows", "cell_states", "find_rows", "read_lengths", "run_layers"]
+__all__ = ["Rows", "cell_states", "rows_of", "run_layers"]
 
 _rnn = torch.ops.fastrnn.rnn.default
 
@@ -36,6 +36,30 @@ class Rows(NamedTuple):
     def to(self, device) -> Rows:
         move = device.type != "cpu"
         return Rows(self.index.to(device), self.batch_sizes, self.order.to(device)) if move else self
+
+
+def rows_of(lengths: Tensor | Sequence[int], B: int, T: int, batch_first: bool) -> Rows:
+    """The rows that sequences of these lengths have in a padded `[T, B, …]` or `[B, T, …]`; see read_lengths."""
+    if torch.compiler.is_compiling():
+        return Rows(*rows_in_graph(torch.as_tensor(lengths), B, T, batch_first))
+    return find_rows(read_lengths(lengths, B, T), T, batch_first)
+
+
+@torch.library.custom_op("fastrnn::rows_of", mutates_args=())
+def rows_in_graph(
+    lengths: Tensor, B: int, T: int, batch_first: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """rows_of as one node of a compiled graph, which has to know that there is a row at all."""
+    rows = find_rows(read_lengths(lengths, B, T), T, batch_first)
+    if not len(rows.order):
+        raise RuntimeError("lengths: expected one larger than 0 under torch.compile, got none")
+    return tuple(rows)
+
+
+@rows_in_graph.register_fake
+def _(lengths, B, T, batch_first):
+    size = torch.library.get_ctx().new_dynamic_size
+    return tuple(torch.empty(size(min=1), dtype=torch.int64) for _ in range(3))
 
 
 def read_lengths(lengths: Tensor | Sequence[int], B: int, T: int) -> Tensor:

@@ -1,8 +1,7 @@
 """torch.vmap over the operators of fastrnn.
 
 Where nothing but sequences is mapped over, the mapped dimension becomes part of the batch, and the kernels
-run once. Where weights are, or where gradients of weights are wanted one by one, the kernels run once for
-each.
+run once. Where weights are, or where gradients of weights are wanted one by one, they run once for each.
 """
 
 import torch
@@ -19,8 +18,8 @@ class _Batch:
     """Where the batch is in the tensors of a call, and how N such batches become one.
 
     Rows of a time-major or packed layer stand together by step, so there the N stand side by side at each
-    sequence; those of a batch-major layer stand together by sequence, so there one of the N follows
-    another. In this way nothing that a layer saves for its backward ever moves.
+    sequence; those of a batch-major layer stand together by sequence, so there one of the N follows another.
+    In this way nothing that a layer saves for its backward ever moves.
     """
 
     def __init__(self, N, x, x_dim, batch_sizes, sizes_dim, cell, batch_first):
@@ -44,7 +43,7 @@ class _Batch:
                 self.sizes = batch_sizes * N
 
     def fold(self, tensor, mapped, dim):
-        """`tensor`, mapped over dimension `mapped` or, if None, over none, with all batches in `dim`."""
+        """`tensor`, mapped over dimension `mapped` unless None, with all batches in dimension `dim`."""
         if tensor is None:
             return None
         to = dim if self.outer else dim + 1
@@ -75,9 +74,7 @@ def _each(N, in_dims, call, *lists):
             return [select(i, d, n) for i, d in zip(item, dim, strict=True)]
         return item.select(dim, n) if isinstance(item, Tensor) and dim is not None else item
 
-    results = [
-        call(*(select(item, dim, n) for item, dim in zip(lists, in_dims, strict=True))) for n in range(N)
-    ]
+    results = [call(*map(select, lists, in_dims, [n] * len(lists))) for n in range(N)]
     return [torch.stack(alike) for alike in zip(*results, strict=True)], [0] * len(results[0])
 
 

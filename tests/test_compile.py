@@ -138,6 +138,49 @@ def test_packed_argument(one_graph, cell):
     agree(torch.compile(run, fullgraph=True, backend="aot_eager")(packed), run(packed))
 
 
+LENGTHS = [[4, 2, 0], [7, 7, 7], [0, 1, 0], [3, 9, 1, 0, 2]]
+
+
+@each_cell
+def test_lengths_in_one_graph(one_graph, cell):
+    """Packing inside of a graph is beyond torch; a padded batch with its lengths goes through one graph."""
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    case = Case(cell, I=5, H=8, L=2, bidirectional=True, form="batch_first")
+    layer, first = case.build(fastrnn), 0
+
+    def run(x, lengths):
+        y, state = layer(x.tanh(), lengths=lengths)
+        return [y.sin(), *take(state)]
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend=counter)
+    for lengths in LENGTHS:
+        x = torch.randn(len(lengths), 2 + max(lengths), 5, device=device_of(fastrnn), requires_grad=True)
+        got, want = (f(x, torch.tensor(lengths)) for f in (compiled, run))
+        agree(got, want)
+        leaves = [x, *layer.parameters()]
+        agree(*(torch.autograd.grad([r.square().sum() for r in result], leaves) for result in (got, want)))
+        first = first or counter.frame_count
+    assert counter.frame_count == first
+
+
+def test_lengths_in_one_graph_with_states(one_graph):
+    layer, x = fastrnn.LSTM(5, 8, device=device_of(fastrnn)), torch.randn(4, 3, 5, device=device_of(fastrnn))
+    hx = tuple(torch.randn(1, 3, 8, device=device_of(fastrnn)) for _ in "hc")
+    run = lambda x, hx: layer(x, hx, lengths=[2, 0, 4])  # noqa: E731
+    (y, state), (want, last) = torch.compile(run, fullgraph=True, backend="aot_eager")(x, hx), run(x, hx)
+    agree([y, *state], [want, *last])
+
+
+def test_lengths_in_a_graph_are_checked(one_graph):
+    layer = fastrnn.GRU(5, 8, device=device_of(fastrnn))
+    compiled = torch.compile(lambda x, n: layer(x, lengths=n)[0], fullgraph=True, backend="aot_eager")
+    x = torch.randn(4, 3, 5, device=device_of(fastrnn))
+    compiled(x, torch.tensor([1, 2, 3]))
+    for wrong, message in (([1, 2, 5], "from 0 to 4"), ([0, 0, 0], "one larger than 0"), ([1, 2], "size")):
+        with pytest.raises(Exception, match=f"lengths: expected .*{message}"):
+            compiled(x, torch.tensor(wrong))
+
+
 @each_cell
 def test_checkpoint_gates_in_a_graph(one_graph, cell):
     model, x = problem(cell)
@@ -160,6 +203,24 @@ def test_export(cell, step):
     for size in (x.shape, [4, 5] if step else [6, 9, 5]):
         x = torch.randn(size, device=device_of(fastrnn))
         agree([loaded(x)], [model(x)])
+
+
+def test_export_with_lengths():
+    class Padded(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = fastrnn.GRU(5, 8, batch_first=True, bidirectional=True, device=device_of(fastrnn))
+
+        def forward(self, x, lengths):
+            return self.rnn(x, lengths=lengths)
+
+    model, device = Padded().eval(), device_of(fastrnn)
+    sizes = ({0: Dim("B"), 1: Dim("T")}, {0: Dim("B")})
+    example = torch.randn(3, 4, 5, device=device), torch.tensor([2, 4, 1])
+    program = torch.export.export(model, example, dynamic_shapes=sizes).module()
+    for lengths in LENGTHS:
+        x = torch.randn(len(lengths), 2 + max(lengths), 5, device=device)
+        agree(program(x, torch.tensor(lengths)), model(x, torch.tensor(lengths)))
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="AOTInductor needs a compiler")

@@ -71,7 +71,8 @@ def test_layer(cell, options):
     count = operators(program)
     assert count.pop(NODES[cell]) == case.L
     moves = {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Concat", "Gather"}
-    assert set(count) <= moves, count
+    zeros = {"Shape", "Expand", "Slice"}  # initial states
+    assert set(count) <= moves | zeros, count
     for a, b in ((x.shape[0], x.shape[1]), (9, 2), (1, 1), (2, 6)):
         compare(layer, program, (random(a, b, case.I, seed=a),))
 
@@ -161,4 +162,4 @@ def test_what_onnx_cannot():
     assert "dtype: ONNX's GRU has none of BFLOAT16" in told(half, (x.bfloat16(),))
     packed = pack_padded_sequence(x, [5, 3, 1])
     assert "ONNX export of packed sequences" in told(Packed(), (packed.data, packed.batch_sizes))
-    assert "lengths: torch.export" in told(Lengths(), (x, torch.tensor([5, 0, 1])))
+    assert "sequences and lengths" in told(Lengths(), (x, torch.tensor([5, 0, 1])))

@@ -91,7 +91,7 @@ Shape check_shape(const Tensor& x, const optional<Tensor>& batch_sizes, at::Tens
     s.B = x.sym_size(s.step || batch_first ? 0 : 1);
     s.R = s.T * s.B;
   }
-  s.needs_y = s.S == 0 || s.T > 1;
+  s.needs_y = s.S == 0 || batch_sizes || s.T > 1;  // a compiled graph need not know T of packed rows
   const auto check = [&](const Tensor& tensor, const char* name, at::SymIntArrayRef size) {
     check_tensor(tensor, name, size, x.scalar_type(), x);
   };
