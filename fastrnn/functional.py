@@ -431,7 +431,7 @@ def _run_with_more(
         rows = rows_of(lengths, B, T, batch_first).to(input.device)
         order, batch_sizes = rows.order, rows.batch_sizes
         x = input.flatten(0, 1).index_select(0, rows.index)
-        if len(order) == 0:  # an empty batch of one step, so that gradients are zeros as of any batch
+        if order.shape[0] == 0:  # an empty batch of one step, so that gradients are zeros as of any batch
             x, batch_sizes = x.unsqueeze(0), None
     else:
         x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if batch_first else input
