@@ -1,4 +1,4 @@
-"""Time what fastrnn's layers do beside the fused forward and training step: other derivatives, transforms, lengths.
+"""Time what fastrnn's layers do beside the fused forward and training step: derivatives, transforms, lengths.
 
 Each path takes turns with the fused call that it is compared with and, where there is one, with what would be
 written without it. The figures are how many times as long as the fused call they take.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from cpuinfo import get_cpu_info
 from rich.console import Console
 from rich.progress import track
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
@@ -20,10 +22,11 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import fastrnn
 from fastrnn.reference import CELLS
 
+from . import report
 from .__main__ import describe_machine, shape, threads
 from .peers import make_module
 from .problems import DEFAULT_CELLS, Problem, Shape, sentence_lengths, shapes
-from .report import Table, markdown_table, print_table
+from .report import Table
 from .timing import Call, interleave, quietest_third
 
 SHAPES = shapes("100,1,64,64", "50,16,64,128", "50,64,256,256")
@@ -60,7 +63,7 @@ class Subject:
 
 
 def gradients(s: Subject) -> dict[str, Call]:
-    return {"training step": s.step, "grad": lambda: grad(s.loss)(s.detached, s.x)}
+    return {"training step": s.step, "torch.func.grad": lambda: grad(s.loss)(s.detached, s.x)}
 
 
 def per_sample(s: Subject) -> dict[str, Call]:
@@ -68,15 +71,15 @@ def per_sample(s: Subject) -> dict[str, Call]:
     return {
         "training step": s.step,
         "vmap(grad)": lambda: vmap(one, (None, 0))(s.detached, s.samples),
-        "loop": lambda: [one(s.detached, sample) for sample in s.samples],
+        "loop of grad": lambda: [one(s.detached, sample) for sample in s.samples],
     }
 
 
 def over_inputs(s: Subject) -> dict[str, Call]:
     return {
         "forward": lambda: s.layer(s.x),
-        "vmap": lambda: vmap(s.layer)(s.samples),
-        "loop": lambda: [s.layer(sample) for sample in s.samples],
+        "vmap over inputs": lambda: vmap(s.layer)(s.samples),
+        "loop over inputs": lambda: [s.layer(sample) for sample in s.samples],
     }
 
 
@@ -84,7 +87,8 @@ def over_weights(s: Subject) -> dict[str, Call]:
     models = [s.new_layer() for _ in range(MODELS)]
     stacked = {name: weight.detach() for name, weight in stack_module_state(models)[0].items()}
     run = vmap(lambda weights: functional_call(s.layer, weights, (s.x,)))
-    return {"loop": lambda: [model(s.x) for model in models], "vmap": lambda: run(stacked)}
+    loop = lambda: [model(s.x) for model in models]  # noqa: E731
+    return {"loop": loop, f"vmap over {MODELS} models": lambda: run(stacked)}
 
 
 def forward_mode(s: Subject) -> dict[str, Call]:
@@ -96,7 +100,7 @@ def forward_mode(s: Subject) -> dict[str, Call]:
 
 def differentiable_gradient(s: Subject) -> dict[str, Call]:
     output = lambda: s.layer(s.x)[0]  # noqa: E731
-    return {"training step": s.step, "create_graph": s.train(output, create_graph=True)}
+    return {"training step": s.step, "create_graph=True": s.train(output, create_graph=True)}
 
 
 def gradient_penalty(s: Subject) -> dict[str, Call]:
@@ -105,7 +109,7 @@ def gradient_penalty(s: Subject) -> dict[str, Call]:
         (gradient,) = torch.autograd.grad(s.layer(x)[0].square().sum(), x, create_graph=True)
         torch.autograd.grad(gradient.square().sum(), s.weights)
 
-    return {"training step": s.step, "penalty": step}
+    return {"training step": s.step, "gradient penalty": step}
 
 
 def recomputed_gates(s: Subject) -> dict[str, Call]:
@@ -149,27 +153,27 @@ def all_states(s: Subject) -> dict[str, Call]:
     return {"training step": s.step, "return_all_states": s.train(states), "loop of cells": loop}
 
 
-# By name: what makes the calls, and whether they have gradients. The first call is the base.
-PATHS = {
-    "torch.func.grad": (gradients, True),
-    "gradients of every sample": (per_sample, True),
-    "vmap over inputs": (over_inputs, False),
-    f"vmap over the weights of {MODELS} models": (over_weights, False),
-    "forward mode": (forward_mode, False),
-    "backward with create_graph=True": (differentiable_gradient, True),
-    "gradient penalty": (gradient_penalty, True),
-    "checkpoint_gates": (recomputed_gates, True),
-    "lengths": (with_lengths, True),
-    "return_all_states": (all_states, True),
-}
+# What makes the calls of a path, of which the first is the base, and whether they have gradients.
+PATHS = [
+    (gradients, True),
+    (per_sample, True),
+    (over_inputs, False),
+    (over_weights, False),
+    (forward_mode, False),
+    (differentiable_gradient, True),
+    (gradient_penalty, True),
+    (recomputed_gates, True),
+    (with_lengths, True),
+    (all_states, True),
+]
 
 
-def measure(path: str, cell: str, sizes: Shape) -> dict:
-    make, with_gradients = PATHS[path]
+def measure(make_calls: Callable, with_gradients: bool, cell: str, sizes: Shape) -> dict:
     with torch.set_grad_enabled(with_gradients):
-        samples = interleave(make(Subject(cell, sizes)), torch.cpu.synchronize, SECONDS, MIN_ROUNDS)
+        calls = make_calls(Subject(cell, sizes))
+        samples = interleave(calls, torch.cpu.synchronize, SECONDS, MIN_ROUNDS)
     seconds = {name: quietest_third(times) for name, times in samples.items()}
-    return {"path": path, "cell": cell, "shape": list(sizes), "seconds": seconds}
+    return {"cell": cell, "shape": list(sizes), "seconds": seconds}
 
 
 def table(data: dict) -> Table:
@@ -178,10 +182,10 @@ def table(data: dict) -> Table:
     for row in data["paths"]:
         base, *others = row["seconds"]
         for other in others:
-            line = lines.setdefault((row["path"], other, base, str(Shape(*row["shape"]))), {})
-            line[row["cell"]] = row["seconds"][other] / row["seconds"][base]
-    body = [[*labels, *(f"{line[cell]:.2f}" for cell in cells)] for labels, line in lines.items()]
-    return Table("Times as long as the base", ["path", "call", "base", "T,B,I,H", *cells], body, labels=4)
+            line = lines.setdefault((f"{other} / {base}", str(Shape(*row["shape"]))), {})
+            line[row["cell"]] = f"{row['seconds'][other] / row['seconds'][base]:.2f}"
+    body = [[*labels, *(line[cell] for cell in cells)] for labels, line in lines.items()]
+    return Table("Times as long", ["path / base", "T,B,I,H", *cells], body, labels=2)
 
 
 def main():
@@ -194,13 +198,23 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.json.parent.mkdir(parents=True, exist_ok=True)
-    problems = [(path, cell, sizes) for path in PATHS for sizes in args.shapes for cell in args.cells]
+    problems = [(*path, cell, sizes) for path in PATHS for sizes in args.shapes for cell in args.cells]
     console = Console()
-    data = {"machine": describe_machine(args.threads)}
-    data["paths"] = [measure(*problem) for problem in track(problems, console=console)]
+    machine = {
+        "cpu": get_cpu_info().get("brand_raw", "unknown CPU"),
+        "python_version": platform.python_version(),
+        **describe_machine(args.threads),
+    }
+    measured = [measure(*problem) for problem in track(problems, console=console)]
+    data = {"machine_info": machine, "paths": measured}
     args.json.write_text(json.dumps(data, indent=1) + "\n")
-    args.json.with_suffix(".md").write_text(markdown_table(table(data)) + "\n")
-    print_table(table(data), console)
+    markdown = args.json.with_suffix(".md")
+    markdown.write_text(
+        f"Measured on {report.describe_machine(data)}.\n\n{report.markdown_table(table(data))}\n"
+    )
+    report.print_table(table(data), console)
+    for written in (args.json, markdown):
+        console.print(written)
 
 
 if __name__ == "__main__":

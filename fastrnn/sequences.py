@@ -39,16 +39,14 @@ class Rows(NamedTuple):
 
 
 def rows_of(lengths: Tensor | Sequence[int], B: int, T: int, batch_first: bool) -> Rows:
-    """The rows that sequences of these lengths have in a padded `[T, B, …]` or `[B, T, …]`; see read_lengths."""
+    """The rows that sequences of these lengths (see read_lengths) have in `[T, B, …]` or `[B, T, …]`."""
     if torch.compiler.is_compiling():
         return Rows(*rows_in_graph(torch.as_tensor(lengths), B, T, batch_first))
     return find_rows(read_lengths(lengths, B, T), T, batch_first)
 
 
 @torch.library.custom_op("fastrnn::rows_of", mutates_args=())
-def rows_in_graph(
-    lengths: Tensor, B: int, T: int, batch_first: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def rows_in_graph(lengths: Tensor, B: int, T: int, batch_first: bool) -> tuple[Tensor, Tensor, Tensor]:
     """rows_of as one node of a compiled graph, which has to know that there is a row at all."""
     rows = find_rows(read_lengths(lengths, B, T), T, batch_first)
     if not len(rows.order):

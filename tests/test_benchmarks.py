@@ -7,7 +7,7 @@ import pytest
 import torch
 from cases import run_python
 
-from benchmarks import onnx_peer, peers
+from benchmarks import onnx_peer, paths, peers, timing
 from benchmarks.crowd import crowded_times
 from benchmarks.limits import Limits, count_cpus, measure_limits
 from benchmarks.peers import AGAIN, COMPILED, FASTRNN, ONNXRUNTIME, PEERS, TORCH, find_missing, make_calls
@@ -382,6 +382,22 @@ def test_noise_is_named():
     assert "trust" not in describe_noise(data([problem()]))
     noisy = data([problem()], times=lambda p: {**TIMES, AGAIN: 3.8})
     assert "too far from 1" in describe_noise(noisy)
+
+
+def test_paths(tmp_path, monkeypatch):
+    """Every path runs with every cell; a ratio is to the first call of each."""
+    monkeypatch.setattr(paths, "SECONDS", 0.0)
+    monkeypatch.setattr(paths, "MIN_ROUNDS", 1)
+    monkeypatch.setattr(timing, "PAUSES", 0)
+    file = tmp_path / "paths.json"
+    monkeypatch.setattr("sys.argv", ["paths", "--shapes", "3,2,4,5", "--json", str(file)])
+    paths.main()
+    data = json.loads(file.read_text())
+    assert len(data["paths"]) == len(paths.PATHS) * len(DEFAULT_CELLS)
+    measured = [row["seconds"] for row in data["paths"] if "jvp" in row["seconds"]]
+    ratios = [f"{seconds['jvp'] / seconds['forward']:.2f}" for seconds in measured]
+    line = " | ".join(["| jvp / forward", "3,2,4,5", *ratios])
+    assert line in file.with_suffix(".md").read_text()
 
 
 def test_report_files(tmp_path):
