@@ -240,6 +240,15 @@ def test_transforms_of_a_loss(cell, step, frozen, transform):
     agree(got, want)
 
 
+@pytest.mark.parametrize("T", [1, 3])
+@each_cell
+def test_hessian_of_packed_input(cell, T):
+    """What a layer saves is the same in plain operations and in the kernels, of a single step too."""
+    p = Problem(cell, T=T, form="packed")
+    got, want = (hessian(lambda x, f=f: p.loss(f)(p.weights, x, *p.hx))(p.x) for f in (p.fast, p.slow))
+    agree(got, want)
+
+
 @pytest.mark.parametrize("transform", [jacrev, jacfwd], ids=["jacrev", "jacfwd"])
 @each_kind
 @each_cell

@@ -31,8 +31,11 @@ struct Layer {
   // Time in the first dimension: one tensor [n(t), width] a step.
   std::vector<Tensor> split(const Tensor& rows) const {
     if (batch_sizes) {
-      const Tensor n = batch_sizes->contiguous();
-      return at::split_with_sizes(rows, at::IntArrayRef(n.const_data_ptr<int64_t>(), n.numel()));
+      // One by one: a transform of torch.func may have wrapped them, and then they have no memory to read.
+      std::vector<int64_t> n;
+      for (const auto t : c10::irange(batch_sizes->size(0)))
+        n.push_back(batch_sizes->select(0, t).item<int64_t>());
+      return at::split_with_sizes(rows, n);
     }
     if (step) return {rows};
     return at::unbind(rows, batch_major ? 1 : 0);
@@ -144,7 +147,7 @@ variable_list forward(const Layer& layer, bool save) {
   }
   if (Cell::has_c) outputs.push_back(join(false, [](const auto& step) { return step.c; }).to(real));
   // As the kernels do: y again where the backward needs it, unless it is a step's own result.
-  if (!layer.step && (Cell::saved == 0 || directions[0].steps.size() > 1))
+  if (!layer.step && (Cell::saved == 0 || layer.batch_sizes || directions[0].steps.size() > 1))
     outputs.push_back(outputs[0].clone());
   return outputs;
 }
