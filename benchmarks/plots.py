@@ -72,7 +72,7 @@ def plot_ratio(rows: list[Row]):
                     va="center",
                     color="white" if dark else "black",
                 )
-        ax.set_title(f"{mode}, beside {peer}", fontsize=10)
+        ax.set_title(f"{mode},\nbeside\n{peer}", fontsize=10)
         ax.set_xticks(range(len(cells)), cells)
         ax.set_yticks(range(len(shapes)), map(str, shapes))
         ax.tick_params(length=0)
