@@ -12,8 +12,10 @@
 
 #include "cpu/backoff.h"
 #include "cpu/board.h"
+#include "cpu/distance.h"
 
 using fastrnn::cpu::Board;
+using fastrnn::cpu::Distance;
 using fastrnn::cpu::FASTRNN_ISA::Backoff;
 
 namespace {
@@ -100,6 +102,32 @@ void test_board_wait() {
   });
 }
 
+// Two threads that play find their distance; one that waits in vain gives up, and so does one that comes later,
+// and neither changes what is known.
+void test_distance() {
+  Distance distance;
+  EXPECT(distance.outdated(1) && !distance.near());
+  distance.begin(1);
+  distance.play(0);
+  distance.play(1);
+  EXPECT(!distance.near() && !distance.outdated(1 + Distance::kPeriod));
+  EXPECT(distance.outdated(2 + Distance::kPeriod));
+  int64_t now = Board::now();
+  const int64_t end = now + 2'000'000'000;
+  // Some tries, since the machine may keep one of both off its core.
+  while (distance.round_trip() == INT64_MAX && now < end) {
+    distance.begin(now);
+    run_threads(2, [&](int rank) { distance.play(rank); });
+    now = Board::now();
+  }
+  const int64_t found = distance.round_trip();
+  EXPECT(found > 0 && found < 100'000);
+  EXPECT(distance.near() == (found < Distance::kNear));
+  distance.begin(now);
+  distance.play(0);
+  EXPECT(distance.round_trip() == found);
+}
+
 constexpr int64_t kMs = 1'000'000;
 
 // Calls that lose nothing, little, or much for a moment only, keep all threads.
@@ -170,6 +198,7 @@ int main() {
   test_board_tasks();
   test_board_links();
   test_board_wait();
+  test_distance();
   test_backoff_keeps_threads();
   test_backoff_rests();
   test_backoff_oversubscribed();

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_sharing(tmp_path):
     program = tmp_path / "sharing"
-    sources = [ROOT / "tests/sharing.cpp", ROOT / "csrc/cpu/board.cpp"]
+    sources = [ROOT / "tests/sharing.cpp", ROOT / "csrc/cpu/board.cpp", ROOT / "csrc/cpu/distance.cpp"]
     options = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-pthread", "-DFASTRNN_ISA=test", f"-I{ROOT}/csrc"]
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     subprocess.run([*compiler, *options, *sources, "-o", program], check=True)

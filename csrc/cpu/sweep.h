@@ -39,7 +39,8 @@ int64_t work_of(const ForwardParams<T>& p) {
 
 template <class Cell, class T>
 Plan make_plan(const ForwardParams<T>& p, int most_threads) {
-  constexpr int64_t kBarrierWork = 24 * 1024;  // multiply-adds a step that pay for a barrier a step
+  // Multiply-adds a step that pay for a barrier a step, on cores that are close to each other or not.
+  constexpr int64_t kNearBarrierWork = 8 * 1024, kBarrierWork = 64 * 1024;
   constexpr int64_t kCacheBytes = 512 * 1024;  // weights that every thread can keep beside its other data
   constexpr int64_t kManyRows = 24;  // sequences a thread that pay for fetching all of W_hh every step,
   constexpr int64_t kSharedCacheBytes = 4 << 20;       // if it comes from the cache that threads share
@@ -52,13 +53,14 @@ Plan make_plan(const ForwardParams<T>& p, int most_threads) {
   const bool enough_rows = B >= 4 * threads && !p.rows.packed();
   const int64_t bytes = GH * p.P * static_cast<int64_t>(sizeof(T));
   const bool fits = bytes <= kCacheBytes || (bytes <= kSharedCacheBytes && B >= kManyRows * threads);
-  const bool barrier_pays = p.rows.T == 1 || B * GH * p.P >= kBarrierWork;
   // A single step uses each weight once, so it is best packed by the thread that multiplies it.
-  const bool by_batch = enough_rows && p.rows.T > 1 && fits;
-  if (by_batch || (!barrier_pays && enough_rows)) {
-    return {threads, threads * std::clamp<int64_t>(B / (threads * kGroupRows), 1, kMostGroups)};
-  }
-  return {barrier_pays ? threads : 1, 0};
+  if (p.rows.T == 1) return {threads, 0};
+  const int64_t step_work = B * GH * p.P;
+  const Plan by_batch{threads, threads * std::clamp<int64_t>(B / (threads * kGroupRows), 1, kMostGroups)};
+  if (enough_rows && fits) return by_batch;
+  const bool barrier_pays = step_work >= kBarrierWork || (step_work >= kNearBarrierWork && cores_are_near());
+  if (barrier_pays) return {threads, 0};
+  return enough_rows ? by_batch : Plan{1, 0};
 }
 
 // Tasks of fewer rows are not worth moving to another core, where their weights are not in cache.
