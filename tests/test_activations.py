@@ -19,9 +19,9 @@ LARGEST = {torch.float32: 85.0, torch.float64: 700.0}
 def test_activations(dtype):
     """To a few roundings of the value, however small it is.
 
-    Both multiply their argument by a constant. That product and the constant are rounded, which makes a relative
-    error of up to 2 |x| roundings in sigmoid(x), twice what the rounding of x itself makes. The others are of 6
-    operations.
+    Both multiply their argument by a constant. That product and the constant are rounded, which makes a
+    relative error of up to 2 |x| roundings in sigmoid(x), twice what the rounding of x itself makes. The
+    others are of 6 operations.
     """
     size = torch.logspace(-8, math.log10(LARGEST[dtype]), 20_000, dtype=torch.float64).to(dtype)
     x = torch.cat([-size, size])[None, :, None]
