@@ -25,6 +25,7 @@ from .results import NOISE, PEERS_OF_FASTRNN, Row, fit_line, means, read_limits,
 
 NOT_SUPPORTED = "not supported"
 LIBRARIES = (TORCH, FASTRNN)
+AT_LIMIT = "at the limit"
 # What the project aims at on the whole grid: geometric mean and worst shape (None: no aim).
 GOALS = {
     ("forward", "lstm", TORCH): (1.7, 1.0),
@@ -125,20 +126,20 @@ def ceiling_table(rows: list[Row]) -> Table:
             numbers = [number for of in zip(reached, goals, ceiling, strict=True) for number in of]
             body.append([mode, cell, peer, *numbers])
     columns = ["mode", "cell", "beside"]
-    columns += [f"{name}{of}" for of in ("", " of the worst") for name in ("reached", "goal", "at the limit")]
+    columns += [f"{name}{of}" for of in ("", " of the worst") for name in ("reached", "goal", AT_LIMIT)]
     return Table("The goals, and what the machine's limit leaves to be had", columns, body, labels=3)
 
 
 def bounds_table(rows: list[Row], limits: dict[int, Limits]) -> Table:
-    """What each time is made of: counts, and how long they take at best."""
+    """What each time is made of: counts, and how long they take at best. Scaling repeats other problems."""
     body = []
     for row in rows:
         problem = row.problem
-        if problem.mode not in ("forward", "training") or FASTRNN not in row.median:
+        if problem.mode.startswith(("scaling", "oversubscribed")) or FASTRNN not in row.median:
             continue
         of, size, steps = limits[problem.threads], problem.recurrent_bytes, problem.steps
         streamed = of.streamed(problem) > of.recurrent(problem)
-        line = [problem.mode, problem.cell, str(problem.shape), f"{problem.flops / 1e6:.0f}"]
+        line = [problem.group, problem.cell_name, str(problem.shape), f"{problem.flops / 1e6:.0f}"]
         line += [f"{size / 1024:.0f} KiB ({of.level(size)})", "reading W_hh" if streamed else "products"]
         line += [duration(seconds / steps) for seconds in (row.limit, row.median[FASTRNN])]
         line.append(f"{(row.median[FASTRNN] - row.limit) / steps * 1e6:.2f} us")
@@ -147,7 +148,25 @@ def bounds_table(rows: list[Row], limits: dict[int, Limits]) -> Table:
         body.append(line)
     columns = ["mode", "cell", "T,B,I,H", "Mflop", "W_hh", "a step bound by", "limit of a step", "fastrnn's"]
     columns += ["beyond it", "fastrnn of limit", "torch.nn of limit", "onnxruntime of limit"]
-    return Table("What bounds whole sequences", columns, body, labels=3)
+    return Table("What bounds each problem", columns, body, labels=3)
+
+
+def behind_table(rows: list[Row]) -> Table:
+    """Where a peer is faster, and how far both are from the limit."""
+    body = []
+    for row in sorted(rows, key=lambda row: row.best_ratio or 1):
+        if row.best_ratio is None or row.best_ratio >= NOISE:
+            continue
+        problem = row.problem
+        peer = min(PEERS_OF_FASTRNN, key=lambda peer: row.median.get(peer, float("inf")))
+        line = [problem.group, problem.cell_name, str(problem.shape), str(problem.threads), peer]
+        ahead = duration(row.median[FASTRNN] - row.median[peer])
+        body.append(
+            [*line, row.best_ratio, ahead, *(percent(row.limit / row.median[p]) for p in (FASTRNN, peer))]
+        )
+    columns = ["mode", "cell", "T,B,I,H", "threads", "peer", "times as fast", "a call behind"]
+    columns += ["fastrnn of limit", "peer of limit"]
+    return Table(f"Where a peer is faster, by more than noise ({1 - NOISE:.0%})", columns, body, labels=3)
 
 
 def detail_table(group: str, rows: list[Row]) -> Table:
@@ -192,8 +211,10 @@ def percent(fraction: float | None) -> str | None:
 
 
 def speedup_table(title: str, pairs: list[tuple[Row, Row]], factor: float = 1.0) -> Table:
-    """How many times as fast the second of each pair is as `factor` times the first, for each library."""
-    columns = list(dict.fromkeys((row.problem.cell, library) for row, _ in pairs for library in LIBRARIES))
+    """How many times as fast the second of each pair is as `factor` times the first: of each library, and of
+    one that ran at the limit on both."""
+    cells = dict.fromkeys(row.problem.cell for row, _ in pairs)
+    columns = [(cell, name) for cell in cells for name in (*LIBRARIES, AT_LIMIT)]
     lines = {}
     for slow, fast in pairs:
         training = " training" if fast.problem.training else ""
@@ -201,6 +222,7 @@ def speedup_table(title: str, pairs: list[tuple[Row, Row]], factor: float = 1.0)
         for library in LIBRARIES:
             if library in slow.median and library in fast.median:
                 line[fast.problem.cell, library] = factor * slow.median[library] / fast.median[library]
+        line[fast.problem.cell, AT_LIMIT] = factor * slow.limit / fast.limit
     body = [[label, *map(line.get, columns)] for label, line in lines.items()]
     return Table(title, ["T,B,I,H", *(" ".join(column) for column in columns)], body)
 
@@ -276,7 +298,10 @@ def crowd_table(data: dict) -> Table:
             line[problem.cell, library] = f"{seconds['two'] / seconds['alone']:.2f}"
     columns = [(cell, library) for cell in cells for library in LIBRARIES]
     body = [[shape, *map(line.get, columns)] for shape, line in lines.items()]
-    title = "Two processes at once: how many times as long as one alone (the slower of both), forward"
+    title = (
+        "Two processes at once: how many times as long as one alone (the slower of both; 2.00 where each has "
+        "half of the cores), forward"
+    )
     return Table(title, ["T,B,I,H", *(" ".join(column) for column in columns)], body)
 
 
@@ -304,6 +329,7 @@ def tables(data: dict) -> list[Table]:
         summary_table(rows),
         *(table for table in ratios if len(table.columns) > 1),
         *([ceiling] if (ceiling := ceiling_table(rows)).rows else []),
+        *([behind] if (behind := behind_table(rows)).rows else []),
         *([memory_table(data)] if data["memory"] else []),
         *([crowd_table(data)] if data["crowd"] else []),
         *scaling_tables(rows),

@@ -241,8 +241,12 @@ def test_tables_of_scaling():
     fits = table(found, "line in T").rows
     assert {line[1] for line in fits} == {"1", "2"}
     assert all(line[-1] == "0%" for line in fits)
-    assert {v for line in table(found, "Speed-up").rows for v in line[1:]} == {2.0}
-    assert {v for line in table(found, "Bidirectional").rows for v in line[1:] if v} == {2.0}
+    for title in ("Speed-up", "Bidirectional"):
+        pairs = table(found, title)
+        assert pairs.columns[1:] == ["lstm torch.nn", "lstm fastrnn", "lstm at the limit"]
+        for line in pairs.rows:
+            # The given limits are the same for one thread and two, and two directions' twice that of one.
+            assert line[1:] == pytest.approx([2.0, 2.0, 1.0])
 
 
 def test_tables_of_goals_and_bounds():
@@ -257,6 +261,21 @@ def test_tables_of_goals_and_bounds():
     flops = 2 * 6 * 16 * (5 + 4)
     assert problem().flops == flops and problem(training=True).flops == 3 * flops
     assert forward[4:6] == ["0 KiB (L1)", "products"] and training[-1] == "0%"
+
+
+def test_table_of_faster_peers():
+    """Only problems on which a peer is faster beyond noise, the furthest behind first."""
+    problems = [problem(), problem(shape=SMALL._replace(T=20)), problem(mode="training", training=True)]
+
+    def times(p: Problem):
+        if p.training:
+            return {**TIMES, TORCH: 0.98 * TIMES[FASTRNN]}
+        return {**TIMES, ONNXRUNTIME: TIMES[FASTRNN] / {3: 2.0, 20: 1.5}[p.shape.T]}
+
+    lines = table(data(problems, times), "faster").rows
+    assert [(line[2].split(",")[0], line[4]) for line in lines] == [("3", ONNXRUNTIME), ("20", ONNXRUNTIME)]
+    assert [line[5] for line in lines] == pytest.approx([1 / 2.0, 1 / 1.5])
+    assert lines[0][6] == "1000 ms"
 
 
 def test_table_of_two_processes():
