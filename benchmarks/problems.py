@@ -122,10 +122,12 @@ MODES = {
         shapes("1,1,64,64"),
         modules=("layer", "cell"),
     ),
+    # What a call costs that has next to nothing to compute.
+    "call": Mode(shapes("1,1,1,1"), (), seconds=2.0, modules=("layer", "cell")),
     "packed": Mode((*ONE, TWO[1]), ONE, packed=True),
     "bidirectional": Mode(TWO, TWO[:1], directions=2),
     "2-layer": Mode(TWO, ONE, layers=2),
-    "bfloat16": Mode(DTYPE_SHAPES, ONE, dtype="bfloat16"),
+    "bfloat16": Mode((*DTYPE_SHAPES, GRID[2]), ONE, dtype="bfloat16"),
     "float64": Mode(DTYPE_SHAPES, ONE, dtype="float64"),
     "scaling-T": scaling(lambda T: Shape(T, 16, 128, 128), (50, 100, 200, 400, 800), quick=(50, 100)),
     "scaling-B": scaling(lambda B: Shape(100, B, 128, 128), (1, 4, 16, 64, 256)),
@@ -265,14 +267,14 @@ def select(
 ) -> list[Problem]:
     """The problems of `modes`, with the shapes `chosen` instead of the modes' own where there are any.
 
-    Streaming takes the chosen shapes with T = 1. `given` is what all problems have: threads, device.
+    Streaming takes the chosen shapes with T = 1, and the mode "call" none of them. `given` is what all problems have: threads, device.
     """
     problems = {}  # each once, in order
     for name in modes:
         mode = MODES[name]
         own_cells = [cell for cell in cells if mode.cells is None or cell in mode.cells]
         own = mode.quick if quick else mode.shapes
-        if chosen is not None:
+        if chosen is not None and name != "call":
             own = [s._replace(T=1) if name == "streaming" else s for s in chosen]
         threads = mode.threads(given["threads"])
         for shape, training, cell, module, n, graph in product(

@@ -234,15 +234,15 @@ def thread_pairs(rows: list[Row]) -> list[tuple[Row, Row]]:
     return [(same[0], same[-1]) for same in ordered if same[0].problem.threads < same[-1].problem.threads]
 
 
-def direction_pairs(rows: list[Row]) -> list[tuple[Row, Row]]:
-    """A layer of one direction, and the bidirectional one of the same sizes."""
+def pairs_with(mode: str, rows: list[Row], **plain) -> list[tuple[Row, Row]]:
+    """The problems of `mode`, each behind the one of whole sequences that has `plain` instead."""
 
     def sizes(problem: Problem) -> Problem:
-        return replace(problem, mode="", directions=1)
+        return replace(problem, mode="", **plain)
 
-    single = {sizes(r.problem): r for r in rows if r.problem.mode in ("forward", "training")}
-    both = [row for row in rows if row.problem.mode == "bidirectional"]
-    return [(single[sizes(row.problem)], row) for row in both if sizes(row.problem) in single]
+    wholes = {sizes(r.problem): r for r in rows if r.problem.mode in ("forward", "training")}
+    others = [row for row in rows if row.problem.mode == mode]
+    return [(wholes[sizes(row.problem)], row) for row in others if sizes(row.problem) in wholes]
 
 
 def scaling_tables(rows: list[Row]) -> list[Table]:
@@ -257,9 +257,10 @@ def scaling_tables(rows: list[Row]) -> list[Table]:
         ),
         speedup_table(
             "Bidirectional beside one direction after the other (up to 2 where directions run side by side)",
-            direction_pairs(rows),
+            pairs_with("bidirectional", rows, directions=1),
             factor=2,
         ),
+        speedup_table("bfloat16 beside float32", pairs_with("bfloat16", rows, dtype="float32")),
     ]
     return [table for table in result if table.rows]
 

@@ -249,6 +249,14 @@ def test_tables_of_scaling():
             assert line[1:] == pytest.approx([2.0, 2.0, 1.0])
 
 
+def test_table_of_bfloat16():
+    """Beside float32 of the same shape and pass; the given limits have twice the products."""
+    problems = [problem(), problem(mode="bfloat16", dtype="bfloat16"), problem(mode="call")]
+    times = {"float32": TIMES, "bfloat16": {peer: seconds / 4 for peer, seconds in TIMES.items()}}
+    (line,) = table(data(problems, lambda p: times[p.dtype]), "beside float32").rows
+    assert line[1:] == pytest.approx([4.0, 4.0, 2.0])
+
+
 def test_tables_of_goals_and_bounds():
     """At the limit each ratio would be the peer's time over the limit."""
     found = data([problem(), problem(mode="training", training=True)])
