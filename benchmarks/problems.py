@@ -267,7 +267,8 @@ def select(
 ) -> list[Problem]:
     """The problems of `modes`, with the shapes `chosen` instead of the modes' own where there are any.
 
-    Streaming takes the chosen shapes with T = 1, and the mode "call" none of them. `given` is what all problems have: threads, device.
+    Streaming takes the chosen shapes with T = 1, and the mode "call" none of them. `given` is what all
+    problems have: threads, device.
     """
     problems = {}  # each once, in order
     for name in modes:

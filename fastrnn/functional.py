@@ -366,43 +366,32 @@ def run_sequence(
             checkpoint_gates,
         )
     if isinstance(input, Tensor):
-        output, *states = _rnn(
-            input,
-            None,
-            states,
-            weights,
-            cell,
-            bias,
-            num_layers,
-            dropout,
-            training,
-            bidirectional,
-            batch_first,
-            checkpoint_gates,
-        )
+        x, batch_sizes = input, None
     elif isinstance(input, PackedSequence):
-        x, batch_sizes, sorted_indices, unsorted_indices = input
-        if sorted_indices is not None:
-            states = [state.index_select(1, sorted_indices) for state in states]
-        y, *states = _rnn(
-            x,
-            batch_sizes,
-            states,
-            weights,
-            cell,
-            bias,
-            num_layers,
-            dropout,
-            training,
-            bidirectional,
-            False,
-            checkpoint_gates,
-        )
-        if unsorted_indices is not None:
-            states = [state.index_select(1, unsorted_indices) for state in states]
-        output = PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices)
+        x, batch_sizes, order, restored = input
+        batch_first = False
+        if order is not None:
+            states = [state.index_select(1, order) for state in states]
     else:
         raise KindError(f"{cell}: input: expected Tensor or PackedSequence, got {_kind(input)}")
+    output, *states = _rnn(
+        x,
+        batch_sizes,
+        states,
+        weights,
+        cell,
+        bias,
+        num_layers,
+        dropout,
+        training,
+        bidirectional,
+        batch_first,
+        checkpoint_gates,
+    )
+    if batch_sizes is not None:
+        output = PackedSequence(output, batch_sizes, order, restored)
+        if restored is not None:
+            states = [state.index_select(1, restored) for state in states]
     return output, _join_states(states)
 
 
