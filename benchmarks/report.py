@@ -131,11 +131,15 @@ def ceiling_table(rows: list[Row]) -> Table:
 
 
 def bounds_table(rows: list[Row], limits: dict[int, Limits]) -> Table:
-    """What each time is made of: counts, and how long they take at best. Scaling repeats other problems."""
+    """What each time is made of: counts, and how long they take at best.
+
+    Not of scaling, which repeats other problems, nor of a GPU, which need not read W_hh again.
+    """
     body = []
     for row in rows:
         problem = row.problem
-        if problem.mode.startswith(("scaling", "oversubscribed")) or FASTRNN not in row.median:
+        repeated = problem.mode.startswith(("scaling", "oversubscribed"))
+        if repeated or problem.device == "cuda" or FASTRNN not in row.median:
             continue
         of, size, steps = limits[problem.threads], problem.recurrent_bytes, problem.steps
         streamed = of.streamed(problem) > of.recurrent(problem)

@@ -259,7 +259,8 @@ def test_table_of_bfloat16():
 
 def test_tables_of_goals_and_bounds():
     """At the limit each ratio would be the peer's time over the limit."""
-    found = data([problem(), problem(mode="training", training=True)])
+    on_gpu = problem(mode="bf16-B64", dtype="bfloat16", device="cuda")  # has no such bounds
+    found = data([problem(), problem(mode="training", training=True), on_gpu])
     lines = table(found, "goals").rows
     limit = LIMITS.seconds(problem())
     assert lines[0][:3] == ["forward", "lstm", TORCH]
