@@ -14,6 +14,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fastrnn.plan import core_round_trip
+
 from . import cuda
 from .crowd import crowded_times
 from .limits import measure_limits
@@ -72,6 +74,7 @@ class Run:
         self.measured: Problem | None = None
         self.times: dict[str, list[float]] = {}
         self.refusals: list[dict] = []
+        self.round_trips: dict[str, float] = {}  # seconds, of problems that several threads run
 
     def seconds(self, problem: Problem) -> float:
         seconds = MODES[problem.mode].seconds
@@ -110,6 +113,8 @@ class Run:
                 times = cuda.interleave(calls, self.seconds(problem), self.min_rounds, self.flush_l2)
             else:
                 times = interleave(calls, torch.cpu.synchronize, self.seconds(problem), self.min_rounds)
+                if problem.threads > 1 and (found := core_round_trip()) is not None:
+                    self.round_trips[problem.name] = found
         self.progress.update(self.task, advance=self.seconds(problem), refresh=True)
         return times
 
@@ -146,6 +151,7 @@ class Run:
             crowd=[self.measure_crowd(problem) for problem in self.crowd_problems],
             missing=self.missing,
             refusals=self.refusals,
+            round_trips=self.round_trips,
             tiers={p.name: cuda.describe_tiers(p) for p in self.problems if p.device == "cuda"},
         )
         for benchmark in output_json["benchmarks"]:

@@ -178,7 +178,8 @@ def detail_table(group: str, rows: list[Row]) -> Table:
     varied = len({row.problem.threads for row in rows}) > 1
     on_gpu = rows[0].problem.device == "cuda"
     columns = ["cell", "T,B,I,H", *["threads"] * varied, *peers, "to best", "A/A", "of limit"]
-    columns += ["a step", "tiers"] * on_gpu
+    measured = any(row.round_trip for row in rows)
+    columns += ["a step", "tiers"] * on_gpu + ["round trip"] * measured
     body = []
     for row in sorted(rows, key=lambda row: row.problem.cell_name):
         problem = row.problem
@@ -188,6 +189,8 @@ def detail_table(group: str, rows: list[Row]) -> Table:
         if on_gpu:
             took = row.median.get(FASTRNN)
             line += [took and duration(took / problem.steps), row.tiers]
+        if measured:
+            line.append(row.round_trip and nanoseconds(row.round_trip))
         body.append(line)
     return Table(f"{group}: {TIME_CELL}", columns, body, labels=2)
 
@@ -208,6 +211,10 @@ def duration(seconds: float) -> str:
     """In three digits or more."""
     value, unit = (seconds * 1e6, "us") if seconds < 1e-3 else (seconds * 1e3, "ms")
     return f"{value:.{max(0, 3 - len(str(int(value))))}f} {unit}"
+
+
+def nanoseconds(seconds: float) -> str:
+    return f"{seconds * 1e9:.0f} ns"
 
 
 def percent(fraction: float | None) -> str | None:
@@ -372,6 +379,18 @@ def describe_noise(data: dict) -> str:
     return text
 
 
+def describe_cores(data: dict) -> list[str]:
+    """How far apart the cores were, which moves what a short step takes on several of them."""
+    trips = sorted(data.get("round_trips", {}).values())
+    if not trips:
+        return []
+    low, middle, high = (nanoseconds(trips[int(q * (len(trips) - 1))]) for q in (0, 0.5, 1))
+    return [
+        f"round trip: of a cache line between two cores, when a problem was timed: {low} to {high}, median "
+        f"{middle}. Some machines' cores are near each other in one moment and far apart in the next"
+    ]
+
+
 def describe_absence(data: dict) -> list[str]:
     """Who is missing, and who refused what."""
     result = [f"Missing: {peer}: {reason}" for peer, reason in data["missing"].items()]
@@ -393,14 +412,15 @@ LIMIT_OF_GPU = (
 )
 
 
-def limit_text(data: dict) -> str:
-    return LIMIT_OF_GPU if "gpu" in data["machine_info"] else LIMIT
+def notes(data: dict) -> list[str]:
+    limit = LIMIT_OF_GPU if "gpu" in data["machine_info"] else LIMIT
+    return [limit, *describe_cores(data), *describe_absence(data)]
 
 
 def print_report(data: dict, console: Console):
     for table in reversed(tables(data)):  # what matters most comes last, where the reader's eye is
         print_table(table, console)
-    for line in (limit_text(data), *describe_absence(data), describe_machine(data), describe_noise(data)):
+    for line in (*notes(data), describe_machine(data), describe_noise(data)):
         console.print(line, highlight=False)
 
 
@@ -421,7 +441,7 @@ def ratio_text(ratio: float) -> Text:
 def markdown(data: dict, plots: list[str]) -> str:
     parts = [
         f"Measured on {data['datetime'][:10]} on {describe_machine(data)}. {describe_noise(data)}.",
-        "\n".join(f"- {line}" for line in (limit_text(data), *describe_absence(data))),
+        "\n".join(f"- {line}" for line in notes(data)),
         *(f"![{Path(plot).stem}]({plot})" for plot in plots),
     ]
     parts += map(markdown_table, tables(data))

@@ -25,6 +25,7 @@ class Row:
         refusals: why a peer did not run, by peer
         limit: seconds that the machine needs at least
         tiers: on a GPU, what the plan chose for the forward and the backward
+        round_trip: on a CPU, seconds from a core to another and back when the problem was timed
     """
 
     problem: Problem
@@ -34,6 +35,7 @@ class Row:
     spread: dict[str, float] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
     tiers: str = ""
+    round_trip: float | None = None
 
     def ratio(self, peer: str, to: str = FASTRNN) -> float | None:
         """How many times as fast `to` is as `peer`; None where one of them did not run."""
@@ -63,14 +65,15 @@ def read_limits(data: dict) -> dict[int, Limits]:
 
 def read_rows(data: dict) -> list[Row]:
     limits, cores = read_limits(data), data["machine_info"]["cores"]
-    tiers = data.get("tiers", {})
+    tiers, round_trips = data.get("tiers", {}), data.get("round_trips", {})
     rows: dict[Problem, Row] = {}
 
     def row_of(fields: dict) -> Row:
         problem = Problem.from_json(fields)
         if problem not in rows:
             limit = limits[min(problem.threads, cores)].seconds(problem)
-            rows[problem] = Row(problem, limit, tiers=tiers.get(problem.name, ""))
+            name = problem.name
+            rows[problem] = Row(problem, limit, tiers=tiers.get(name, ""), round_trip=round_trips.get(name))
         return rows[problem]
 
     for benchmark in data["benchmarks"]:

@@ -1,4 +1,6 @@
-"""How a GPU would compute a layer; any machine can tell, of any GPU. `python -m fastrnn --plan` prints it."""
+"""How a GPU would compute a layer; any machine can tell, of any GPU. `python -m fastrnn --plan` prints it.
+And what the plan of a CPU depends on.
+"""
 
 from dataclasses import dataclass
 
@@ -15,6 +17,9 @@ SHARED_KIB = {
     (7, 0): 96, (7, 2): 96, (7, 5): 64, (8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99, (9, 0): 227,
     (10, 0): 227, (10, 3): 227, (11, 0): 227, (12, 0): 99, (12, 1): 99,
 }  # fmt: skip
+
+
+TRIES, NEVER = 5, 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,16 @@ def make_plans(
         )
         for name, backward in (("forward", False), ("backward", True))
     }
+
+
+def core_round_trip() -> float | None:
+    """Seconds that a cache line takes between two cores of torch's threads and back, at this moment.
+
+    Below 200e-9 the CPU shares shorter steps among its threads. The best of some tries; None if a second
+    thread never comes.
+    """
+    found = min(_C.core_round_trip() for _ in range(TRIES))
+    return None if found == NEVER else found * 1e-9
 
 
 def describe(plan: dict) -> str:

@@ -308,6 +308,16 @@ def test_report_says_who_is_missing_and_who_refused(tmp_path):
     assert "not supported" in line
 
 
+def test_report_says_how_far_apart_cores_were():
+    """Beside each problem that several threads ran, and over all."""
+    near, far, alone = problem(), problem(shape=SMALL._replace(T=29)), problem(threads=1)
+    found = data([near, far, alone]) | {"round_trips": {near.name: 1.04e-7, far.name: 4.2e-7}}
+    lines = {line[1]: line for line in table(found, "forward:").rows if line[2] == "2"}
+    assert [lines[str(p.shape)][-1] for p in (near, far)] == ["104 ns", "420 ns"]
+    assert "104 ns to 420 ns, median 104 ns" in markdown(found, [])
+    assert "round trip" not in markdown(data([near]), [])
+
+
 # ---- on a GPU ----
 
 

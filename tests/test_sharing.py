@@ -11,7 +11,8 @@ ROOT = Path(__file__).parent.parent
 def test_sharing(tmp_path):
     program = tmp_path / "sharing"
     sources = [ROOT / "tests/sharing.cpp", ROOT / "csrc/cpu/board.cpp", ROOT / "csrc/cpu/distance.cpp"]
-    options = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-pthread", "-DFASTRNN_ISA=test", f"-I{ROOT}/csrc"]
+    options = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-pthread", "-fopenmp"]
+    options += ["-DFASTRNN_ISA=test", f"-I{ROOT}/csrc"]
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     subprocess.run([*compiler, *options, *sources, "-o", program], check=True)
     done = subprocess.run([program], capture_output=True, text=True, timeout=120)

@@ -10,6 +10,7 @@ from tolerance import assert_close, assert_same_bits
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.overrides import TorchFunctionMode
 
 import fastrnn
 
@@ -291,6 +292,42 @@ def test_fake_tensor_mode(cell, step, form):
     x, *hx = (mode.from_tensor(t.detach()).requires_grad_() for t in (real[2], *real[3]))
     with mode:
         assert solve(fake, x, hx) == want
+
+
+class Named(torch.Tensor):
+    """A subclass that says nothing of its own: torch makes results of its operations such, too."""
+
+
+@pytest.mark.parametrize("which", ["input", "hx", "weight"])
+@each_kind
+@each_cell
+def test_tensor_subclass(cell, step, which):
+    case = case_of(cell, step)
+    module, call, x, hx = prepare(case, step, fastrnn)
+    want = call(x, hx)
+    if which == "weight":
+        weight = torch.nn.Parameter(getattr(module, name_of(step)).detach().as_subclass(Named))
+        setattr(module, name_of(step), weight)
+    x = x.as_subclass(Named) if which == "input" else x
+    hx = [h.as_subclass(Named) for h in hx] if which == "hx" else hx
+    got = call(x, hx)
+    assert [type(t) for t in got] == [Named] * len(want)
+    assert all(map(torch.equal, got, want))
+
+
+@each_kind
+@each_cell
+def test_torch_function_mode_sees_the_operator(cell, step):
+    class Record(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    seen = []
+    _, call, x, hx = prepare(case_of(cell, step), step, fastrnn)
+    with Record():
+        call(x, hx)
+    assert (torch.ops.fastrnn.cell if step else torch.ops.fastrnn.rnn).default in seen
 
 
 # ---- switches of torch ----

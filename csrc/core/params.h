@@ -68,6 +68,7 @@ struct ForwardParams {
   const T* h0;  // [D, B, P] or null (zeros)
   const T* c0;  // [D, B, H] or null (zeros)
   T* y;         // [R, D*P]
+  T* y_copy;    // [R, D*P] or null: y again (the CPU's kernels only)
   T* hn;        // [D, B, P] or null (not wanted)
   T* cn;        // [D, B, H], null without a cell state
   Real<T>* s;   // [D, R, S*H], null unless a backward will follow

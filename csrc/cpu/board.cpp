@@ -89,8 +89,9 @@ bool Board::finish(uint32_t done, uint32_t goal, bool patient, int64_t& waited) 
     completed_.notify_all();
     return true;
   }
-  // Few enough that no hypervisor takes the core from a guest that only pauses (after 3000 or 4096 pauses).
-  constexpr int kSpins = 800, kImpatientSpins = 80;
+  // As long as falling asleep and being woken take (50 us in a virtual machine), but few enough that no
+  // hypervisor takes the core from a guest that only pauses (after 3000 or 4096 pauses).
+  constexpr int kSpins = 2400, kImpatientSpins = 80;
   int64_t since = 0;
   for (int spins = 1; static_cast<int32_t>(now - goal) < 0; ++spins) {
     if (spins == kImpatientSpins) {

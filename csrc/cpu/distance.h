@@ -25,11 +25,18 @@ class Distance {
  private:
   static constexpr int kBatches = 4, kRounds = 8;
   static constexpr int kGone = -1;
-  bool wait_for(int count) const;
+  bool wait_for(int count, int looks) const;
 
   int64_t measured_ = 0;
   int64_t round_trip_ = INT64_MAX;
   alignas(64) std::atomic<int> passes_{0};
 };
+
+// Whether two of the caller's threads are so close that they may meet often. Only for a caller that may use
+// several.
+bool cores_are_near();
+
+// The round trip between two of the caller's threads now; the largest number if the second one does not show up.
+int64_t core_round_trip();
 
 }  // namespace fastrnn::cpu

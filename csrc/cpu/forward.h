@@ -205,6 +205,7 @@ class Forward {
       store(out + at_c, h_out);
       if (kRounded && !projected) store(h_real + at_h, h_out);
       if (!projected) store_upto(p.y + at_y, h_out, n);
+      if (!projected && p.y_copy) store_upto(p.y_copy + at_y, h_out, n);
       if (Cell::has_c) store(c + at_c, c_state);
       if (Cell::has_c && p.c) store_upto(p.c + at_saved_c, c_state, n);
       if (Cell::saved > 0 && p.s) {
@@ -232,7 +233,9 @@ class Forward {
         for (int64_t b = b0; b < b1; ++b) {
           const int64_t n = std::min(width, p.P - unit);
           copy(h_after(i) + b * P_padded + unit, block + (b - b0) * width, n);
-          copy(p.y + (p.rows.row(t, b) * p.D + d) * p.P + unit, block + (b - b0) * width, n);
+          for (T* y : {p.y, p.y_copy}) {
+            if (y) copy(y + (p.rows.row(t, b) * p.D + d) * p.P + unit, block + (b - b0) * width, n);
+          }
         }
       }
     }
@@ -279,14 +282,15 @@ void forward(const ForwardParams<T>& p) {
   const bool side_by_side = p.D == 2 && usable >= 2 && work_of<Cell>(p) >= kThreadWork;
   const Plan each = make_plan<Cell>(p, side_by_side ? usable / 2 : usable);
   const int threads = side_by_side ? 2 * each.threads : each.threads;
-  std::unique_ptr<Forward<Cell, T>> sweeps[2];
-  for (int d = 0; d < p.D; ++d) sweeps[d] = std::make_unique<Forward<Cell, T>>(p, d, each);
+  Forward<Cell, T> first(p, 0, each);
+  const auto second = p.D == 2 ? std::make_unique<Forward<Cell, T>>(p, 1, each) : nullptr;
+  Forward<Cell, T>* const sweeps[] = {&first, second.get()};
   Board boards[2]{{threads, each.groups}, {threads, each.groups}};
   parallel(threads, [&](int rank, int size) {
     int64_t waited = 0;
     if (side_by_side && size >= 2) {
-      const int first = size / 2, d = rank >= first;
-      Team team(d ? rank - first : rank, d ? size - first : first, boards[d]);
+      const int half = size / 2, d = rank >= half;
+      Team team(d ? rank - half : rank, d ? size - half : half, boards[d]);
       sweeps[d]->run(team);
       waited = team.waited();
     } else {

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "core/params.h"
+#include "cpu/distance.h"
 #include "cpu/gemm.h"
 #include "cpu/team.h"
 

@@ -9,7 +9,6 @@
 
 #include "cpu/backoff.h"
 #include "cpu/board.h"
-#include "cpu/distance.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
@@ -97,20 +96,6 @@ inline thread_local Backoff backoff;
 
 // Of the threads that a caller has been given, how many to share a call among.
 inline int usable_threads(int given) { return given == 1 ? 1 : backoff.threads(given, Board::now); }
-
-// Whether two of the caller's threads are so close that they may meet often. Only for a caller that may use
-// several.
-inline bool cores_are_near() {
-  thread_local Distance distance;
-  const int64_t now = Board::now();
-  if (distance.outdated(now)) {
-    distance.begin(now);
-    Distance& shared = distance;
-#pragma omp parallel num_threads(2)
-    if (omp_get_num_threads() == 2) shared.play(omp_get_thread_num());
-  }
-  return distance.near();
-}
 
 // Runs f(rank, size), which returns how long this thread has waited in it, on up to `threads` threads of the
 // OpenMP team.

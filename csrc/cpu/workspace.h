@@ -6,7 +6,8 @@
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
-// Uninitialised scratch memory, aligned to a cache line, freed together.
+// Uninitialised scratch memory, aligned to a cache line, freed together. The first of it stands in the object:
+// allocating and freeing what a single small step needs would take longer than the step.
 class Workspace {
  public:
   Workspace() = default;
@@ -18,14 +19,22 @@ class Workspace {
 
   template <class T>
   T* take(int64_t count) {
-    const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
-    void* block = count_ < kMost ? std::aligned_alloc(64, bytes > 0 ? bytes : 64) : nullptr;
+    const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + kLine - 1) / kLine * kLine;
+    if (bytes <= sizeof(first_) - used_) {
+      void* block = first_ + used_;
+      used_ += bytes;
+      return static_cast<T*>(block);
+    }
+    void* block = count_ < kMost ? std::aligned_alloc(kLine, bytes) : nullptr;
     if (block == nullptr) throw std::bad_alloc();
     blocks_[count_++] = block;
     return static_cast<T*>(block);
   }
 
  private:
+  static constexpr size_t kLine = 64;
+  alignas(kLine) char first_[16 << 10];
+  size_t used_ = 0;
   // Not a std::vector: its code would be compiled for this instruction set under a name that other objects
   // share.
   static constexpr int kMost = 32;

@@ -14,10 +14,6 @@
 
 namespace fastrnn::torch_ops {
 
-template <class Function>
-c10::TypedOperatorHandle<Function> find_operator(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Function>();
-}
 const c10::TypedOperatorHandle<LayerFunction>& layer_operator() {
   static const auto op = find_operator<LayerFunction>("fastrnn::layer");
   return op;

@@ -11,7 +11,7 @@ namespace fastrnn::torch_ops {
 // The CUDA side of csrc/torch/layer.cpp: the device of x, its current stream, scratch memory from torch.
 class Cuda {
  public:
-  static constexpr bool computes = true, has_half = true;
+  static constexpr bool computes = true, has_half = true, copies_y = false;
   explicit Cuda(const at::Tensor& x) : guard_(x.device()) {}
 
   // Defined for float, double, fp16 and bf16. No call waits for the device.
@@ -19,8 +19,6 @@ class Cuda {
   void forward(const cpu::CellKernels& cell, const ForwardParams<T>& p) const;
   template <class T>
   void backward(const cpu::CellKernels& cell, const BackwardParams<T>& p) const;
-
-  static void copy(const at::Tensor& from, const at::Tensor& to) { to.copy_(from); }
 
  private:
   const c10::cuda::CUDAGuard guard_;

@@ -212,7 +212,7 @@ T* data(const Tensor& tensor) {
 
 // Where a layer is computed; for CUDA see torch/cuda.h. An object of it lives while a layer is.
 struct Cpu {
-  static constexpr bool computes = true, has_half = false;
+  static constexpr bool computes = true, has_half = false, copies_y = true;
   explicit Cpu(const Tensor&) {}
 
   template <class T>
@@ -222,16 +222,6 @@ struct Cpu {
   template <class T>
   void backward(const cpu::CellKernels& cell, BackwardParams<T>& p) const {
     cell.of<T>().backward(p);
-  }
-
-  // Tensor.copy_ would cost more than a small step.
-  static void copy(const Tensor& from, const Tensor& to) {
-    constexpr int64_t kBytesPerThread = 1 << 18;
-    const char* source = static_cast<const char*>(from.const_data_ptr());
-    char* target = static_cast<char*>(to.mutable_data_ptr());
-    at::parallel_for(
-        0, static_cast<int64_t>(from.nbytes()), kBytesPerThread,
-        [&](int64_t begin, int64_t end) { std::memcpy(target + begin, source + begin, end - begin); });
   }
 };
 
@@ -290,9 +280,10 @@ variable_list layer_forward(const Tensor& x, const optional<Tensor>& batch_sizes
       if (s.has_c) p.cn = data<T>(outputs[i++]);
       if (save && s.S > 0) p.s = data<Real<T>>(outputs[i++]);
       if (save && s.has_c) p.c = data<Real<T>>(outputs[i++]);
+      if (copies_y && Backend::copies_y) p.y_copy = data<T>(outputs[i++]);
       backend.forward(cell, p);
     });
-    if (copies_y) Backend::copy(outputs[0], outputs.back());
+    if (copies_y && !Backend::copies_y) outputs.back().copy_(outputs[0]);
   }
   return outputs;
 }

@@ -45,6 +45,10 @@ void check_layer(const Tensor& x, const optional<Tensor>& batch_sizes, at::Tenso
                  at::TensorList weights, const std::string& cell, bool bidirectional, bool batch_first);
 
 // The operators as C++ calls them.
+template <class Function>
+c10::TypedOperatorHandle<Function> find_operator(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Function>();
+}
 using LayerFunction = variable_list(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
                                     at::TensorList weights, const std::string& cell, bool bidirectional,
                                     bool batch_first, bool flag);  // checkpoint_gates, or save
@@ -56,6 +60,13 @@ using LayerBackwardFunction = variable_list(const c10::List<optional<Tensor>>& g
 const c10::TypedOperatorHandle<LayerFunction>& layer_operator();
 const c10::TypedOperatorHandle<LayerFunction>& forward_operator();
 const c10::TypedOperatorHandle<LayerBackwardFunction>& backward_operator();
+
+// The operators composed of these, fastrnn::rnn and fastrnn::cell.
+variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::TensorList hx,
+                  at::TensorList weights, const std::string& cell, bool has_biases, int64_t num_layers,
+                  double dropout, bool train, bool bidirectional, bool batch_first, bool checkpoint_gates);
+variable_list cell_step(const Tensor& input, at::TensorList hx, at::TensorList weights,
+                        const std::string& cell);
 
 // The same as fastrnn::layer_forward and layer_backward in differentiable torch operations: any derivative,
 // slowly. grads: one for each result, undefined for none.

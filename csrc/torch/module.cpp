@@ -2,13 +2,17 @@
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
 #include <cstdlib>
 
 #include "cpu/dispatch.h"
+#include "cpu/distance.h"
 #include "cuda/plan.h"
 #include "cuda/tiling.h"
+#include "torch/layer.h"
 
 namespace py = pybind11;
 namespace cpu = fastrnn::cpu;
@@ -50,6 +54,25 @@ py::dict plan(const std::string& cell, const std::string& math, bool backward, b
                   "tile_batch"_a = p.tile_batch, "shared_bytes"_a = p.shared_bytes);
 }
 
+// What holds an operator's argument between Python and the operator.
+template <class T>
+struct Held {
+  using type = T;
+};
+template <>
+struct Held<at::TensorList> {
+  using type = const std::vector<at::Tensor>&;
+};
+
+// A call of an operator through torch's dispatcher, as torch.ops makes it, but with arguments of types that the
+// compiler knows. torch.ops finds them out in every call: 3 us, which is more than a small step takes.
+template <class Result, class... Args>
+auto call_of(const char* name, Result (*)(Args...)) {
+  const auto op = fastrnn::torch_ops::find_operator<Result(Args...)>(name);
+  return torch::wrap_pybind_function_no_gil(
+      [op](typename Held<Args>::type... args) { return op.call(args...); });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -75,6 +98,12 @@ PYBIND11_MODULE(_C, m) {
         return names;
       },
       "Names of the registered cells.");
+  m.def("rnn", call_of("fastrnn::rnn", &fastrnn::torch_ops::rnn),
+        "torch.ops.fastrnn.rnn, all arguments given.");
+  m.def("cell", call_of("fastrnn::cell", &fastrnn::torch_ops::cell_step), "torch.ops.fastrnn.cell.");
+  m.def(
+      "core_round_trip", &cpu::core_round_trip,
+      "Nanoseconds that a cache line takes between two cores of the team and back; 2^63 - 1: no second one.");
   m.def("plan", &plan, py::kw_only(), py::arg("cell"), py::arg("math"), py::arg("backward") = false,
         py::arg("projected") = false, py::arg("B"), py::arg("H"), py::arg("D") = 1, py::arg("sms"),
         py::arg("capability"), py::arg("shared_bytes"), py::arg("tier") = -1,

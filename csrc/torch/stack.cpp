@@ -48,6 +48,8 @@ variable_list to_half(variable_list results) {
   return results;
 }
 
+}  // namespace
+
 variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::TensorList hx,
                   at::TensorList weights, const std::string& cell, bool has_biases, int64_t num_layers,
                   double dropout, bool train, bool bidirectional, bool batch_first, bool checkpoint_gates) {
@@ -157,6 +159,8 @@ variable_list cell_step(const Tensor& input, at::TensorList hx, at::TensorList w
   for (Tensor& output : outputs) output = output.squeeze(0);
   return outputs;
 }
+
+namespace {
 
 // In a region of torch.autocast tensors are cast to its dtype, except float64; weights once in the region.
 template <c10::DeviceType device>
