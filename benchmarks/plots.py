@@ -135,7 +135,7 @@ def plot_scaling(rows: list[Row]):
         sharex="col", squeeze=False, layout="constrained",
     )  # fmt: skip
     for (i, j), ax in np.ndenumerate(axes):
-        axis = modes[j].removeprefix("scaling-")
+        axis = modes[j].split("-")[1]
         panel = [row for row in scaling if (row.problem.cell, row.problem.mode) == (cells[i], modes[j])]
         for peer, colour in COLOURS.items():
             for threads in labels(row.problem.threads for row in panel):

@@ -132,6 +132,7 @@ MODES = {
     "scaling-T": scaling(lambda T: Shape(T, 16, 128, 128), (50, 100, 200, 400, 800), quick=(50, 100)),
     "scaling-B": scaling(lambda B: Shape(100, B, 128, 128), (1, 4, 16, 64, 256)),
     "scaling-H": scaling(lambda H: Shape(100, 16, H, H), (32, 64, 128, 256, 512)),
+    "scaling-H-B1": scaling(lambda H: Shape(100, 1, H, H), (64, 128, 256, 512)),
     "oversubscribed": Mode(
         CROWDED, ONE, seconds=2.0, training=(False,), threads=lambda chosen: (cores(), 2 * cores())
     ),

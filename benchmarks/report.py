@@ -248,12 +248,10 @@ def thread_pairs(rows: list[Row]) -> list[tuple[Row, Row]]:
 def pairs_with(mode: str, rows: list[Row], **plain) -> list[tuple[Row, Row]]:
     """The problems of `mode`, each behind the one of whole sequences that has `plain` instead."""
 
-    def sizes(problem: Problem) -> Problem:
-        return replace(problem, mode="", **plain)
-
-    wholes = {sizes(r.problem): r for r in rows if r.problem.mode in ("forward", "training")}
-    others = [row for row in rows if row.problem.mode == mode]
-    return [(wholes[sizes(row.problem)], row) for row in others if sizes(row.problem) in wholes]
+    modes = ("forward", "training", "scaling")
+    wholes = {replace(r.problem, mode=""): r for r in reversed(rows) if r.problem.mode.startswith(modes)}
+    pairs = [(replace(r.problem, mode="", **plain), r) for r in rows if r.problem.mode == mode]
+    return [(wholes[problem], row) for problem, row in pairs if problem in wholes]
 
 
 def scaling_tables(rows: list[Row]) -> list[Table]:
@@ -267,8 +265,13 @@ def scaling_tables(rows: list[Row]) -> list[Table]:
             thread_pairs([row for row in rows if row.problem.mode == "oversubscribed"]),
         ),
         speedup_table(
-            "Bidirectional beside one direction after the other (up to 2 where directions run side by side)",
+            "Bidirectional beside one direction after the other",
             pairs_with("bidirectional", rows, directions=1),
+            factor=2,
+        ),
+        speedup_table(
+            "Bidirectional on all cores beside one direction after the other on one",
+            pairs_with("bidirectional", rows, directions=1, threads=1),
             factor=2,
         ),
         speedup_table("bfloat16 beside float32", pairs_with("bfloat16", rows, dtype="float32")),

@@ -241,12 +241,13 @@ def test_tables_of_scaling():
     fits = table(found, "line in T").rows
     assert {line[1] for line in fits} == {"1", "2"}
     assert all(line[-1] == "0%" for line in fits)
-    for title in ("Speed-up", "Bidirectional"):
+    for title, faster in (("Speed-up", 2.0), ("Bidirectional beside", 2.0), ("on all cores", 4.0)):
         pairs = table(found, title)
         assert pairs.columns[1:] == ["lstm torch.nn", "lstm fastrnn", "lstm at the limit"]
+        assert len(pairs.rows) == len(shapes)
         for line in pairs.rows:
             # The given limits are the same for one thread and two, and two directions' twice that of one.
-            assert line[1:] == pytest.approx([2.0, 2.0, 1.0])
+            assert line[1:] == pytest.approx([faster, faster, 1.0])
 
 
 def test_table_of_bfloat16():
