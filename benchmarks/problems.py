@@ -241,6 +241,13 @@ class Problem:
         return passes * 2 * self.rows * self.directions * self.gates * self.shape.H * sizes
 
     @property
+    def activations(self) -> int:
+        """Of the forward: one for each gate, and tanh(c). A backward computes some again."""
+        cell = CELLS[self.cell]
+        each = cell.gates + cell.states - 1
+        return self.rows * self.directions * self.layers * self.shape.H * each
+
+    @property
     def recurrent_bytes(self) -> int:
         """The size of W_hh, of all directions."""
         H = self.shape.H

@@ -144,14 +144,16 @@ def bounds_table(rows: list[Row], limits: dict[int, Limits]) -> Table:
         of, size, steps = limits[problem.threads], problem.recurrent_bytes, problem.steps
         streamed = of.streamed(problem) > of.recurrent(problem)
         line = [problem.group, problem.cell_name, str(problem.shape), f"{problem.flops / 1e6:.0f}"]
+        line.append(f"{problem.activations / steps:.0f}")
         line += [f"{size / 1024:.0f} KiB ({of.level(size)})", "reading W_hh" if streamed else "products"]
         line += [duration(seconds / steps) for seconds in (row.limit, row.median[FASTRNN])]
         line.append(f"{(row.median[FASTRNN] - row.limit) / steps * 1e6:.2f} us")
         for peer in (FASTRNN, TORCH, ONNXRUNTIME):
             line.append(percent(row.limit / row.median[peer]) if peer in row.median else None)
         body.append(line)
-    columns = ["mode", "cell", "T,B,I,H", "Mflop", "W_hh", "a step bound by", "limit of a step", "fastrnn's"]
-    columns += ["beyond it", "fastrnn of limit", "torch.nn of limit", "onnxruntime of limit"]
+    columns = ["mode", "cell", "T,B,I,H", "Mflop", "activations a step", "W_hh", "a step bound by"]
+    columns += ["limit of a step", "fastrnn's", "beyond it"]
+    columns += ["fastrnn of limit", "torch.nn of limit", "onnxruntime of limit"]
     return Table("What bounds each problem", columns, body, labels=3)
 
 

@@ -270,7 +270,7 @@ def test_tables_of_goals_and_bounds():
     forward, training = table(found, "What bounds").rows
     flops = 2 * 6 * 16 * (5 + 4)
     assert problem().flops == flops and problem(training=True).flops == 3 * flops
-    assert forward[4:6] == ["0 KiB (L1)", "products"] and training[-1] == "0%"
+    assert forward[4:7] == [str(2 * 4 * 5), "0 KiB (L1)", "products"] and training[-1] == "0%"
 
 
 def test_table_of_faster_peers():
