@@ -44,8 +44,9 @@ Plan make_plan(const ForwardParams<T>& p, int most_threads) {
   constexpr int64_t kNearBarrierWork = 8 * 1024, kBarrierWork = 64 * 1024;
   constexpr int64_t kCacheBytes = 512 * 1024;  // weights that every thread can keep beside its other data
   constexpr int64_t kManyRows = 24;  // sequences a thread that pay for fetching all of W_hh every step,
-  constexpr int64_t kSharedCacheBytes = 4 << 20;       // if it comes from the cache that threads share
-  constexpr int64_t kGroupRows = 16, kMostGroups = 4;  // sequences of a group; groups of a thread
+  constexpr int64_t kSharedCacheBytes = 4 << 20;  // if it comes from the cache that threads share
+  // Sequences of a group, more where tiles are low and the last of them wastes more; groups of a thread.
+  constexpr int64_t kGroupRows = kRegisters == 32 ? 16 : 24, kMostGroups = 4;
   const int64_t B = p.rows.B, GH = Cell::gates * p.H;
   const int threads = static_cast<int>(std::clamp<int64_t>(work_of<Cell>(p) / kThreadWork, 1, most_threads));
   if (threads == 1) return {1, 0};
