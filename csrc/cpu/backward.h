@@ -35,7 +35,7 @@ class Backward {
         R(p.rows.total()),
         out_panels(make_panels<T>(p.P, 1, p.rows.B, plan.by_batch() ? 1 : plan.threads)),
         unit_panels(make_panels<T>(p.H, 1, p.rows.B, plan.by_batch() ? 1 : plan.threads)),
-        input_panels{p.I, 1, kTileVectors},
+        input_panels{p.I, 1, kTileVectors, kTileVectors},
         P_padded(ceil_div(p.P, L) * L),
         H_padded(ceil_div(p.H, L) * L) {
     const int64_t B = p.rows.B;
@@ -133,20 +133,21 @@ class Backward {
     int64_t n;
   };
 
-  // One panel of a weight matrix [K, N] for the product with it.
-  struct Panel {
-    const Real<T>* B;
-    int64_t ldb;
-  };
   // A short call reads whole panels from where they stand.
   bool in_place(const Panels<T>& of, int64_t i) const {
     return kGroup<T> == 1 && R <= kUnpackedRows && of.last(i) == L;
   }
-  Panel panel(const Panels<T>& of, int64_t i, int64_t K, const T* W, const Real<T>* packed) const {
+  // Rows [0, M) of panel i of A W, W [K, of.units].
+  void multiply(const Panels<T>& of, int64_t i, int64_t M, int64_t K, const T* A, const T* W,
+                const Real<T>* packed, Real<T>* C) const {
     if constexpr (kGroup<T> == 1) {
-      if (in_place(of, i)) return {W + of.first(i), of.units};
+      if (in_place(of, i)) {
+        return multiply_panel(M, K, A, K, 1, W + of.first(i), of.units, of.nv(i), C, of.width(i), L,
+                              Store::set);
+      }
     }
-    return {packed + of.offset(i) * groups<T>(K), of.width(i)};
+    multiply_packed(of, i, M, K, A, K, kGroup<T>, packed + of.offset(i) * groups<T>(K), C, of.width(i), L,
+                    Store::set);
   }
   Real<T>* take_packed(const Panels<T>& of, int64_t K) {
     const bool none = in_place(of, 0) && in_place(of, of.count() - 1);
@@ -198,7 +199,7 @@ class Backward {
   // their dh stays as it is.
   void hidden_gradient(const Chunk& chunk, int64_t t, Range own, Range batch, const Later& later) {
     const int64_t n = t < 0 ? 0 : p.rows.n(t);  // no step, only the initial state: none
-    alignas(64) Real<T> block[kRowBlock * kTileVectors * L];
+    alignas(64) Real<T> block[kRowBlock * kPanelVectors * L];
     const int64_t end = std::min(batch.end, std::max(n, later.n));
     for (int64_t i = own.begin; i < own.end; ++i) {
       const int64_t width = out_panels.width(i);
@@ -206,9 +207,7 @@ class Backward {
         const int64_t b1 = std::min(b0 + kRowBlock, end);
         const int64_t multiplied = std::clamp<int64_t>(later.n - b0, 0, b1 - b0);
         if (multiplied > 0) {
-          const Panel B = panel(out_panels, i, GH, w.W_hh, W_hh);
-          multiply_panel(multiplied, GH, later.dgh + b0 * GH, GH, kGroup<T>, B.B, B.ldb, out_panels.nv(i),
-                         block, width, L, Store::set);
+          multiply(out_panels, i, multiplied, GH, later.dgh + b0 * GH, w.W_hh, W_hh, block);
         }
         for (int64_t b = b0; b < b1; ++b) {
           for (int j = 0; j < out_panels.u(i); ++j) {
@@ -235,15 +234,13 @@ class Backward {
 
   // With a projection the gradient of the cell's output m is dh W_hr.
   void unproject(const Chunk& chunk, int64_t t, Range own, Range batch) {
-    alignas(64) Real<T> block[kRowBlock * kTileVectors * L];
+    alignas(64) Real<T> block[kRowBlock * kPanelVectors * L];
     const int64_t end = std::min(batch.end, p.rows.n(t));
     for (int64_t i = own.begin; i < own.end; ++i) {
       const int64_t width = unit_panels.width(i);
       for (int64_t b0 = batch.begin; b0 < end; b0 += kRowBlock) {
         const int64_t b1 = std::min(b0 + kRowBlock, end);
-        const Panel B = panel(unit_panels, i, p.P, w.W_hr, W_hr);
-        multiply_panel(b1 - b0, p.P, dh_rows + (chunk.row(t) + b0) * p.P, p.P, kGroup<T>, B.B, B.ldb,
-                       unit_panels.nv(i), block, width, L, Store::set);
+        multiply(unit_panels, i, b1 - b0, p.P, dh_rows + (chunk.row(t) + b0) * p.P, w.W_hr, W_hr, block);
         for (int64_t b = b0; b < b1; ++b) {
           for (int j = 0; j < unit_panels.u(i); ++j) {
             const int64_t unit = unit_panels.first(i) + j * L;
@@ -354,7 +351,7 @@ class Backward {
     const Sum& to;
     Real<T>* grouped;  // the gradient with its rows in groups
 
-    Panels<T> columns() const { return {N, 1, kTileVectors}; }
+    Panels<T> columns() const { return {N, 1, kTileVectors, kTileVectors}; }
     int64_t blocks() const { return ceil_div(M, block); }
     int64_t tasks() const { return to.result ? blocks() * columns().count() : 0; }
   };
@@ -400,10 +397,9 @@ class Backward {
     const T* A = kGroup<T> == 1 ? product.gradient : reinterpret_cast<const T*>(product.grouped);
     Real<T>* packed = operand + team.rank * operand_size();
     pack_rows<T>(columns, i, K, [&](int64_t k) { return product.rows[k]; }, packed);
-    multiply_panel(share.end - share.begin, K, A + share.begin * kGroup<T>, kGroup<T>, product.M * kGroup<T>,
-                   packed, columns.width(i), columns.nv(i),
-                   product.to.sum + share.begin * N + columns.first(i), N, columns.last(i), store,
-                   kSummedRows);
+    multiply_packed(columns, i, share.end - share.begin, K, A + share.begin * kGroup<T>, kGroup<T>,
+                    product.M * kGroup<T>, packed, product.to.sum + share.begin * N + columns.first(i), N,
+                    columns.last(i), store, kSummedRows);
   }
 
   // db[m] (+)= sum_k gradient[k, m] for m in `share`.
@@ -424,12 +420,10 @@ class Backward {
 
   // dx = dgx W_ih for a block of the chunk's rows, the second direction's added to the first's.
   void input_gradient(Range rows) const {
-    alignas(64) Real<T> block[kRowBlock * kTileVectors * L];
+    alignas(64) Real<T> block[kRowBlock * kPanelVectors * L];
     for (int64_t i = 0; i < input_panels.count(); ++i) {
-      const Panel B = panel(input_panels, i, GH, w.W_ih, W_ih);
       const int64_t width = input_panels.width(i), n = input_panels.size(i);
-      multiply_panel(rows.end - rows.begin, GH, dgx + rows.begin * GH, GH, kGroup<T>, B.B, B.ldb,
-                     input_panels.nv(i), block, width, L, Store::set);
+      multiply(input_panels, i, rows.end - rows.begin, GH, dgx + rows.begin * GH, w.W_ih, W_ih, block);
       for (int64_t k = rows.begin; k < rows.end; ++k) {
         T* dx = p.dx + (x_rows[k] - p.x) + input_panels.first(i);
         for (int64_t j = 0; j < n; j += L) {

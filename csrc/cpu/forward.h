@@ -134,8 +134,8 @@ class Forward {
   void multiply(const Panels<T>& of, int64_t i, int64_t M, int64_t K, const T* A, int64_t a_row, const T* W,
                 const Real<T>* W_packed, Real<T>* C, int64_t ldc) const {
     if (packed) {
-      multiply_panel(M, K, A, a_row, kGroup<T>, W_packed + of.offset(i) * groups<T>(K), of.width(i), of.nv(i),
-                     C, ldc, L, Store::set);
+      multiply_packed(of, i, M, K, A, a_row, kGroup<T>, W_packed + of.offset(i) * groups<T>(K), C, ldc, L,
+                      Store::set);
     } else {
       multiply_unpacked(of, i, M, K, A, a_row, W, C, ldc);
     }
@@ -163,7 +163,7 @@ class Forward {
     const int64_t t = direction.time(i);
     const Range rows = present(i, batch);
     T* out = projected ? m : h_after(i);
-    alignas(64) Real<T> gh[(kRowBlock * kTileVectors + 1) * L];
+    alignas(64) Real<T> gh[(kRowBlock * kPanelVectors + 1) * L];
     for (int64_t k = own.begin; k < own.end; ++k) {
       for (int64_t b0 = rows.begin; b0 < rows.end; b0 += kRowBlock) {
         const Range block{b0, std::min(b0 + kRowBlock, rows.end)};
@@ -224,7 +224,7 @@ class Forward {
   void project(int64_t i, Range own, Range batch) {
     const int64_t t = direction.time(i);
     const Range rows = present(i, batch);
-    alignas(64) Real<T> block[kRowBlock * kTileVectors * L];
+    alignas(64) Real<T> block[kRowBlock * kPanelVectors * L];
     for (int64_t k = own.begin; k < own.end; ++k) {
       const int64_t width = out_panels.width(k), unit = out_panels.first(k);
       for (int64_t b0 = rows.begin; b0 < rows.end; b0 += kRowBlock) {

@@ -2,10 +2,10 @@
 
 // The matrix product under every sweep: C[m, n] (+)= sum_k A[m, k] B[k, n].
 //
-// B stands in panels: a panel is nv vectors wide and its rows, one for each group along k (a number, or two
-// bfloat16), follow each other, so the register tile of up to max_rows(nv) x nv vectors reads it front to
-// back. A is read in place, one broadcast a group, with any strides. The order of the sum over k depends on K
-// alone: not on the tile, the panel or the thread that an element falls to.
+// B stands in panels, most of one part: a part is nv vectors wide and its rows, one for each group along k (a
+// number, or two bfloat16), follow each other, so the register tile of up to max_rows(nv) x nv vectors reads
+// it front to back. A is read in place, one broadcast a group, with any strides. The order of the sum over k
+// depends on K alone: not on the tile, the panel or the thread that an element falls to.
 
 #include <algorithm>
 #include <array>
@@ -19,8 +19,11 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Widest panel: with a single row the accumulators must cover the latency of the multiply-add by themselves.
 constexpr int kMaxVectors = 8;
-// Widest tile of several rows.
+// Widest tile of several rows, widest panel of them, and the parts that such a panel is cut into: where there
+// are 16 registers, tiles of 4 rows and 3 vectors read least for each multiply-add.
 constexpr int kTileVectors = 4;
+constexpr int kPanelVectors = kRegisters == 32 ? 4 : 8;
+constexpr int kPartVectors = kRegisters == 32 ? 4 : 3;
 constexpr int max_rows(int nv) {
   constexpr int rows_32[] = {12, 12, 8, 6, 1, 1, 1, 1};
   constexpr int rows_16[] = {8, 6, 4, 3, 1, 1, 1, 1};
@@ -134,15 +137,22 @@ void multiply_panel(int64_t M, int64_t K, const T* A, int64_t a_row, int64_t a_k
   }
 }
 
+// Some vectors of a panel's columns.
+struct Part {
+  int first, nv;
+};
+
 // How `units` hidden units with G gates each are cut into panels of U vectors of units. Within a panel the
 // columns are gate after gate, without gaps: column g * size(p) + k holds gate g of the panel's unit k. So
 // the gates of a last panel that is not full share vectors; a vector of units read from it has others'
-// columns in the lanes that are none of its units, and may reach up to a vector past the last row.
+// columns in the lanes that are none of its units, and may reach up to a vector past the last row. What is
+// packed stands in parts of up to `widest` vectors, one after the other; a panel whose gates share vectors is
+// one part.
 template <class T>
 struct Panels {
   static constexpr int64_t lanes = kLanes<Real<T>>;
   int64_t units;
-  int G, U;
+  int G, U, widest;
 
   int64_t vectors() const { return ceil_div(units, lanes); }
   int64_t count() const { return ceil_div(vectors(), U); }
@@ -155,18 +165,49 @@ struct Panels {
   int64_t padded_width() const { return offset(count() - 1) + width(count() - 1); }
   // Lanes of the panel's last vector of units that are units.
   int64_t last(int64_t p) const { return size(p) - (u(p) - 1) * lanes; }
+
+  int parts(int64_t p) const {
+    if (kPanelVectors <= kPartVectors || (G > 1 && last(p) < lanes)) return 1;
+    return (nv(p) + widest - 1) / widest;
+  }
+  Part part(int64_t p, int i) const {
+    const int first = nv(p) * i / parts(p);
+    return {first, nv(p) * (i + 1) / parts(p) - first};
+  }
+  // Of a panel packed in `rows` rows: where a column begins, and how far it is to its next row.
+  struct Place {
+    int64_t at, row;
+  };
+  Place place(int64_t p, int64_t column, int64_t rows) const {
+    const int v = static_cast<int>(column / lanes);
+    const Part in = part(p, ((v + 1) * parts(p) + nv(p) - 1) / nv(p) - 1);
+    return {in.first * lanes * (rows - 1) + column, in.nv * lanes};
+  }
 };
+
+// Rows [0, M) of panel p, packed.
+template <class T>
+FASTRNN_INLINE void multiply_packed(const Panels<T>& panels, int64_t p, int64_t M, int64_t K, const T* A,
+                                    int64_t a_row, int64_t a_k, const Real<T>* panel, Real<T>* C, int64_t ldc,
+                                    int64_t last, Store store, int64_t block_k = kBlockK) {
+  constexpr int L = kLanes<Real<T>>;
+  for (int i = 0; i < panels.parts(p); ++i) {
+    const Part part = panels.part(p, i);
+    multiply_panel(M, K, A, a_row, a_k, panel + part.first * L * groups<T>(K), part.nv * L, part.nv,
+                   C + part.first * L, ldc, i + 1 < panels.parts(p) ? L : last, store, block_k);
+  }
+}
 
 // The widest panels that still share out evenly: a thread's time goes with the vectors it holds, and narrow
 // panels reuse a broadcast of A less often. rows is what a tile can hope for.
 template <class T>
 Panels<T> make_panels(int64_t units, int G, int64_t rows, int threads) {
-  const int most = rows == 1 ? kMaxVectors : kTileVectors;
-  Panels<T> best{units, G, 1};
+  const int most = rows == 1 ? kMaxVectors : kPanelVectors, widest = rows == 1 ? kMaxVectors : kPartVectors;
+  Panels<T> best{units, G, 1, widest};
   double best_cost = 0;
   for (int U = 1; U * G <= most; ++U) {
-    const Panels<T> panels{units, G, U};
-    const double slowdown = 1 + 0.1 / (U * G);
+    const Panels<T> panels{units, G, U, widest};
+    const double slowdown = 1 + 0.1 * static_cast<double>(ceil_div(U * G, widest)) / (U * G);
     const double cost = slowdown * static_cast<double>(ceil_div(panels.count(), threads) * U);
     if (U == 1 || cost <= best_cost) {
       best = panels;
@@ -192,27 +233,29 @@ FASTRNN_INLINE void transpose_block(const T* in, int64_t in_row, Real<T>* out, i
 template <class T>
 void pack_transposed(const Panels<T>& panels, int64_t p, const T* W, int64_t K, Real<T>* packed) {
   constexpr int L = kLanes<Real<T>>;
-  const int64_t size = panels.size(p), width = panels.width(p);
-  Real<T>* panel = packed + panels.offset(p) * groups<T>(K);
-  for (int64_t column = panels.G * size; column < width; ++column) {
-    for (int64_t k = 0; k < groups<T>(K); ++k) panel[k * width + column] = 0;
+  const int64_t size = panels.size(p), in_all = groups<T>(K);
+  Real<T>* panel = packed + panels.offset(p) * in_all;
+  for (int64_t column = panels.G * size; column < panels.width(p); ++column) {
+    const auto place = panels.place(p, column, in_all);
+    for (int64_t k = 0; k < in_all; ++k) panel[place.at + k * place.row] = 0;
   }
   for (int g = 0; g < panels.G; ++g) {
     for (int64_t unit = 0; unit < size; unit += L) {
       const int64_t n = std::min<int64_t>(L, size - unit);
       const T* rows = W + (g * panels.units + panels.first(p) + unit) * K;
-      Real<T>* out = panel + g * size + unit;
+      const auto place = panels.place(p, g * size + unit, in_all);
+      Real<T>* out = panel + place.at;
       int64_t k = 0;
       if (n == L) {
         for (; k + L * kGroup<T> <= K; k += L * kGroup<T>) {
-          transpose_block(rows + k, K, out + k / kGroup<T> * width, width);
+          transpose_block(rows + k, K, out + k / kGroup<T> * place.row, place.row);
         }
       }
       for (; k < K; k += kGroup<T>) {
         for (int64_t i = 0; i < n; ++i) {
           Real<T> group{};
           std::memcpy(&group, rows + i * K + k, std::min<int64_t>(kGroup<T>, K - k) * sizeof(T));
-          out[k / kGroup<T> * width + i] = group;
+          out[k / kGroup<T> * place.row + i] = group;
         }
       }
     }
@@ -223,14 +266,16 @@ void pack_transposed(const Panels<T>& panels, int64_t p, const T* W, int64_t K, 
 template <class T, class Row>
 void pack_rows(const Panels<T>& panels, int64_t p, int64_t K, Row row, Real<T>* panel) {
   constexpr int L = kLanes<Real<T>>;
-  const int64_t width = panels.width(p), unit = panels.first(p);
-  const int u = panels.u(p);
-  for (int64_t k = 0; k < K; k += kGroup<T>, panel += width) {
-    const T* row_0 = row(k) + unit;
-    const T* row_1 = kGroup<T> > 1 && k + 1 < K ? row(k + 1) + unit : nullptr;
-    for (int j = 0; j < u; ++j) {
-      const int64_t n = j < u - 1 ? L : panels.last(p);
-      store(panel + j * L, group_rows(row_0 + j * L, row_1 ? row_1 + j * L : nullptr, n));
+  for (int i = 0; i < panels.parts(p); ++i) {
+    const Part part = panels.part(p, i);
+    const int64_t unit = panels.first(p) + part.first * L;
+    for (int64_t k = 0; k < K; k += kGroup<T>, panel += part.nv * L) {
+      const T* row_0 = row(k) + unit;
+      const T* row_1 = kGroup<T> > 1 && k + 1 < K ? row(k + 1) + unit : nullptr;
+      for (int j = 0; j < part.nv; ++j) {
+        const int64_t n = part.first + j < panels.u(p) - 1 ? L : panels.last(p);
+        store(panel + j * L, group_rows(row_0 + j * L, row_1 ? row_1 + j * L : nullptr, n));
+      }
     }
   }
 }
