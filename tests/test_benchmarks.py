@@ -134,6 +134,13 @@ def test_wrong_peer_is_found(monkeypatch):
         make_calls(problem(), {COMPILED: ""})
 
 
+def test_wrong_result_of_another_peer_is_told_and_the_rest_timed(monkeypatch):
+    monkeypatch.setitem(PEERS, COMPILED, lambda setup: lambda: torch.full((3, 2, 4), float("nan")))
+    calls, refusals = make_calls(problem(), {ONNXRUNTIME: ""})
+    assert FASTRNN in calls and COMPILED not in calls
+    assert refusals[COMPILED].startswith("differs from torch.nn by nan")
+
+
 def test_missing_peers_have_reasons(monkeypatch):
     def broken(function):
         raise RuntimeError("no compiler\nand more")
