@@ -65,7 +65,7 @@ struct Held<at::TensorList> {
 };
 
 // A call of an operator through torch's dispatcher, as torch.ops makes it, but with arguments of types that the
-// compiler knows. torch.ops finds them out in every call: 3 us, which is more than a small step takes.
+// compiler knows. torch.ops finds them out in every call: 2.4 us, which is more than a small step takes.
 template <class Result, class... Args>
 auto call_of(const char* name, Result (*)(Args...)) {
   const auto op = fastrnn::torch_ops::find_operator<Result(Args...)>(name);
