@@ -40,10 +40,9 @@ class Backward {
         H_padded(ceil_div(p.H, L) * L) {
     const int64_t B = p.rows.B;
     const WeightGradients<T>& dw = p.dweights[d];
-    chunk_steps = steps_in_chunk(p.rows, kChunkRows);
+    chunk_steps = steps_in_chunk(
+        p.rows, std::max<int64_t>(kChunkRows, kChunkBytes / (GH * static_cast<int64_t>(sizeof(T)))));
     chunk_rows = chunk_steps * B;
-    // Enough to pay for packing the other factor, but several blocks a thread.
-    gate_block = std::clamp<int64_t>(ceil_div(GH, 2 * plan.threads), 48, 192);
     if (p.rows.T > 1 || wants_dh0) W_hh = take_packed(out_panels, GH);
     if (p.dx) W_ih = take_packed(input_panels, GH);
     dgx = workspace.take<T>(chunk_rows * GH);
@@ -58,12 +57,6 @@ class Backward {
     }
     zeros = workspace.take<T>(std::max(p.P, p.H));
     std::memset(zeros, 0, std::max(p.P, p.H) * sizeof(T));
-    operand = workspace.take<Real<T>>(plan.threads * operand_size());
-    if (kGroup<T> > 1) {
-      for (Real<T>*& buffer : grouped) {
-        buffer = workspace.take<Real<T>>(groups<T>(chunk_rows) * std::max(GH, p.P));
-      }
-    }
     dW_ih = make_sum(dw.W_ih, GH * p.I);
     dW_hh = make_sum(dw.W_hh, GH * p.P);
     dW_hr = make_sum(dw.W_hr, p.P * p.H);
@@ -71,7 +64,19 @@ class Backward {
     db_hh = make_sum(dw.b_hh, GH);
     x_rows = workspace.take<const T*>(chunk_rows);
     h_rows = workspace.take<const T*>(chunk_rows);
-    if (projected) m_row_list = workspace.take<const T*>(chunk_rows);
+    // How often products read their left factor; if that is seldom, packing it does not pay.
+    const auto panels_of = [](const Sum& sum, int64_t N) {
+      return sum.result ? ceil_div(N, kTileVectors * L) : 0;
+    };
+    const int64_t ih = panels_of(dW_ih, p.I), hh = panels_of(dW_hh, p.P), hr = panels_of(dW_hr, p.H);
+    const int64_t seldom = kGroup<T> > 1 ? 0 : 4;
+    const bool one = dgx == dgh;
+    factors = {take_factor(ih + (one ? hh : 0) > seldom, block_vectors(), GH, dgx),
+               take_factor((one ? 0 : hh) > seldom, block_vectors(), GH, dgh),
+               take_factor(hr > seldom, block_vectors(), p.P, dh_rows),
+               take_factor(ih > 0, kTileVectors, p.I, nullptr, x_rows),
+               take_factor(hh > 0, kTileVectors, p.P, nullptr, h_rows),
+               take_factor(hr > 0, kTileVectors, p.H, m_rows)};
   }
 
   void run(Team& team) {
@@ -122,6 +127,8 @@ class Backward {
   // Rows whose gate gradients are multiplied at a time: enough that reading and writing dW again costs
   // little.
   static constexpr int64_t kChunkRows = 512;
+  // More rows where they are short: the threads meet several times a chunk.
+  static constexpr int64_t kChunkBytes = 512 << 10;
 
   // A sum over rows is taken in parts of this many. There may be thousands of rows, and one long sum would
   // round more than torch.nn's, which go step by step.
@@ -174,8 +181,6 @@ class Backward {
       return {result, result ? workspace.take<Real<T>>(size) : nullptr, size};
     }
   }
-
-  int64_t operand_size() const { return chunk_rows * kTileVectors * L; }
 
   void prepare(Team& team) {
     if (W_hh) pack(out_panels, GH, w.W_hh, W_hh, team);
@@ -303,35 +308,95 @@ class Backward {
     return p.c0 ? load_upto(p.c0 + (d * p.rows.B + b) * p.H + unit, lanes) : V{};
   }
 
+  // Rows of a chunk, [K, panels.units], as a factor of weight gradients.
+  struct Factor {
+    Panels<T> panels;
+    const T* first;  // one row after the other, or
+    const T* const* listed;
+    Real<T>* packed;  // null: not to be packed
+
+    void pack(int64_t K, int64_t i) const {
+      const auto row = [&](int64_t k) { return listed ? listed[k] : first + k * panels.units; };
+      pack_rows<T>(panels, i, K, row, packed + panels.offset(i) * groups<T>(K));
+    }
+  };
+  Factor take_factor(bool wanted, int vectors, int64_t units, const T* first,
+                     const T* const* listed = nullptr) {
+    const Panels<T> panels{units, 1, vectors, vectors};
+    const int64_t size = panels.padded_width() * groups<T>(chunk_rows);
+    return {panels, first, listed, wanted ? workspace.take<Real<T>>(size) : nullptr};
+  }
+  // Of a block of gates: enough to pay for reading the other factor, but several blocks a thread. An odd
+  // number of cache lines, or the block's rows would share few sets of the cache.
+  int block_vectors() const {
+    constexpr int64_t kLine = 64, kWidth = sizeof(Real<T>);
+    const int64_t block = std::clamp<int64_t>(ceil_div(GH, 2 * plan.threads), 48, 192);
+    return static_cast<int>((ceil_div(block * kWidth, kLine) | 1) * kLine / (L * kWidth));
+  }
+
+  // to (+)= left^T right. A task is a block of left's columns and a panel of right's.
+  struct Product {
+    const Factor &left, &right;
+    const Sum& to;
+
+    int64_t tasks() const { return to.result ? left.panels.count() * right.panels.count() : 0; }
+    void multiply(int64_t K, int64_t task, Store store) const {
+      const int64_t block = task / right.panels.count(), i = task % right.panels.count();
+      const int64_t m = left.panels.first(block), N = right.panels.units;
+      const T* A = left.first + m;
+      int64_t a_k = left.panels.units;
+      if (left.packed) {
+        A = reinterpret_cast<const T*>(left.packed + left.panels.offset(block) * groups<T>(K));
+        a_k = left.panels.width(block) * kGroup<T>;
+      }
+      multiply_packed(right.panels, i, left.panels.size(block), K, A, kGroup<T>, a_k, right.packed + right.panels.offset(i) * groups<T>(K),
+                      to.sum + m * N + right.panels.first(i), N, right.panels.last(i),
+                      store, kSummedRows);
+    }
+  };
+
+  // Which of several kinds of tasks a task is; `task` becomes its number among them.
+  template <size_t kinds>
+  static size_t kind_of(const int64_t (&counts)[kinds], int64_t& task) {
+    size_t kind = 0;
+    for (; task >= counts[kind]; ++kind) task -= counts[kind];
+    return kind;
+  }
+
   // The chunk's part of dW_ih, dW_hh, dW_hr, the biases and dx; and what the next chunk needs of this one.
   void chunk_gradients(const Chunk& chunk, Team& team, Store store, const Later& later) {
     const int64_t K = chunk.count();
-    const std::array<Product, 3> products{{{dgx, GH, gate_block, x_rows, p.I, dW_ih, grouped[0]},
-                                           {dgh, GH, gate_block, h_rows, p.P, dW_hh, grouped[1]},
-                                           {dh_rows, p.P, gate_block, m_row_list, p.H, dW_hr, grouped[2]}}};
-    prepare_operands(chunk, team, products);
-    std::array<int64_t, 6> ends;  // of the tasks of each kind
+    const bool steal_rows = steal || K >= kStolenRows;
+    pack_factors(chunk, team, steal_rows);
+    const auto& [dgx_factor, dgh_factor, dh_factor, x, h, m] = factors;
+    const Product ih{dgx_factor, x, dW_ih}, hh{dgx == dgh ? dgx_factor : dgh_factor, h, dW_hh};
+    const Product hr{dh_factor, m, dW_hr};
+    constexpr int64_t kBiasBlock = 64;
+    const int64_t counts[] = {ih.tasks(),
+                              hh.tasks(),
+                              hr.tasks(),
+                              p.dx ? ceil_div(K, kRowBlock) : 0,
+                              db_ih.result || db_hh.result ? ceil_div(GH, kBiasBlock) : 0,
+                              1};
     int64_t tasks = 0;
-    for (size_t i = 0; i < products.size(); ++i) ends[i] = tasks += products[i].tasks();
-    ends[3] = tasks += p.dx ? ceil_div(K, kRowBlock) : 0;
-    ends[4] = tasks += db_ih.result || db_hh.result ? ceil_div(GH, gate_block) : 0;
-    ends[5] = tasks += 1;
-    team.for_each(tasks, steal || K >= kStolenRows, false, [&](int64_t task) {
-      size_t kind = 0;
-      while (task >= ends[kind]) ++kind;
-      if (kind > 0) task -= ends[kind - 1];
-      switch (kind) {
-        default:
-          return multiply_rows(team, K, products[kind], task, store);
+    for (int64_t count : counts) tasks += count;
+    team.for_each(tasks, steal_rows, false, [&](int64_t task) {
+      switch (kind_of(counts, task)) {
+        case 0:
+          return ih.multiply(K, task, store);
+        case 1:
+          return hh.multiply(K, task, store);
+        case 2:
+          return hr.multiply(K, task, store);
         case 3:
           return input_gradient(block_of(task, kRowBlock, K));
         case 4: {
-          const Range gates = block_of(task, gate_block, GH);
+          const Range gates = block_of(task, kBiasBlock, GH);
           if (db_ih.result) sum_rows(K, dgx, gates, db_ih.sum, store);
           if (db_hh.result) sum_rows(K, dgh, gates, db_hh.sum, store);
           return;
         }
-        case 5:
+        default:
           std::memcpy(carry, later.dgh, later.n * GH * sizeof(T));
       }
     });
@@ -341,24 +406,9 @@ class Backward {
     return {i * size, std::min((i + 1) * size, count)};
   }
 
-  // to[m, n] (+)= sum_k gradient[k, m] rows[k][n], m < M, n < N, cut into blocks of m and panels of n. A task
-  // is one of each.
-  struct Product {
-    const T* gradient;  // [K, M]
-    int64_t M, block;
-    const T* const* rows;
-    int64_t N;
-    const Sum& to;
-    Real<T>* grouped;  // the gradient with its rows in groups
-
-    Panels<T> columns() const { return {N, 1, kTileVectors, kTileVectors}; }
-    int64_t blocks() const { return ceil_div(M, block); }
-    int64_t tasks() const { return to.result ? blocks() * columns().count() : 0; }
-  };
-
-  // Where the chunk's rows of x, of the hidden state before each step and of m are; gradients in groups.
-  void prepare_operands(const Chunk& chunk, Team& team, const std::array<Product, 3>& products) {
+  void pack_factors(const Chunk& chunk, Team& team, bool steal_rows) {
     const int64_t K = chunk.count();
+    // Where the chunk's rows of x and of the hidden state before each step are.
     team.for_each_share(K, [&](Range share) {
       int64_t k = 0;
       for (int64_t t = chunk.begin; t < chunk.end; ++t) {
@@ -367,39 +417,18 @@ class Backward {
         for (int64_t b = first; b < last; ++b) {
           x_rows[k + b] = p.x + p.rows.row(t, b) * p.I;
           h_rows[k + b] = previous_h(t, b);
-          if (projected) m_row_list[k + b] = m_rows + (k + b) * p.H;
         }
         k += p.rows.n(t);
       }
     });
-    for (const Product& product : products) {
-      if (kGroup<T> == 1 || !product.to.result) continue;
-      team.for_each_share(product.M, [&](Range columns) { group_gradient(K, product, columns); });
+    int64_t counts[6], tasks = 0;
+    for (size_t i = 0; i < factors.size(); ++i) {
+      tasks += counts[i] = factors[i].packed ? factors[i].panels.count() : 0;
     }
-  }
-
-  void group_gradient(int64_t K, const Product& product, Range columns) const {
-    for (int64_t k = 0; k < K; k += kGroup<T>) {
-      const T* row = product.gradient + k * product.M;
-      Real<T>* to = product.grouped + k / kGroup<T> * product.M;
-      for (int64_t m = columns.begin; m < columns.end; m += L) {
-        const int64_t n = columns.end - m;
-        store_upto(to + m, group_rows(row + m, k + 1 < K ? row + product.M + m : nullptr, n), n);
-      }
-    }
-  }
-
-  void multiply_rows(const Team& team, int64_t K, const Product& product, int64_t task, Store store) const {
-    const Panels<T> columns = product.columns();
-    const Range share = block_of(task % product.blocks(), product.block, product.M);
-    const int64_t i = task / product.blocks(), N = product.N;
-    // A = the transpose of the gradient.
-    const T* A = kGroup<T> == 1 ? product.gradient : reinterpret_cast<const T*>(product.grouped);
-    Real<T>* packed = operand + team.rank * operand_size();
-    pack_rows<T>(columns, i, K, [&](int64_t k) { return product.rows[k]; }, packed);
-    multiply_packed(columns, i, share.end - share.begin, K, A + share.begin * kGroup<T>, kGroup<T>,
-                    product.M * kGroup<T>, packed, product.to.sum + share.begin * N + columns.first(i), N,
-                    columns.last(i), store, kSummedRows);
+    team.for_each(tasks, steal_rows, false, [&](int64_t task) {
+      const size_t factor = kind_of(counts, task);
+      factors[factor].pack(K, task);
+    });
   }
 
   // db[m] (+)= sum_k gradient[k, m] for m in `share`.
@@ -463,7 +492,6 @@ class Backward {
   const Panels<T> input_panels;  // columns of W_ih
   const int64_t P_padded, H_padded;
   int64_t chunk_steps, chunk_rows;
-  int64_t gate_block;  // so many rows of a weight gradient are computed at a time
   Workspace workspace;
   Real<T>*W_hh = nullptr, *W_ih = nullptr, *W_hr = nullptr;  // packed
   T *dgx, *dgh;                             // [rows of a chunk, GH]; one buffer unless split_gate
@@ -472,9 +500,8 @@ class Backward {
   Real<T>* dc = nullptr;                    // [B, H_padded]
   T *dh_rows = nullptr, *m_rows = nullptr;  // [rows of a chunk, P] and [rows of a chunk, H]
   T* zeros;                                 // [max(P, H)]
-  Real<T>* operand;                         // a packed panel a thread
-  std::array<Real<T>*, 3> grouped{};        // gradients with their rows in groups, for each product
-  const T **x_rows, **h_rows, **m_row_list = nullptr;  // [rows of a chunk]
+  const T **x_rows, **h_rows;               // [rows of a chunk]
+  std::array<Factor, 6> factors;            // dgx, dgh unless it is dgx, dh_rows; x, h, m
   Sum dW_ih, dW_hh, dW_hr, db_ih, db_hh;
 };
 
