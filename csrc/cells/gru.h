@@ -17,11 +17,15 @@ struct Gru {
   static constexpr bool reads_h = true;     // h_prev itself, past W_hh
 
   template <class M, class V>
-  static FASTRNN_INLINE void forward(const V* gx, const V* gh, const V& h_prev, V* s, V& /*c*/, V& h) {
+  static FASTRNN_INLINE void activate(const V* gx, const V* gh, V* s, V& /*c*/) {
     s[0] = M::sigmoid(gx[0] + gh[0]);
     s[1] = M::sigmoid(gx[1] + gh[1]);
-    s[2] = M::tanh(gx[2] + s[0] * gh[2]);
+    s[2] = gx[2] + s[0] * gh[2];
     s[3] = gh[2];
+  }
+  template <class M, class V>
+  static FASTRNN_INLINE void output(V* s, const V& h_prev, const V& /*c*/, V& h) {
+    s[2] = M::tanh(s[2]);
     h = s[2] + s[1] * (h_prev - s[2]);
   }
 

@@ -18,19 +18,16 @@ struct Lstm {
   static constexpr bool reads_h = false;     // does h_prev reach the cell past W_hh?
 
   template <class M, class V>
-  static FASTRNN_INLINE void forward(const V* gx, const V* gh, const V& /*h_prev*/, V* s, V& c, V& h) {
+  static FASTRNN_INLINE void activate(const V* gx, const V* gh, V* s, V& c) {
     s[0] = M::sigmoid(gx[0] + gh[0]);
     s[1] = M::sigmoid(gx[1] + gh[1]);
     s[2] = M::tanh(gx[2] + gh[2]);
     s[3] = M::sigmoid(gx[3] + gh[3]);
     c = s[1] * c + s[0] * s[2];
-    h = s[3] * M::tanh(c);
   }
-
-  // The output again from what was saved: o tanh(c).
   template <class M, class V>
-  static FASTRNN_INLINE V output(const V* s, const V& c) {
-    return s[3] * M::tanh(c);
+  static FASTRNN_INLINE void output(V* s, const V& /*h_prev*/, const V& c, V& h) {
+    h = s[3] * M::tanh(c);
   }
 
   // do = dh tanh(c')    dc = dc + dh o (1 - tanh(c')^2)

@@ -4,11 +4,14 @@
 #include "cells/lstm.h"
 #include "cells/rnn.h"
 
-// A cell is a struct of numbers and two functions, each templated on the activations M and the value type V
+// A cell is a struct of numbers and three functions, each templated on the activations M and the value type V
 // (a float, a vector of them, a tensor):
-//   forward(gx, gh, h_prev, s, c, h)
-//     gx, gh [gates]: the gates' shares from the input, W_ih x + b_ih, and the hidden state, W_hh h + b_hh;
-//     writes h, and s [saved] for the backward; c is the cell state, in and out.
+//   activate(gx, gh, s, c)
+//   output(s, h_prev, c, h)
+//     The forward in two parts, since the second begins with an activation that waits for those of the first.
+//     gx, gh [gates]: the gates' shares from the input, W_ih x + b_ih, and the hidden state, W_hh h + b_hh.
+//     s [saved, at least one] takes what the second part and the backward need; c is the cell state, in and
+//     out.
 //   backward(s, h_prev, h, c_prev, c, dh, dc, dgx, dgh, dh_prev)
 //     dh, dc: gradients of the step's h and c. Writes dgx, and dgh where split_gate says that it differs;
 //     turns dc into the gradient of c_prev; dh_prev comes in as zero and takes what reaches h_prev past W_hh,
@@ -20,3 +23,14 @@
   X(Gru)                         \
   X(RnnTanh)                     \
   X(RnnRelu)
+
+namespace fastrnn::cells {
+
+// Both parts of a cell's forward.
+template <class Cell, class M, class V>
+FASTRNN_INLINE void forward(const V* gx, const V* gh, const V& h_prev, V* s, V& c, V& h) {
+  Cell::template activate<M>(gx, gh, s, c);
+  Cell::template output<M>(s, h_prev, c, h);
+}
+
+}  // namespace fastrnn::cells

@@ -16,9 +16,12 @@ struct Rnn {
   static constexpr bool reads_h = false;  // does h_prev reach the cell past W_hh?
 
   template <class M, class V>
-  static FASTRNN_INLINE void forward(const V* gx, const V* gh, const V& /*h_prev*/, V* /*s*/, V& /*c*/,
-                                     V& h) {
-    h = Activation::template forward<M>(gx[0] + gh[0]);
+  static FASTRNN_INLINE void activate(const V* gx, const V* gh, V* s, V& /*c*/) {
+    s[0] = gx[0] + gh[0];
+  }
+  template <class M, class V>
+  static FASTRNN_INLINE void output(V* s, const V& /*h_prev*/, const V& /*c*/, V& h) {
+    h = Activation::template forward<M>(s[0]);
   }
 
   template <class M, class V>

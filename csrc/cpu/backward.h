@@ -279,8 +279,9 @@ class Backward {
     if constexpr (Cell::has_c) {
       store(dc + b * H_padded + unit, dc_b);
       if (projected) {
-        store_upto(m_rows + (chunk.row(t) + b) * p.H + unit, Cell::template output<VectorMath<Real<T>>>(s, c),
-                   lanes);
+        V m;
+        Cell::template output<VectorMath<Real<T>>>(s, h_prev, c, m);
+        store_upto(m_rows + (chunk.row(t) + b) * p.H + unit, m, lanes);
       }
     }
     const int64_t at = (chunk.row(t) + b) * GH + unit;
@@ -349,9 +350,9 @@ class Backward {
         A = reinterpret_cast<const T*>(left.packed + left.panels.offset(block) * groups<T>(K));
         a_k = left.panels.width(block) * kGroup<T>;
       }
-      multiply_packed(right.panels, i, left.panels.size(block), K, A, kGroup<T>, a_k, right.packed + right.panels.offset(i) * groups<T>(K),
-                      to.sum + m * N + right.panels.first(i), N, right.panels.last(i),
-                      store, kSummedRows);
+      multiply_packed(right.panels, i, left.panels.size(block), K, A, kGroup<T>, a_k,
+                      right.packed + right.panels.offset(i) * groups<T>(K),
+                      to.sum + m * N + right.panels.first(i), N, right.panels.last(i), store, kSummedRows);
     }
   };
 

@@ -96,6 +96,9 @@ class Forward {
 
  private:
   static constexpr int64_t kLeastChunks = 8;
+  // Rows whose cells are computed at a time: all their gates, then all their outputs. An output waits for its
+  // gates, and a processor looks no further ahead than over two LSTM cells; nor does it read past many stores.
+  static constexpr int kCellRows = 8;
   // About what a core's second-level cache holds.
   static constexpr int64_t kChunkBytes = 1 << 20;
 
@@ -192,33 +195,47 @@ class Forward {
     int64_t at_h = rows.begin * P_padded + unit, at_c = rows.begin * H_padded + unit;
     int64_t at_y = (row * p.D + d) * p.P + unit;
     int64_t at_saved_c = (d * R + row) * p.H + unit, at_saved = (d * R + row) * Cell::saved * p.H + unit;
-    for (int64_t b = rows.begin; b < rows.end; ++b) {
-      V x[G], h[G], s[std::max(Cell::saved, 1)], h_out, c_state{};
-      for (int g = 0; g < G; ++g) {
-        x[g] = load(gx + g * gate) + b_x[g];
-        h[g] = load(gh + g * gate) + b_h[g];
+    const auto compute = [&](auto count) __attribute__((always_inline)) {
+      constexpr int N = decltype(count)::value;
+      using Math = VectorMath<Real<T>>;
+      V s[N][std::max(Cell::saved, 1)], c_state[N];
+#pragma GCC unroll 8
+      for (int r = 0; r < N; ++r) {
+        V x[G], h[G];
+        for (int g = 0; g < G; ++g) {
+          x[g] = load(gx + g * gate) + b_x[g];
+          h[g] = load(gh + g * gate) + b_h[g];
+        }
+        if (Cell::has_c) c_state[r] = load(c + at_c + r * H_padded);
+        Cell::template activate<Math>(x, h, s[r], c_state[r]);
+        gx += panels.padded_width();
+        gh += panels.width(i);
       }
-      // With a projection h_prev has other units; no such cell uses it here.
-      const V h_old = projected ? V{} : kRounded ? load(h_real + at_h) : load(h_prev + at_h);
-      if (Cell::has_c) c_state = load(c + at_c);
-      Cell::template forward<VectorMath<Real<T>>>(x, h, h_old, s, c_state, h_out);
-      store(out + at_c, h_out);
-      if (kRounded && !projected) store(h_real + at_h, h_out);
-      if (!projected) store_upto(p.y + at_y, h_out, n);
-      if (!projected && p.y_copy) store_upto(p.y_copy + at_y, h_out, n);
-      if (Cell::has_c) store(c + at_c, c_state);
-      if (Cell::has_c && p.c) store_upto(p.c + at_saved_c, c_state, n);
-      if (Cell::saved > 0 && p.s) {
-        for (int k = 0; k < Cell::saved; ++k) store_upto(p.s + at_saved + k * p.H, s[k], n);
+#pragma GCC unroll 8
+      for (int r = 0; r < N; ++r) {
+        // With a projection h_prev has other units; no such cell uses it here.
+        const V h_old = projected ? V{} : kRounded ? load(h_real + at_h) : load(h_prev + at_h);
+        V h_out;
+        Cell::template output<Math>(s[r], h_old, c_state[r], h_out);
+        store(out + at_c, h_out);
+        if (kRounded && !projected) store(h_real + at_h, h_out);
+        if (!projected) store_upto(p.y + at_y, h_out, n);
+        if (!projected && p.y_copy) store_upto(p.y_copy + at_y, h_out, n);
+        if (Cell::has_c) store(c + at_c, c_state[r]);
+        if (Cell::has_c && p.c) store_upto(p.c + at_saved_c, c_state[r], n);
+        if (Cell::saved > 0 && p.s) {
+          for (int k = 0; k < Cell::saved; ++k) store_upto(p.s + at_saved + k * p.H, s[r][k], n);
+        }
+        at_h += P_padded;
+        at_c += H_padded;
+        at_y += p.rows.stride_b * p.D * p.P;
+        at_saved_c += p.rows.stride_b * p.H;
+        at_saved += p.rows.stride_b * Cell::saved * p.H;
       }
-      gx += panels.padded_width();
-      gh += panels.width(i);
-      at_h += P_padded;
-      at_c += H_padded;
-      at_y += p.rows.stride_b * p.D * p.P;
-      at_saved_c += p.rows.stride_b * p.H;
-      at_saved += p.rows.stride_b * Cell::saved * p.H;
-    }
+    };
+    int64_t b = rows.begin;
+    for (; b + kCellRows <= rows.end; b += kCellRows) compute(std::integral_constant<int, kCellRows>{});
+    for (; b < rows.end; ++b) compute(std::integral_constant<int, 1>{});
   }
 
   void project(int64_t i, Range own, Range batch) {

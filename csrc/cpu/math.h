@@ -40,11 +40,12 @@ struct Exp2 {
   V scale, p;
 
   FASTRNN_INLINE explicit Exp2(V u) {
-    // Adding 1.5 * 2^mantissa_bits rounds to an integer, which then sits in the low bits; the shift drops the rest.
-    constexpr T round = static_cast<T>(int64_t{3} << (K::mantissa_bits - 1));
+    // Adding 1.5 * 2^mantissa_bits rounds to an integer, which then sits in the low bits, here n with the
+    // bias of an exponent; the shift drops the rest.
+    constexpr T round = static_cast<T>((int64_t{3} << (K::mantissa_bits - 1)) + K::bias);
     const V rounded = u + round;
     const V f = u - (rounded - round);
-    scale = reinterpret_cast<V>((reinterpret_cast<Bits>(rounded) + K::bias) << K::mantissa_bits);
+    scale = reinterpret_cast<V>(reinterpret_cast<Bits>(rounded) << K::mantissa_bits);
     constexpr int degree = static_cast<int>(std::size(K::polynomial)) - 1;
     V q = splat(K::polynomial[degree]);
 #pragma GCC unroll 16

@@ -61,15 +61,25 @@ FASTRNN_INLINE void store(T* p, Vector<T> v) {
 }
 
 // The larger (smaller) of bound and v, and v where it is NaN. The instruction gives its second operand then.
+#if defined(__AVX2__)
 #if defined(__AVX512F__)
-FASTRNN_INLINE Vector<float> at_least(float bound, Vector<float> v) { return _mm512_max_ps(splat(bound), v); }
-FASTRNN_INLINE Vector<float> at_most(float bound, Vector<float> v) { return _mm512_min_ps(splat(bound), v); }
+#define FASTRNN_MM(name) _mm512_##name
+#else
+#define FASTRNN_MM(name) _mm256_##name
+#endif
+FASTRNN_INLINE Vector<float> at_least(float bound, Vector<float> v) {
+  return FASTRNN_MM(max_ps)(splat(bound), v);
+}
+FASTRNN_INLINE Vector<float> at_most(float bound, Vector<float> v) {
+  return FASTRNN_MM(min_ps)(splat(bound), v);
+}
 FASTRNN_INLINE Vector<double> at_least(double bound, Vector<double> v) {
-  return _mm512_max_pd(splat(bound), v);
+  return FASTRNN_MM(max_pd)(splat(bound), v);
 }
 FASTRNN_INLINE Vector<double> at_most(double bound, Vector<double> v) {
-  return _mm512_min_pd(splat(bound), v);
+  return FASTRNN_MM(min_pd)(splat(bound), v);
 }
+#undef FASTRNN_MM
 #else
 template <class T>
 FASTRNN_INLINE Vector<T> at_least(T bound, Vector<T> v) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "cells/registry.h"
 #include "cuda/activations.h"
 #include "cuda/numbers.h"
 #include "cuda/recurrence.h"
@@ -68,7 +69,7 @@ struct CellForward {
     }
     if constexpr (Cell::reads_h) h_prev = h_real ? h_real[state] : to_real(h[state]);
     if constexpr (Cell::has_c) c_state = c[state];
-    Cell::template forward<Activations>(x_share, h_share, h_prev, activations, c_state, h_out);
+    cells::forward<Cell, Activations>(x_share, h_share, h_prev, activations, c_state, h_out);
     h[state] = from_real<T>(h_out);
     if (h_real) h_real[state] = h_out;
     if (y) y[(row * D + d) * H + unit] = from_real<T>(h_out);
@@ -170,7 +171,11 @@ struct CellBackward {
                                          dh_prev);
     if constexpr (Cell::has_c) {
       dc[state] = dc_step;
-      if (m) m[at] = from_real<T>(Cell::template output<Activations>(activations, c));
+      if (m) {
+        V output{};
+        Cell::template output<Activations>(activations, h_prev, c, output);
+        m[at] = from_real<T>(output);
+      }
     }
     if (!dm) dh[state] = dh_prev;
     for (int g = 0; g < G; ++g) {

@@ -122,7 +122,7 @@ struct ForwardRole {
     }
     if (Cell::has_c) c = state[0];
     if (Cell::reads_h) h_prev = state[Cell::has_c * stride];
-    Cell::template forward<Activations>(gx, gh, h_prev, s, c, h);
+    cells::forward<Cell, Activations>(gx, gh, h_prev, s, c, h);
     if (Cell::has_c) state[0] = c;
     if (Cell::reads_h) state[Cell::has_c * stride] = h;
 

@@ -99,7 +99,7 @@ Direction<Cell> sweep(const Layer& layer, int64_t d) {
     const std::vector<Tensor> gx = at::linear(x[t], w[0], result.b_ih).chunk(Cell::gates, -1);
     const std::vector<Tensor> gh = at::linear(step.h_prev, w[1], result.b_hh).chunk(Cell::gates, -1);
     if (Cell::has_c) step.c = step.c_prev = first(c, x[t]);
-    Cell::template forward<TensorMath>(gx.data(), gh.data(), step.h_prev, step.s, step.c, step.h);
+    cells::forward<Cell, TensorMath>(gx.data(), gh.data(), step.h_prev, step.s, step.c, step.h);
     step.y = layout.projected() ? at::linear(step.h, result.W_hr) : step.h;
     h = put(step.y, h);
     if (Cell::has_c) c = put(step.c, c);

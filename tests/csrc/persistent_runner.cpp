@@ -222,7 +222,7 @@ class Layer {
             g[gate] += operand<math>(W[d][(gate * H + u) * H + k]) * operand<math>(read[k]);
           }
         }
-        Cell::template forward<Activations>(x, g, h[u], saved, c[u], next[u]);
+        cells::forward<Cell, Activations>(x, g, h[u], saved, c[u], next[u]);
         y[(at * D + d) * H + u] = stored<math>(next[u]);
         for (int k = 0; k < S; ++k) s[((d * R + at) * S + k) * H + u] = saved[k];
         c_all[(d * R + at) * H + u] = c[u];
