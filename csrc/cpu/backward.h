@@ -102,11 +102,10 @@ class Backward {
       } else {
         for (int64_t i = i1 - 1; i >= i0; --i) {
           const int64_t t = direction.time(i);
-          const bool descending = i % 2 == 1;
-          team.for_each(out_panels.count(), steal, descending,
+          team.for_each(out_panels.count(), steal, descending(t),
                         [&](int64_t k) { hidden_gradient(chunk, t, {k, k + 1}, batch, later_of(i)); });
           if (projected) {
-            team.for_each(unit_panels.count(), steal, descending,
+            team.for_each(unit_panels.count(), steal, descending(t),
                           [&](int64_t k) { unproject(chunk, t, {k, k + 1}, batch); });
           }
         }
@@ -144,17 +143,18 @@ class Backward {
   bool in_place(const Panels<T>& of, int64_t i) const {
     return kGroup<T> == 1 && R <= kUnpackedRows && of.last(i) == L;
   }
+  bool descending(int64_t t) const { return !plan.by_batch() && t % 2 == 1; }
+
   // Rows [0, M) of panel i of A W, W [K, of.units].
-  void multiply(const Panels<T>& of, int64_t i, int64_t M, int64_t K, const T* A, const T* W,
+  void multiply(const Panels<T>& of, int64_t i, bool descending, int64_t M, int64_t K, const T* A, const T* W,
                 const Real<T>* packed, Real<T>* C) const {
     if constexpr (kGroup<T> == 1) {
       if (in_place(of, i)) {
         return multiply_panel(M, K, A, K, 1, W + of.first(i), of.units, of.nv(i), C, of.width(i), L,
-                              Store::set);
+                              Store::set, kBlockK, nullptr);
       }
     }
-    multiply_packed(of, i, M, K, A, K, kGroup<T>, packed + of.offset(i) * groups<T>(K), C, of.width(i), L,
-                    Store::set);
+    multiply_packed(of, i, descending, M, K, A, K, kGroup<T>, packed, C, of.width(i), L, Store::set);
   }
   Real<T>* take_packed(const Panels<T>& of, int64_t K) {
     const bool none = in_place(of, 0) && in_place(of, of.count() - 1);
@@ -212,7 +212,7 @@ class Backward {
         const int64_t b1 = std::min(b0 + kRowBlock, end);
         const int64_t multiplied = std::clamp<int64_t>(later.n - b0, 0, b1 - b0);
         if (multiplied > 0) {
-          multiply(out_panels, i, multiplied, GH, later.dgh + b0 * GH, w.W_hh, W_hh, block);
+          multiply(out_panels, i, descending(t), multiplied, GH, later.dgh + b0 * GH, w.W_hh, W_hh, block);
         }
         for (int64_t b = b0; b < b1; ++b) {
           for (int j = 0; j < out_panels.u(i); ++j) {
@@ -245,7 +245,8 @@ class Backward {
       const int64_t width = unit_panels.width(i);
       for (int64_t b0 = batch.begin; b0 < end; b0 += kRowBlock) {
         const int64_t b1 = std::min(b0 + kRowBlock, end);
-        multiply(unit_panels, i, b1 - b0, p.P, dh_rows + (chunk.row(t) + b0) * p.P, w.W_hr, W_hr, block);
+        multiply(unit_panels, i, descending(t), b1 - b0, p.P, dh_rows + (chunk.row(t) + b0) * p.P, w.W_hr,
+                 W_hr, block);
         for (int64_t b = b0; b < b1; ++b) {
           for (int j = 0; j < unit_panels.u(i); ++j) {
             const int64_t unit = unit_panels.first(i) + j * L;
@@ -350,8 +351,7 @@ class Backward {
         A = reinterpret_cast<const T*>(left.packed + left.panels.offset(block) * groups<T>(K));
         a_k = left.panels.width(block) * kGroup<T>;
       }
-      multiply_packed(right.panels, i, left.panels.size(block), K, A, kGroup<T>, a_k,
-                      right.packed + right.panels.offset(i) * groups<T>(K),
+      multiply_packed(right.panels, i, false, left.panels.size(block), K, A, kGroup<T>, a_k, right.packed,
                       to.sum + m * N + right.panels.first(i), N, right.panels.last(i), store, kSummedRows);
     }
   };
@@ -453,7 +453,7 @@ class Backward {
     alignas(64) Real<T> block[kRowBlock * kPanelVectors * L];
     for (int64_t i = 0; i < input_panels.count(); ++i) {
       const int64_t width = input_panels.width(i), n = input_panels.size(i);
-      multiply(input_panels, i, rows.end - rows.begin, GH, dgx + rows.begin * GH, w.W_ih, W_ih, block);
+      multiply(input_panels, i, false, rows.end - rows.begin, GH, dgx + rows.begin * GH, w.W_ih, W_ih, block);
       for (int64_t k = rows.begin; k < rows.end; ++k) {
         T* dx = p.dx + (x_rows[k] - p.x) + input_panels.first(i);
         for (int64_t j = 0; j < n; j += L) {

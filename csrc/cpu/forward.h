@@ -80,12 +80,10 @@ class Forward {
         team.for_each(panels.count(), steal, false,
                       [&](int64_t k) { input_gates(chunk, {k, k + 1}, batch); });
         for (int64_t i = i0; i < i1; ++i) {
-          // Back and forth: weights that do not all fit the cache are found in it where the last step ended.
-          const bool descending = i % 2 == 1;
-          team.for_each(panels.count(), steal, descending,
+          team.for_each(panels.count(), steal, descending(i),
                         [&](int64_t k) { step(chunk, i, {k, k + 1}, batch); });
           if (projected) {
-            team.for_each(out_panels.count(), steal, descending,
+            team.for_each(out_panels.count(), steal, descending(i),
                           [&](int64_t k) { project(i, {k, k + 1}, batch); });
           }
         }
@@ -134,11 +132,10 @@ class Forward {
     }
   }
 
-  void multiply(const Panels<T>& of, int64_t i, int64_t M, int64_t K, const T* A, int64_t a_row, const T* W,
-                const Real<T>* W_packed, Real<T>* C, int64_t ldc) const {
+  void multiply(const Panels<T>& of, int64_t i, bool descending, int64_t M, int64_t K, const T* A,
+                int64_t a_row, const T* W, const Real<T>* W_packed, Real<T>* C, int64_t ldc) const {
     if (packed) {
-      multiply_packed(of, i, M, K, A, a_row, kGroup<T>, W_packed + of.offset(i) * groups<T>(K), C, ldc, L,
-                      Store::set);
+      multiply_packed(of, i, descending, M, K, A, a_row, kGroup<T>, W_packed, C, ldc, L, Store::set);
     } else {
       multiply_unpacked(of, i, M, K, A, a_row, W, C, ldc);
     }
@@ -149,12 +146,14 @@ class Forward {
     chunk.for_each_run(batch,
                        [&](int64_t row, int64_t step, int64_t chunk_row, int64_t chunk_step, int64_t count) {
                          for (int64_t i = own.begin; i < own.end; ++i) {
-                           multiply(panels, i, count, p.I, p.x + row * p.I, step * p.I, w.W_ih, W_ih,
+                           multiply(panels, i, false, count, p.I, p.x + row * p.I, step * p.I, w.W_ih, W_ih,
                                     gx + chunk_row * width + panels.offset(i), chunk_step * width);
                          }
                        });
   }
 
+  // Back and forth: weights that do not all fit the cache are found in it where the last step ended.
+  bool descending(int64_t i) const { return !plan.by_batch() && i % 2 == 1; }
   const T* h_before(int64_t i) const { return h[i % 2]; }
   T* h_after(int64_t i) const { return h[(i + 1) % 2]; }
   Range present(int64_t i, Range batch) const {
@@ -170,8 +169,8 @@ class Forward {
     for (int64_t k = own.begin; k < own.end; ++k) {
       for (int64_t b0 = rows.begin; b0 < rows.end; b0 += kRowBlock) {
         const Range block{b0, std::min(b0 + kRowBlock, rows.end)};
-        multiply(panels, k, block.end - b0, p.P, h_before(i) + b0 * P_padded, P_padded, w.W_hh, W_hh, gh,
-                 panels.width(k));
+        multiply(panels, k, descending(i), block.end - b0, p.P, h_before(i) + b0 * P_padded, P_padded, w.W_hh,
+                 W_hh, gh, panels.width(k));
         const Real<T>* gx_block = gx + (chunk.row(t) + b0) * panels.padded_width() + panels.offset(k);
         for (int j = 0; j < panels.u(k); ++j) cells(t, k, j, block, gx_block, gh, h_before(i), out);
       }
@@ -246,7 +245,8 @@ class Forward {
       const int64_t width = out_panels.width(k), unit = out_panels.first(k);
       for (int64_t b0 = rows.begin; b0 < rows.end; b0 += kRowBlock) {
         const int64_t b1 = std::min(b0 + kRowBlock, rows.end);
-        multiply(out_panels, k, b1 - b0, p.H, m + b0 * H_padded, H_padded, w.W_hr, W_hr, block, width);
+        multiply(out_panels, k, descending(i), b1 - b0, p.H, m + b0 * H_padded, H_padded, w.W_hr, W_hr, block,
+                 width);
         for (int64_t b = b0; b < b1; ++b) {
           const int64_t n = std::min(width, p.P - unit);
           copy(h_after(i) + b * P_padded + unit, block + (b - b0) * width, n);

@@ -47,6 +47,8 @@ struct Tile {
   int64_t K;
   int64_t last;  // lanes of the last vector that C has
   Store store;
+  const char* ahead;  // prefetched, and
+  int64_t ahead_k;    // bytes of that for each group along k
 };
 
 template <class T, int rows, int nv>
@@ -68,8 +70,23 @@ void multiply_tile(const Tile<T>& t) {
       for (int v = 0; v < nv; ++v) acc[m][v] = multiply_add<T>(acc[m][v], a, b[v]);
     }
   };
-  for (int64_t k = kGroup<T>; k <= t.K; k += kGroup<T>, A += a_k, B += ldb) {
-    add_products([](const T* a) __attribute__((always_inline)) { return splat_group(a); });
+  const auto add_all = [&](auto fetch) __attribute__((always_inline)) {
+    for (int64_t k = kGroup<T>; k <= t.K; k += kGroup<T>, A += a_k, B += ldb) {
+      fetch();
+      add_products([](const T* a) __attribute__((always_inline)) { return splat_group(a); });
+    }
+  };
+  if (rows > 1 && t.ahead != nullptr) {
+    const char* ahead = t.ahead;
+    const int64_t ahead_k = t.ahead_k;
+    add_all([&]() __attribute__((always_inline)) {
+      // Two tiles together must reach all of what is as wide as this one.
+      constexpr int kLine = 64, lines = (nv * kVectorBytes + 2 * kLine - 1) / (2 * kLine);
+      for (int i = 0; i < lines; ++i) __builtin_prefetch(ahead + i * kLine);
+      ahead += ahead_k;
+    });
+  } else {
+    add_all([]() {});
   }
   if (kGroup<T> > 1 && t.K % kGroup<T> != 0) {
     add_products([](const T* a) __attribute__((always_inline)) { return splat_group<T, 1>(a); });
@@ -104,17 +121,19 @@ template <class T>
 constexpr auto kTiles = all_tiles<T>(std::make_index_sequence<kMaxVectors>{});
 
 // Rows [0, M) of one panel, in tiles of nearly equal height. A block of rows keeps its part of C in the
-// first-level cache while the blocks of K go by.
+// first-level cache while the blocks of K go by. The tiles of a block fetch the panel's next block, each a
+// share, or the first tile would wait for all of it and the others for nothing; after the last block they
+// fetch `next`. Null: there is nothing to be fetched, all is near.
 template <class T>
 void multiply_panel(int64_t M, int64_t K, const T* A, int64_t a_row, int64_t a_k, const Real<T>* B,
-                    int64_t ldb, int nv, Real<T>* C, int64_t ldc, int64_t last, Store store,
-                    int64_t block_k = kBlockK) {
+                    int64_t ldb, int nv, Real<T>* C, int64_t ldc, int64_t last, Store store, int64_t block_k,
+                    const Real<T>* next) {
   constexpr int L = kLanes<Real<T>>;
   if (M > 1 && nv > kTileVectors) {
     const int left = nv / 2;
-    multiply_panel(M, K, A, a_row, a_k, B, ldb, left, C, ldc, L, store, block_k);
-    multiply_panel(M, K, A, a_row, a_k, B + left * L, ldb, nv - left, C + left * L, ldc, last, store,
-                   block_k);
+    multiply_panel(M, K, A, a_row, a_k, B, ldb, left, C, ldc, L, store, block_k, next);
+    multiply_panel(M, K, A, a_row, a_k, B + left * L, ldb, nv - left, C + left * L, ldc, last, store, block_k,
+                   next);
     return;
   }
   constexpr int64_t kTilesInBlock = 8;
@@ -126,12 +145,20 @@ void multiply_panel(int64_t M, int64_t K, const T* A, int64_t a_row, int64_t a_k
                    a_k,     B + k / kGroup<T> * ldb,
                    ldb,     nullptr,
                    ldc,     std::min(block_k, K - k),
-                   last,    k == 0 ? store : Store::add};
+                   last,    k == 0 ? store : Store::add,
+                   nullptr, 0};
+      const Real<T>* ahead = k + block_k < K ? tile.B + block_k / kGroup<T> * ldb : next;
+      // A single tile is a stream, which the processor sees coming.
+      const bool fetch = next != nullptr && i1 - i0 > 1;
+      if (fetch) tile.ahead_k = nv * kVectorBytes / (i1 - i0);
       for (int64_t i = i0; i < i1; ++i) {
-        const int64_t m = M * i / tiles, next = M * (i + 1) / tiles;
+        const int64_t m = M * i / tiles, rows = M * (i + 1) / tiles - m;
         tile.A = A + m * a_row + k / kGroup<T> * a_k;
         tile.C = C + m * ldc;
-        kTiles<T>[nv - 1][next - m - 1](tile);
+        if (fetch) {
+          tile.ahead = reinterpret_cast<const char*>(ahead) + (i - i0) * groups<T>(tile.K) * tile.ahead_k;
+        }
+        kTiles<T>[nv - 1][rows - 1](tile);
       }
     }
   }
@@ -163,6 +190,8 @@ struct Panels {
   int64_t width(int64_t p) const { return static_cast<int64_t>(nv(p)) * lanes; }      // in columns
   int64_t offset(int64_t p) const { return first(p) * G; }  // columns before panel p
   int64_t padded_width() const { return offset(count() - 1) + width(count() - 1); }
+  // The panel that comes after panel p, all taken in turn.
+  int64_t after(int64_t p, bool descending) const { return (p + (descending ? count() - 1 : 1)) % count(); }
   // Lanes of the panel's last vector of units that are units.
   int64_t last(int64_t p) const { return size(p) - (u(p) - 1) * lanes; }
 
@@ -185,16 +214,23 @@ struct Panels {
   }
 };
 
-// Rows [0, M) of panel p, packed.
+// Rows [0, M) of panel p of what is packed at B, whose panels are taken in ascending or descending order.
 template <class T>
-FASTRNN_INLINE void multiply_packed(const Panels<T>& panels, int64_t p, int64_t M, int64_t K, const T* A,
-                                    int64_t a_row, int64_t a_k, const Real<T>* panel, Real<T>* C, int64_t ldc,
-                                    int64_t last, Store store, int64_t block_k = kBlockK) {
+FASTRNN_INLINE void multiply_packed(const Panels<T>& panels, int64_t p, bool descending, int64_t M, int64_t K,
+                                    const T* A, int64_t a_row, int64_t a_k, const Real<T>* B, Real<T>* C,
+                                    int64_t ldc, int64_t last, Store store, int64_t block_k = kBlockK) {
   constexpr int L = kLanes<Real<T>>;
-  for (int i = 0; i < panels.parts(p); ++i) {
+  constexpr int64_t kNear = (768 << 10) / sizeof(Real<T>);  // stays in a core's second-level cache
+  const int64_t rows = groups<T>(K);
+  const Real<T>* next = nullptr;
+  if (panels.G * panels.units * rows > kNear) next = B + panels.offset(panels.after(p, descending)) * rows;
+  B += panels.offset(p) * rows;
+  const int parts = panels.parts(p);
+  for (int i = 0; i < parts; ++i) {
     const Part part = panels.part(p, i);
-    multiply_panel(M, K, A, a_row, a_k, panel + part.first * L * groups<T>(K), part.nv * L, part.nv,
-                   C + part.first * L, ldc, i + 1 < panels.parts(p) ? L : last, store, block_k);
+    const Real<T>*at = B + part.first * L * rows, *at_next = i + 1 < parts ? at + part.nv * L * rows : next;
+    multiply_panel(M, K, A, a_row, a_k, at, part.nv * L, part.nv, C + part.first * L, ldc,
+                   i + 1 < parts ? L : last, store, block_k, next ? at_next : nullptr);
   }
 }
 
