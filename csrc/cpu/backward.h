@@ -147,14 +147,15 @@ class Backward {
 
   // Rows [0, M) of panel i of A W, W [K, of.units].
   void multiply(const Panels<T>& of, int64_t i, bool descending, int64_t M, int64_t K, const T* A, const T* W,
-                const Real<T>* packed, Real<T>* C) const {
+                const Real<T>* packed, Real<T>* C, RowsAhead* rows_ahead = nullptr) const {
     if constexpr (kGroup<T> == 1) {
       if (in_place(of, i)) {
         return multiply_panel(M, K, A, K, 1, W + of.first(i), of.units, of.nv(i), C, of.width(i), L,
-                              Store::set, kBlockK, nullptr);
+                              Store::set, kBlockK, nullptr, rows_ahead);
       }
     }
-    multiply_packed(of, i, descending, M, K, A, K, kGroup<T>, packed, C, of.width(i), L, Store::set);
+    multiply_packed(of, i, descending, M, K, A, K, kGroup<T>, packed, C, of.width(i), L, Store::set, kBlockK,
+                    rows_ahead);
   }
   Real<T>* take_packed(const Panels<T>& of, int64_t K) {
     const bool none = in_place(of, 0) && in_place(of, of.count() - 1);
@@ -212,7 +213,10 @@ class Backward {
         const int64_t b1 = std::min(b0 + kRowBlock, end);
         const int64_t multiplied = std::clamp<int64_t>(later.n - b0, 0, b1 - b0);
         if (multiplied > 0) {
-          multiply(out_panels, i, descending(t), multiplied, GH, later.dgh + b0 * GH, w.W_hh, W_hh, block);
+          RowsAhead rows_ahead(b1 - b0);
+          if (b0 < n && !projected && fetches_rows(p.P, b1 - b0)) add_saved(t, b0, i, rows_ahead);
+          multiply(out_panels, i, descending(t), multiplied, GH, later.dgh + b0 * GH, w.W_hh, W_hh, block,
+                   &rows_ahead);
         }
         for (int64_t b = b0; b < b1; ++b) {
           for (int j = 0; j < out_panels.u(i); ++j) {
@@ -235,6 +239,20 @@ class Backward {
         }
       }
     }
+  }
+
+  // What the cells of panel i read, from sequence b on, and the step after has not.
+  void add_saved(int64_t t, int64_t b, int64_t i, RowsAhead& rows_ahead) const {
+    const int64_t row = p.rows.row(t, b), before = previous_row(t, b), y_row = Cell::saved > 0 ? before : row;
+    const int64_t unit = out_panels.first(i), n = out_panels.size(i);
+    const auto add = [&](const auto* rows, int64_t size) {
+      rows_ahead.add(rows + unit, n, p.rows.stride_b * size);
+    };
+    if (p.dy) add(p.dy + (row * p.D + d) * p.P, p.D * p.P);
+    for (int k = 0; k < Cell::saved; ++k)
+      add(p.s + ((d * R + row) * Cell::saved + k) * p.H, Cell::saved * p.H);
+    if (Cell::has_c && before >= 0) add(p.c + (d * R + before) * p.H, p.H);
+    if (!Cell::has_c && y_row >= 0) add(p.y + (y_row * p.D + d) * p.P, p.D * p.P);
   }
 
   // With a projection the gradient of the cell's output m is dh W_hr.

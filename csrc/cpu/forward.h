@@ -33,6 +33,7 @@ class Forward {
         packed(p.rows.total() > kUnpackedRows),
         w(p.weights[d]),
         projected(w.W_hr != nullptr),
+        saves(p.s != nullptr || p.y_copy != nullptr),
         panels(make_panels<T>(p.H, G, p.rows.B, plan.by_batch() ? 1 : plan.threads)),
         out_panels(make_panels<T>(p.P, 1, p.rows.B, plan.by_batch() ? 1 : plan.threads)),
         H_padded(ceil_div(p.H, L) * L),
@@ -133,9 +134,11 @@ class Forward {
   }
 
   void multiply(const Panels<T>& of, int64_t i, bool descending, int64_t M, int64_t K, const T* A,
-                int64_t a_row, const T* W, const Real<T>* W_packed, Real<T>* C, int64_t ldc) const {
+                int64_t a_row, const T* W, const Real<T>* W_packed, Real<T>* C, int64_t ldc,
+                RowsAhead* rows_ahead = nullptr) const {
     if (packed) {
-      multiply_packed(of, i, descending, M, K, A, a_row, kGroup<T>, W_packed, C, ldc, L, Store::set);
+      multiply_packed(of, i, descending, M, K, A, a_row, kGroup<T>, W_packed, C, ldc, L, Store::set, kBlockK,
+                      rows_ahead);
     } else {
       multiply_unpacked(of, i, M, K, A, a_row, W, C, ldc);
     }
@@ -169,11 +172,29 @@ class Forward {
     for (int64_t k = own.begin; k < own.end; ++k) {
       for (int64_t b0 = rows.begin; b0 < rows.end; b0 += kRowBlock) {
         const Range block{b0, std::min(b0 + kRowBlock, rows.end)};
+        RowsAhead rows_ahead(block.end - b0);
+        if (saves && !projected && fetches_rows(p.P, block.end - b0)) add_results(t, b0, k, rows_ahead);
         multiply(panels, k, descending(i), block.end - b0, p.P, h_before(i) + b0 * P_padded, P_padded, w.W_hh,
-                 W_hh, gh, panels.width(k));
+                 W_hh, gh, panels.width(k), &rows_ahead);
         const Real<T>* gx_block = gx + (chunk.row(t) + b0) * panels.padded_width() + panels.offset(k);
         for (int j = 0; j < panels.u(k); ++j) cells(t, k, j, block, gx_block, gh, h_before(i), out);
       }
+    }
+  }
+
+  // What the cells of panel i write for the backward, from sequence b on.
+  void add_results(int64_t t, int64_t b, int64_t i, RowsAhead& rows_ahead) const {
+    const int64_t R = p.rows.total(), row = p.rows.row(t, b);
+    const int64_t unit = panels.first(i), n = panels.size(i);
+    const auto add = [&](const auto* rows, int64_t size) {
+      rows_ahead.add(rows + unit, n, p.rows.stride_b * size);
+    };
+    for (const T* y : {p.y, p.y_copy}) {
+      if (y) add(y + (row * p.D + d) * p.P, p.D * p.P);
+    }
+    if (p.c) add(p.c + (d * R + row) * p.H, p.H);
+    for (int k = 0; p.s && k < Cell::saved; ++k) {
+      add(p.s + ((d * R + row) * Cell::saved + k) * p.H, Cell::saved * p.H);
     }
   }
 
@@ -278,6 +299,7 @@ class Forward {
   const bool steal, packed;
   const Weights<T>& w;
   const bool projected;
+  const bool saves;            // for the backward
   const Panels<T> panels;      // gates of the hidden units
   const Panels<T> out_panels;  // projected units
   const int64_t H_padded, P_padded;

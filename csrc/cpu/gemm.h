@@ -9,7 +9,9 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
+#include "cpu/rows_ahead.h"
 #include "cpu/simd.h"
 #include "cpu/team.h"
 
@@ -49,6 +51,7 @@ struct Tile {
   Store store;
   const char* ahead;  // prefetched, and
   int64_t ahead_k;    // bytes of that for each group along k
+  RowsAhead* rows_ahead;
 };
 
 template <class T, int rows, int nv>
@@ -70,24 +73,29 @@ void multiply_tile(const Tile<T>& t) {
       for (int v = 0; v < nv; ++v) acc[m][v] = multiply_add<T>(acc[m][v], a, b[v]);
     }
   };
-  const auto add_all = [&](auto fetch) __attribute__((always_inline)) {
-    for (int64_t k = kGroup<T>; k <= t.K; k += kGroup<T>, A += a_k, B += ldb) {
+  const auto add_next = [&](int64_t count, auto fetch) __attribute__((always_inline)) {
+    for (int64_t k = 0; k < count; ++k, A += a_k, B += ldb) {
       fetch();
       add_products([](const T* a) __attribute__((always_inline)) { return splat_group(a); });
     }
   };
+  int64_t left = t.K / kGroup<T>;
   if (rows > 1 && t.ahead != nullptr) {
     const char* ahead = t.ahead;
     const int64_t ahead_k = t.ahead_k;
-    add_all([&]() __attribute__((always_inline)) {
+    add_next(std::exchange(left, 0), [&]() __attribute__((always_inline)) {
       // Two tiles together must reach all of what is as wide as this one.
       constexpr int kLine = 64, lines = (nv * kVectorBytes + 2 * kLine - 1) / (2 * kLine);
       for (int i = 0; i < lines; ++i) __builtin_prefetch(ahead + i * kLine);
       ahead += ahead_k;
     });
-  } else {
-    add_all([]() {});
+  } else if (rows > 1 && t.rows_ahead != nullptr) {
+    RowsAhead& rows_ahead = *t.rows_ahead;
+    const int64_t fetched = std::min(left, rows_ahead.left());
+    add_next(fetched, [&]() __attribute__((always_inline)) { rows_ahead.fetch(); });
+    left -= fetched;
   }
+  add_next(left, []() {});
   if (kGroup<T> > 1 && t.K % kGroup<T> != 0) {
     add_products([](const T* a) __attribute__((always_inline)) { return splat_group<T, 1>(a); });
   }
@@ -127,13 +135,13 @@ constexpr auto kTiles = all_tiles<T>(std::make_index_sequence<kMaxVectors>{});
 template <class T>
 void multiply_panel(int64_t M, int64_t K, const T* A, int64_t a_row, int64_t a_k, const Real<T>* B,
                     int64_t ldb, int nv, Real<T>* C, int64_t ldc, int64_t last, Store store, int64_t block_k,
-                    const Real<T>* next) {
+                    const Real<T>* next, RowsAhead* rows_ahead) {
   constexpr int L = kLanes<Real<T>>;
   if (M > 1 && nv > kTileVectors) {
     const int left = nv / 2;
-    multiply_panel(M, K, A, a_row, a_k, B, ldb, left, C, ldc, L, store, block_k, next);
+    multiply_panel(M, K, A, a_row, a_k, B, ldb, left, C, ldc, L, store, block_k, next, rows_ahead);
     multiply_panel(M, K, A, a_row, a_k, B + left * L, ldb, nv - left, C + left * L, ldc, last, store, block_k,
-                   next);
+                   next, rows_ahead);
     return;
   }
   constexpr int64_t kTilesInBlock = 8;
@@ -141,12 +149,13 @@ void multiply_panel(int64_t M, int64_t K, const T* A, int64_t a_row, int64_t a_k
   for (int64_t i0 = 0; i0 < tiles; i0 += kTilesInBlock) {
     const int64_t i1 = std::min(i0 + kTilesInBlock, tiles);
     for (int64_t k = 0; k < K; k += block_k) {
-      Tile<T> tile{nullptr, a_row,
-                   a_k,     B + k / kGroup<T> * ldb,
-                   ldb,     nullptr,
-                   ldc,     std::min(block_k, K - k),
-                   last,    k == 0 ? store : Store::add,
-                   nullptr, 0};
+      Tile<T> tile{nullptr,   a_row,
+                   a_k,       B + k / kGroup<T> * ldb,
+                   ldb,       nullptr,
+                   ldc,       std::min(block_k, K - k),
+                   last,      k == 0 ? store : Store::add,
+                   nullptr,   0,
+                   rows_ahead};
       const Real<T>* ahead = k + block_k < K ? tile.B + block_k / kGroup<T> * ldb : next;
       // A single tile is a stream, which the processor sees coming.
       const bool fetch = next != nullptr && i1 - i0 > 1;
@@ -218,7 +227,8 @@ struct Panels {
 template <class T>
 FASTRNN_INLINE void multiply_packed(const Panels<T>& panels, int64_t p, bool descending, int64_t M, int64_t K,
                                     const T* A, int64_t a_row, int64_t a_k, const Real<T>* B, Real<T>* C,
-                                    int64_t ldc, int64_t last, Store store, int64_t block_k = kBlockK) {
+                                    int64_t ldc, int64_t last, Store store, int64_t block_k = kBlockK,
+                                    RowsAhead* rows_ahead = nullptr) {
   constexpr int L = kLanes<Real<T>>;
   constexpr int64_t kNear = (768 << 10) / sizeof(Real<T>);  // stays in a core's second-level cache
   const int64_t rows = groups<T>(K);
@@ -230,7 +240,7 @@ FASTRNN_INLINE void multiply_packed(const Panels<T>& panels, int64_t p, bool des
     const Part part = panels.part(p, i);
     const Real<T>*at = B + part.first * L * rows, *at_next = i + 1 < parts ? at + part.nv * L * rows : next;
     multiply_panel(M, K, A, a_row, a_k, at, part.nv * L, part.nv, C + part.first * L, ldc,
-                   i + 1 < parts ? L : last, store, block_k, next ? at_next : nullptr);
+                   i + 1 < parts ? L : last, store, block_k, next ? at_next : nullptr, rows_ahead);
   }
 }
 
