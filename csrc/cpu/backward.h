@@ -249,8 +249,9 @@ class Backward {
       rows_ahead.add(rows + unit, n, p.rows.stride_b * size);
     };
     if (p.dy) add(p.dy + (row * p.D + d) * p.P, p.D * p.P);
-    for (int k = 0; k < Cell::saved; ++k)
+    for (int k = 0; k < Cell::saved; ++k) {
       add(p.s + ((d * R + row) * Cell::saved + k) * p.H, Cell::saved * p.H);
+    }
     if (Cell::has_c && before >= 0) add(p.c + (d * R + before) * p.H, p.H);
     if (!Cell::has_c && y_row >= 0) add(p.y + (y_row * p.D + d) * p.P, p.D * p.P);
   }
