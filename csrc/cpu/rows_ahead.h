@@ -7,13 +7,13 @@
 namespace fastrnn::cpu::FASTRNN_ISA {
 
 // Rows of memory that cells will read or write, fetched into the cache line by line while the tiles of the
-// product before them compute. Cells alone would wait for memory, and a burst of fetches waits no less: only
-// in between multiply-adds there is time.
+// product before them compute. Cells alone wait for memory, and fetching all at once has not helped.
 class RowsAhead {
  public:
   explicit RowsAhead(int64_t rows) : rows_(rows) {}
 
-  // The first n numbers of each row; `row` is the distance from one row to the next.
+  // The first n numbers of each row; `row` is the distance from one row to the next. The lines are those of the
+  // first row: the last number of one that begins elsewhere in its line may be left out.
   template <class S>
   void add(const S* first, int64_t n, int64_t row) {
     constexpr uintptr_t kLine = 64;

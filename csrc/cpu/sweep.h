@@ -68,8 +68,7 @@ Plan make_plan(const ForwardParams<T>& p, int most_threads) {
 // Tasks of fewer rows are not worth moving to another core, where their weights are not in cache.
 constexpr int64_t kStolenRows = 8;
 
-// Are `count` rows of so many units worth fetching ahead? Shorter ones follow each other so closely that the
-// processor sees them coming, and so does a sequence by itself.
+// Are `count` rows of so many units worth fetching ahead? Rows of 32 units and single sequences were not.
 inline bool fetches_rows(int64_t units, int64_t count) { return units >= 64 && count > 1; }
 
 // The steps of a direction in the order of its sweep.
