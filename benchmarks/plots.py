@@ -117,7 +117,11 @@ def plot_limit(rows: list[Row]):
         ax.set_axisbelow(True)
     axes[0, 0].set_ylabel("T,B,I,H")
     axes[0, 0].invert_yaxis()
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(cells) + 1)
+    legend = figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(cells) + 1
+    )
+    for mark in legend.get_lines():  # not as tall as the bar of a single cell, which is taller than the text
+        mark.set_markersize(10)
     figure.suptitle("How near fastrnn comes to what the machine can do")
     return figure
 

@@ -151,11 +151,11 @@ class Backward {
     if constexpr (kGroup<T> == 1) {
       if (in_place(of, i)) {
         return multiply_panel(M, K, A, K, 1, W + of.first(i), of.units, of.nv(i), C, of.width(i), L,
-                              Store::set, kBlockK, nullptr, rows_ahead);
+                              Store::set, block_of_k(K), nullptr, rows_ahead);
       }
     }
-    multiply_packed(of, i, descending, M, K, A, K, kGroup<T>, packed, C, of.width(i), L, Store::set, kBlockK,
-                    rows_ahead);
+    multiply_packed(of, i, descending, M, K, A, K, kGroup<T>, packed, C, of.width(i), L, Store::set,
+                    block_of_k(K), rows_ahead);
   }
   Real<T>* take_packed(const Panels<T>& of, int64_t K) {
     const bool none = in_place(of, 0) && in_place(of, of.count() - 1);

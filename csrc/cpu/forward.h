@@ -137,8 +137,8 @@ class Forward {
                 int64_t a_row, const T* W, const Real<T>* W_packed, Real<T>* C, int64_t ldc,
                 RowsAhead* rows_ahead = nullptr) const {
     if (packed) {
-      multiply_packed(of, i, descending, M, K, A, a_row, kGroup<T>, W_packed, C, ldc, L, Store::set, kBlockK,
-                      rows_ahead);
+      multiply_packed(of, i, descending, M, K, A, a_row, kGroup<T>, W_packed, C, ldc, L, Store::set,
+                      block_of_k(K), rows_ahead);
     } else {
       multiply_unpacked(of, i, M, K, A, a_row, W, C, ldc);
     }

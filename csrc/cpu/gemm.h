@@ -33,8 +33,9 @@ constexpr int max_rows(int nv) {
 }
 constexpr int kMaxRows = max_rows(1);
 // A sum over k is taken in blocks of this many terms, unless the caller says otherwise: a block of a panel
-// stays in cache, and shorter partial sums round less.
-constexpr int64_t kBlockK = 256;
+// stays in the first-level cache, and shorter partial sums round less. A block less saves more than that where
+// K is small.
+constexpr int64_t block_of_k(int64_t K) { return K <= 256 ? 256 : 128; }
 
 enum class Store { set, add };
 
@@ -227,7 +228,7 @@ struct Panels {
 template <class T>
 FASTRNN_INLINE void multiply_packed(const Panels<T>& panels, int64_t p, bool descending, int64_t M, int64_t K,
                                     const T* A, int64_t a_row, int64_t a_k, const Real<T>* B, Real<T>* C,
-                                    int64_t ldc, int64_t last, Store store, int64_t block_k = kBlockK,
+                                    int64_t ldc, int64_t last, Store store, int64_t block_k,
                                     RowsAhead* rows_ahead = nullptr) {
   constexpr int L = kLanes<Real<T>>;
   constexpr int64_t kNear = (768 << 10) / sizeof(Real<T>);  // stays in a core's second-level cache

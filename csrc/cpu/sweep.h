@@ -47,6 +47,7 @@ Plan make_plan(const ForwardParams<T>& p, int most_threads) {
   constexpr int64_t kSharedCacheBytes = 4 << 20;  // if it comes from the cache that threads share
   // Sequences of a group, more where tiles are low and the last of them wastes more; groups of a thread.
   constexpr int64_t kGroupRows = kRegisters == 32 ? 16 : 24, kMostGroups = 4;
+  constexpr int64_t kOwnCacheBytes = 1 << 20;  // of a core; weights beyond it are fetched for each group anew
   const int64_t B = p.rows.B, GH = Cell::gates * p.H;
   const int threads = static_cast<int>(std::clamp<int64_t>(work_of<Cell>(p) / kThreadWork, 1, most_threads));
   if (threads == 1) return {1, 0};
@@ -58,7 +59,8 @@ Plan make_plan(const ForwardParams<T>& p, int most_threads) {
   // A single step uses each weight once, so it is best packed by the thread that multiplies it.
   if (p.rows.T == 1) return {threads, 0};
   const int64_t step_work = B * GH * p.P;
-  const Plan by_batch{threads, threads * std::clamp<int64_t>(B / (threads * kGroupRows), 1, kMostGroups)};
+  const int64_t group_rows = bytes <= kOwnCacheBytes ? kGroupRows : kManyRows;
+  const Plan by_batch{threads, threads * std::clamp<int64_t>(B / (threads * group_rows), 1, kMostGroups)};
   if (enough_rows && fits) return by_batch;
   const bool barrier_pays = step_work >= kBarrierWork || (step_work >= kNearBarrierWork && cores_are_near());
   if (barrier_pays) return {threads, 0};

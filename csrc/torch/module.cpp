@@ -86,7 +86,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_archs") = std::vector<std::string>{};
 #endif
   m.def("isas_built", &cpu::isas_built, "Instruction sets this build has kernels for.");
-  m.def("isas_available", &cpu::isas_available, "Those of them that this processor runs, best last.");
+  m.def("isas_available", &cpu::isas_available, "Those of them that this processor runs, newest last.");
   m.def("isa", &cpu::isa,
         "The instruction set in use. RuntimeError if FASTRNN_CPU_ISA names one that is not available.");
   m.def("set_isa", &cpu::set_isa, py::arg("name"), "Use another instruction set from now on. For tests.");
