@@ -33,8 +33,8 @@ constexpr int max_rows(int nv) {
 }
 constexpr int kMaxRows = max_rows(1);
 // A sum over k is taken in blocks of this many terms, unless the caller says otherwise: a block of a panel
-// stays in the first-level cache, and shorter partial sums round less. A block less saves more than that where
-// K is small.
+// stays in the first-level cache, and shorter partial sums round less. To cut up to 256 terms costs more than
+// it saves.
 constexpr int64_t block_of_k(int64_t K) { return K <= 256 ? 256 : 128; }
 
 enum class Store { set, add };
