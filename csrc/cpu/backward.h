@@ -102,8 +102,10 @@ class Backward {
       } else {
         for (int64_t i = i1 - 1; i >= i0; --i) {
           const int64_t t = direction.time(i);
+          const Later after = later_of(i);
+          fetch_written(after.dgh, after.n * GH);
           team.for_each(out_panels.count(), steal, descending(t),
-                        [&](int64_t k) { hidden_gradient(chunk, t, {k, k + 1}, batch, later_of(i)); });
+                        [&](int64_t k) { hidden_gradient(chunk, t, {k, k + 1}, batch, after); });
           if (projected) {
             team.for_each(unit_panels.count(), steal, descending(t),
                           [&](int64_t k) { unproject(chunk, t, {k, k + 1}, batch); });

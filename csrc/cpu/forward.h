@@ -81,6 +81,7 @@ class Forward {
         team.for_each(panels.count(), steal, false,
                       [&](int64_t k) { input_gates(chunk, {k, k + 1}, batch); });
         for (int64_t i = i0; i < i1; ++i) {
+          fetch_written(h_before(i), p.rows.B * P_padded);
           team.for_each(panels.count(), steal, descending(i),
                         [&](int64_t k) { step(chunk, i, {k, k + 1}, batch); });
           if (projected) {

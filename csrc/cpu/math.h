@@ -26,7 +26,7 @@ struct Exp2Constants<double> {
       1.0178051732237913579e-7, 7.0725861757099233034e-9, 4.4566747337789026604e-10};
 };
 
-// 2^u = scale (1 + p): u = n + f, n an integer, |f| <= 1/2, scale = 2^n, p = 2^f - 1. u is NaN or in
+// 2^(c x) = scale (1 + p): c x = n + f, n an integer, |f| <= 1/2, scale = 2^n, p = 2^f - 1. c x is NaN or in
 // [lowest, highest].
 //
 // p / f is the polynomial whose largest error is the smallest (by the Remez algorithm), 0.09 of the rounding error
@@ -39,12 +39,13 @@ struct Exp2 {
   static constexpr T lowest = -K::bias, highest = K::bias + 1;  // there 2^n becomes 0 and infinity
   V scale, p;
 
-  FASTRNN_INLINE explicit Exp2(V u) {
+  FASTRNN_INLINE Exp2(T c, V x) {
     // Adding 1.5 * 2^mantissa_bits rounds to an integer, which then sits in the low bits, here n with the
-    // bias of an exponent; the shift drops the rest.
+    // bias of an exponent; the shift drops the rest. c x is left to the multiply-adds: not rounded, if they
+    // are fused.
     constexpr T round = static_cast<T>((int64_t{3} << (K::mantissa_bits - 1)) + K::bias);
-    const V rounded = u + round;
-    const V f = u - (rounded - round);
+    const V rounded = c * x + round;
+    const V f = c * x - (rounded - round);
     scale = reinterpret_cast<V>(reinterpret_cast<Bits>(rounded) << K::mantissa_bits);
     constexpr int degree = static_cast<int>(std::size(K::polynomial)) - 1;
     V q = splat(K::polynomial[degree]);
@@ -57,23 +58,20 @@ struct Exp2 {
 template <class T>
 struct VectorMath {
   using V = Vector<T>;
-  using Bits = typename VectorOf<T>::bits;
   static constexpr T kLog2E = static_cast<T>(1.44269504088896340736);
 
-  // The argument's product is rounded, as x itself was: where sigmoid(x) is tiny, its relative error grows
-  // with |x|.
+  // 1 / (1 + exp(-x))
   static FASTRNN_INLINE V sigmoid(V x) {
-    const Exp2<T> e(at_least(Exp2<T>::lowest, at_most(Exp2<T>::highest, -kLog2E * x)));
+    const Exp2<T> e(-kLog2E, at_least(-Exp2<T>::highest / kLog2E, at_most(-Exp2<T>::lowest / kLog2E, x)));
     return 1 / (1 + e.scale * (1 + e.p));
   }
 
-  // tanh|x| = t / (2 - t), t = 1 - exp(-2|x|), which keeps its relative accuracy near zero.
+  // tanh x = t / (t + 2), t = exp(2 x) - 1, which keeps its relative accuracy near zero.
   static FASTRNN_INLINE V tanh(V x) {
-    const Bits sign = reinterpret_cast<Bits>(x) & reinterpret_cast<Bits>(splat(T(-0.0)));
-    const V magnitude = reinterpret_cast<V>(reinterpret_cast<Bits>(x) ^ sign);
-    const Exp2<T> e(at_least(Exp2<T>::lowest, -2 * kLog2E * magnitude));
-    const V t = (1 - e.scale) - e.scale * e.p;
-    return reinterpret_cast<V>(reinterpret_cast<Bits>(t / (2 - t)) | sign);
+    constexpr T most = -Exp2<T>::lowest / (2 * kLog2E);
+    const Exp2<T> e(2 * kLog2E, at_least(-most, at_most(most, x)));
+    const V t = e.scale * e.p + (e.scale - 1);
+    return t / (t + 2);
   }
 
   static FASTRNN_INLINE V relu(V x) { return x < 0 ? V{} : x; }

@@ -73,6 +73,14 @@ constexpr int64_t kStolenRows = 8;
 // Are `count` rows of so many units worth fetching ahead? Rows of 32 units and single sequences were not.
 inline bool fetches_rows(int64_t units, int64_t count) { return units >= 64 && count > 1; }
 
+// Fetches what other threads have just written: all lines at once, where the product that reads them would
+// wait for each in turn. No more than a first-level cache has room for beside a panel.
+template <class S>
+void fetch_written(const S* from, int64_t n) {
+  constexpr int64_t kLine = 64 / sizeof(S), kMost = (16 << 10) / sizeof(S);
+  for (int64_t i = 0; i < std::min(n, kMost); i += kLine) __builtin_prefetch(from + i);
+}
+
 // The steps of a direction in the order of its sweep.
 struct Direction {
   int64_t T;
