@@ -64,16 +64,21 @@ class Backward {
     db_hh = make_sum(dw.b_hh, GH);
     x_rows = workspace.take<const T*>(chunk_rows);
     h_rows = workspace.take<const T*>(chunk_rows);
-    // How often products read their left factor; if that is seldom, packing it does not pay.
+    // How often products read their left factor. If that is seldom and its rows are near each other, packing it
+    // does not pay.
     const auto panels_of = [](const Sum& sum, int64_t N) {
       return sum.result ? ceil_div(N, kTileVectors * L) : 0;
     };
     const int64_t ih = panels_of(dW_ih, p.I), hh = panels_of(dW_hh, p.P), hr = panels_of(dW_hr, p.H);
-    const int64_t seldom = kGroup<T> > 1 ? 0 : 4;
+    const auto pays = [](int64_t times, int64_t units) {
+      constexpr int64_t kSeldom = 4, kNearBytes = 1024;
+      const bool near = units * static_cast<int64_t>(sizeof(T)) <= kNearBytes;
+      return times > (kGroup<T> == 1 && near ? kSeldom : 0);
+    };
     const bool one = dgx == dgh;
-    factors = {take_factor(ih + (one ? hh : 0) > seldom, block_vectors(), GH, dgx),
-               take_factor((one ? 0 : hh) > seldom, block_vectors(), GH, dgh),
-               take_factor(hr > seldom, block_vectors(), p.P, dh_rows),
+    factors = {take_factor(pays(ih + (one ? hh : 0), GH), block_vectors(), GH, dgx),
+               take_factor(pays(one ? 0 : hh, GH), block_vectors(), GH, dgh),
+               take_factor(pays(hr, p.P), block_vectors(), p.P, dh_rows),
                take_factor(ih > 0, kTileVectors, p.I, nullptr, x_rows),
                take_factor(hh > 0, kTileVectors, p.P, nullptr, h_rows),
                take_factor(hr > 0, kTileVectors, p.H, m_rows)};
@@ -415,8 +420,11 @@ class Backward {
         case 4: {
           const Range gates = block_of(task, kBiasBlock, GH);
           if (db_ih.result) sum_rows(K, dgx, gates, db_ih.sum, store);
-          if (db_hh.result) sum_rows(K, dgh, gates, db_hh.sum, store);
-          return;
+          if (!db_hh.result) return;
+          if (db_ih.result && dgx == dgh) {
+            return copy(db_hh.sum + gates.begin, db_ih.sum + gates.begin, gates.end - gates.begin);
+          }
+          return sum_rows(K, dgh, gates, db_hh.sum, store);
         }
         default:
           std::memcpy(carry, later.dgh, later.n * GH * sizeof(T));
@@ -455,18 +463,25 @@ class Backward {
 
   // db[m] (+)= sum_k gradient[k, m] for m in `share`.
   void sum_rows(int64_t K, const T* gradient, Range share, Real<T>* db, Store how) const {
-    for (int64_t m = share.begin; m < share.end; m += L) {
-      const int64_t lanes = std::min<int64_t>(L, share.end - m);
-      V sum = how == Store::add ? load_upto(db + m, lanes) : V{};
+    const auto sum_vectors = [&](auto count, int64_t m, int64_t lanes) {
+      constexpr int N = decltype(count)::value;
+      V sum[N] = {};
+      for (int j = 0; how == Store::add && j < N; ++j) sum[j] = load_upto(db + m + j * L, lanes);
       for (int64_t k0 = 0; k0 < K; k0 += kSummedRows) {
-        V part{};
+        V part[N] = {};
         for (int64_t k = k0; k < std::min(k0 + kSummedRows, K); ++k) {
-          part += load_upto(gradient + k * GH + m, lanes);
+          for (int j = 0; j < N; ++j) part[j] += load_upto(gradient + k * GH + m + j * L, lanes);
         }
-        sum += part;
+        for (int j = 0; j < N; ++j) sum[j] += part[j];
       }
-      store_upto(db + m, sum, lanes);
+      for (int j = 0; j < N; ++j) store_upto(db + m + j * L, sum[j], lanes);
+    };
+    constexpr int kTogether = 4;  // lines of a row, which lies far from the next
+    int64_t m = share.begin;
+    for (; m + kTogether * L <= share.end; m += kTogether * L) {
+      sum_vectors(std::integral_constant<int, kTogether>{}, m, L);
     }
+    for (; m < share.end; m += L) sum_vectors(std::integral_constant<int, 1>{}, m, share.end - m);
   }
 
   // dx = dgx W_ih for a block of the chunk's rows, the second direction's added to the first's.
