@@ -172,7 +172,9 @@ class Backward {
     team.for_each(of.count(), steal, false, [&](int64_t i) {
       if (in_place(of, i)) return;
       const auto row = [&](int64_t k) { return W + k * of.units; };
-      pack_rows<T>(of, i, K, row, packed + of.offset(i) * groups<T>(K));
+      for (int64_t k = 0; k < K; k += kGroup<T>) {
+        pack_group(of, i, K, k, row, packed + of.offset(i) * groups<T>(K));
+      }
     });
   }
 
@@ -343,9 +345,14 @@ class Backward {
     const T* const* listed;
     Real<T>* packed;  // null: not to be packed
 
-    void pack(int64_t K, int64_t i) const {
+    void pack(int64_t K, Range rows) const {
       const auto row = [&](int64_t k) { return listed ? listed[k] : first + k * panels.units; };
-      pack_rows<T>(panels, i, K, row, packed + panels.offset(i) * groups<T>(K));
+      const int64_t count = panels.count();
+      for (int64_t k = rows.begin; k < rows.end; k += kGroup<T>) {
+        for (int64_t i = 0; i < count; ++i) {
+          pack_group(panels, i, K, k, row, packed + panels.offset(i) * groups<T>(K));
+        }
+      }
     }
   };
   Factor take_factor(bool wanted, int vectors, int64_t units, const T* first,
@@ -453,11 +460,11 @@ class Backward {
     });
     int64_t counts[6], tasks = 0;
     for (size_t i = 0; i < factors.size(); ++i) {
-      tasks += counts[i] = factors[i].packed ? factors[i].panels.count() : 0;
+      tasks += counts[i] = factors[i].packed ? ceil_div(K, kRowBlock) : 0;
     }
     team.for_each(tasks, steal_rows, false, [&](int64_t task) {
       const size_t factor = kind_of(counts, task);
-      factors[factor].pack(K, task);
+      factors[factor].pack(K, block_of(task, kRowBlock, K));
     });
   }
 
