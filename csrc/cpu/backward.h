@@ -172,8 +172,11 @@ class Backward {
     team.for_each(of.count(), steal, false, [&](int64_t i) {
       if (in_place(of, i)) return;
       const auto row = [&](int64_t k) { return W + k * of.units; };
-      for (int64_t k = 0; k < K; k += kGroup<T>) {
-        pack_group(of, i, K, k, row, packed + of.offset(i) * groups<T>(K));
+      for (int j = 0; j < of.parts(i); ++j) {
+        const Part part = of.part(i, j);
+        for (int64_t k = 0; k < K; k += kGroup<T>) {
+          pack_group(of, i, part, K, k, row, packed + of.offset(i) * groups<T>(K));
+        }
       }
     });
   }
@@ -338,7 +341,7 @@ class Backward {
     return p.c0 ? load_upto(p.c0 + (d * p.rows.B + b) * p.H + unit, lanes) : V{};
   }
 
-  // Rows of a chunk, [K, panels.units], as a factor of weight gradients.
+  // Rows of a chunk, [K, panels.units], as a factor of weight gradients. Its panels are one part each.
   struct Factor {
     Panels<T> panels;
     const T* first;  // one row after the other, or
@@ -350,7 +353,7 @@ class Backward {
       const int64_t count = panels.count();
       for (int64_t k = rows.begin; k < rows.end; k += kGroup<T>) {
         for (int64_t i = 0; i < count; ++i) {
-          pack_group(panels, i, K, k, row, packed + panels.offset(i) * groups<T>(K));
+          pack_group(panels, i, Part{0, panels.nv(i)}, K, k, row, packed + panels.offset(i) * groups<T>(K));
         }
       }
     }
@@ -470,7 +473,7 @@ class Backward {
 
   // db[m] (+)= sum_k gradient[k, m] for m in `share`.
   void sum_rows(int64_t K, const T* gradient, Range share, Real<T>* db, Store how) const {
-    const auto sum_vectors = [&](auto count, int64_t m, int64_t lanes) {
+    const auto sum_vectors = [&](auto count, int64_t m, int64_t lanes) __attribute__((always_inline)) {
       constexpr int N = decltype(count)::value;
       V sum[N] = {};
       for (int j = 0; how == Store::add && j < N; ++j) sum[j] = load_upto(db + m + j * L, lanes);

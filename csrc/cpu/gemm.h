@@ -309,20 +309,19 @@ void pack_transposed(const Panels<T>& panels, int64_t p, const T* W, int64_t K, 
   }
 }
 
-// Packs row k of B [K, units], and with bfloat16 row k + 1 too: what panel p has of it, tails with zeros.
+// Packs row k of B [K, units], and with bfloat16 row k + 1 too: what a part of panel p has of it, tails with
+// zeros.
 template <class T, class Row>
-FASTRNN_INLINE void pack_group(const Panels<T>& panels, int64_t p, int64_t K, int64_t k, const Row& row,
-                               Real<T>* panel) {
+FASTRNN_INLINE void pack_group(const Panels<T>& panels, int64_t p, Part part, int64_t K, int64_t k,
+                               const Row& row, Real<T>* panel) {
   constexpr int L = kLanes<Real<T>>;
-  const T* row_0 = row(k) + panels.first(p);
-  const T* row_1 = kGroup<T> > 1 && k + 1 < K ? row(k + 1) + panels.first(p) : nullptr;
-  for (int i = 0; i < panels.parts(p); ++i) {
-    const Part part = panels.part(p, i);
-    Real<T>* out = panel + part.first * L * groups<T>(K) + k / kGroup<T> * part.nv * L;
-    for (int j = 0; j < part.nv; ++j, out += L) {
-      const int64_t at = (part.first + j) * L, n = part.first + j < panels.u(p) - 1 ? L : panels.last(p);
-      store(out, group_rows(row_0 + at, row_1 ? row_1 + at : nullptr, n));
-    }
+  const int64_t unit = panels.first(p) + part.first * L;
+  const T* row_0 = row(k) + unit;
+  const T* row_1 = kGroup<T> > 1 && k + 1 < K ? row(k + 1) + unit : nullptr;
+  Real<T>* out = panel + part.first * L * groups<T>(K) + k / kGroup<T> * part.nv * L;
+  for (int j = 0; j < part.nv; ++j) {
+    const int64_t n = part.first + j < panels.u(p) - 1 ? L : panels.last(p);
+    store(out + j * L, group_rows(row_0 + j * L, row_1 ? row_1 + j * L : nullptr, n));
   }
 }
 
