@@ -199,15 +199,18 @@ def test_share_memory(cell, step):
     assert not torch.equal(call(x, hx)[0], want[0])
 
 
+@pytest.mark.parametrize(
+    "which_frozen", [("weight_ih", "bias_hh"), ("weight_hh", "bias_ih")], ids=lambda pair: "-".join(pair)
+)
 @each_kind
 @each_cell
-def test_frozen_weights(cell, step):
+def test_frozen_weights(cell, step, which_frozen):
     """Some weights need no gradient: they get none, the others' are the same."""
     case = case_of(cell, step)
     module, call, x, hx = prepare(case, step, fastrnn)
     want = evaluate(call, x, hx, dict(module.named_parameters()), case)
     module.zero_grad(set_to_none=True)
-    frozen = [name_of(step, which) for which in ("weight_ih", "bias_hh")]
+    frozen = [name_of(step, which) for which in which_frozen]
     for name in frozen:
         getattr(module, name).requires_grad_(False)
     _, _, x, hx = prepare(case, step, fastrnn)

@@ -348,6 +348,7 @@ class Backward {
     const T* const* listed;
     Real<T>* packed;  // null: not to be packed
 
+    // Row after row, not panel after panel: rows that another core has written come quickest as a stream.
     void pack(int64_t K, Range rows) const {
       const auto row = [&](int64_t k) { return listed ? listed[k] : first + k * panels.units; };
       const int64_t count = panels.count();
