@@ -13,8 +13,8 @@ struct Gru {
   static constexpr int gates = 3;  // r z n
   static constexpr int saved = 4;  // r z n h_n
   static constexpr bool has_c = false;
-  static constexpr bool split_gate = true;  // n: the hidden side passes through r
-  static constexpr bool reads_h = true;     // h_prev itself, past W_hh
+  static constexpr int whole_gates = 2;  // in n the hidden side passes through r
+  static constexpr bool reads_h = true;  // h_prev itself, past W_hh
 
   template <class M, class V>
   static FASTRNN_INLINE void activate(const V* gx, const V* gh, V* s, V& /*c*/) {

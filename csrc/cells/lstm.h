@@ -5,24 +5,24 @@
 namespace fastrnn::cells {
 
 // Long short-term memory, as torch.nn.LSTM:
-//   i, f, o = sigmoid(x + h)    g = tanh(x + h)
+//   i, f, o = sigmoid(a)    g = tanh(a)
 //   c' = f c + i g
 //   h' = o tanh(c')
-// x, h: a gate's share from the input and from the hidden state.
+// a: a gate before its activation.
 struct Lstm {
   static constexpr const char* name = "lstm";
-  static constexpr int gates = 4;            // i f g o
-  static constexpr int saved = 4;            // i f g o, kept for the backward
-  static constexpr bool has_c = true;        // a cell state beside the hidden state
-  static constexpr bool split_gate = false;  // do the two sides of a gate have different gradients?
-  static constexpr bool reads_h = false;     // does h_prev reach the cell past W_hh?
+  static constexpr int gates = 4;         // i f g o
+  static constexpr int saved = 4;         // i f g o, kept for the backward
+  static constexpr bool has_c = true;     // a cell state beside the hidden state
+  static constexpr int whole_gates = 4;   // of the first so many only the sum of both sides is used
+  static constexpr bool reads_h = false;  // does h_prev reach the cell past W_hh?
 
   template <class M, class V>
-  static FASTRNN_INLINE void activate(const V* gx, const V* gh, V* s, V& c) {
-    s[0] = M::sigmoid(gx[0] + gh[0]);
-    s[1] = M::sigmoid(gx[1] + gh[1]);
-    s[2] = M::tanh(gx[2] + gh[2]);
-    s[3] = M::sigmoid(gx[3] + gh[3]);
+  static FASTRNN_INLINE void activate(const V* a, V* s, V& c) {
+    s[0] = M::sigmoid(a[0]);
+    s[1] = M::sigmoid(a[1]);
+    s[2] = M::tanh(a[2]);
+    s[3] = M::sigmoid(a[3]);
     c = s[1] * c + s[0] * s[2];
   }
   template <class M, class V>

@@ -5,19 +5,19 @@
 namespace fastrnn::cells {
 
 // Elman RNN, as torch.nn.RNN:
-//   h' = activation(x + h)     x, h: the share from the input and from the hidden state
+//   h' = activation(a)     a: the gate before it
 template <class Activation>
 struct Rnn {
   static constexpr const char* name = Activation::name;
   static constexpr int gates = 1;
   static constexpr int saved = 0;  // the backward needs h' only
   static constexpr bool has_c = false;
-  static constexpr bool split_gate = false;
+  static constexpr int whole_gates = 1;
   static constexpr bool reads_h = false;  // does h_prev reach the cell past W_hh?
 
   template <class M, class V>
-  static FASTRNN_INLINE void activate(const V* gx, const V* gh, V* s, V& /*c*/) {
-    s[0] = gx[0] + gh[0];
+  static FASTRNN_INLINE void activate(const V* a, V* s, V& /*c*/) {
+    s[0] = a[0];
   }
   template <class M, class V>
   static FASTRNN_INLINE void output(V* s, const V& /*h_prev*/, const V& /*c*/, V& h) {

@@ -46,7 +46,7 @@ class Backward {
     if (p.rows.T > 1 || wants_dh0) W_hh = take_packed(out_panels, GH);
     if (p.dx) W_ih = take_packed(input_panels, GH);
     dgx = workspace.take<T>(chunk_rows * GH);
-    dgh = Cell::split_gate ? workspace.take<T>(chunk_rows * GH) : dgx;
+    dgh = cells::has_split_gate<Cell> ? workspace.take<T>(chunk_rows * GH) : dgx;
     carry = workspace.take<T>(B * GH);
     dh = workspace.take<Real<T>>(B * P_padded);
     if (Cell::has_c) dc = workspace.take<Real<T>>(B * H_padded);
@@ -118,7 +118,7 @@ class Backward {
         }
       }
       later = later_of(i0 - 1);
-      chunk_gradients(chunk, team, i1 == p.rows.T ? Store::set : Store::add, later);
+      chunk_gradients(chunk, team, i1 < p.rows.T, later);
       later.dgh = carry;
     }
     if (wants_dh0) {
@@ -155,14 +155,14 @@ class Backward {
   // Rows [0, M) of panel i of A W, W [K, of.units].
   void multiply(const Panels<T>& of, int64_t i, bool descending, int64_t M, int64_t K, const T* A, const T* W,
                 const Real<T>* packed, Real<T>* C, RowsAhead* rows_ahead = nullptr) const {
+    const Result<Real<T>> to{C, of.width(i), L};
     if constexpr (kGroup<T> == 1) {
       if (in_place(of, i)) {
-        return multiply_panel(M, K, A, K, 1, W + of.first(i), of.units, of.nv(i), C, of.width(i), L,
-                              Store::set, block_of_k(K), nullptr, rows_ahead);
+        return multiply_panel(M, K, A, K, 1, W + of.first(i), of.units, of.nv(i), to, block_of_k(K), nullptr,
+                              rows_ahead);
       }
     }
-    multiply_packed(of, i, descending, M, K, A, K, kGroup<T>, packed, C, of.width(i), L, Store::set,
-                    block_of_k(K), rows_ahead);
+    multiply_packed(of, i, descending, M, K, A, K, kGroup<T>, packed, to, block_of_k(K), rows_ahead);
   }
   Real<T>* take_packed(const Panels<T>& of, int64_t K) {
     const bool none = in_place(of, 0) && in_place(of, of.count() - 1);
@@ -319,7 +319,7 @@ class Backward {
     const int64_t at = (chunk.row(t) + b) * GH + unit;
     for (int g = 0; g < G; ++g) {
       store_upto(dgx + at + g * p.H, dgx_b[g], lanes);
-      if (Cell::split_gate) store_upto(dgh + at + g * p.H, dgh_b[g], lanes);
+      if (cells::has_split_gate<Cell>) store_upto(dgh + at + g * p.H, dgh_b[g], lanes);
     }
     return dh_prev;
   }
@@ -379,7 +379,7 @@ class Backward {
     const Sum& to;
 
     int64_t tasks() const { return to.result ? left.panels.count() * right.panels.count() : 0; }
-    void multiply(int64_t K, int64_t task, Store store) const {
+    void multiply(int64_t K, int64_t task, bool add) const {
       const int64_t block = task / right.panels.count(), i = task % right.panels.count();
       const int64_t m = left.panels.first(block), N = right.panels.units;
       const T* A = left.first + m;
@@ -388,8 +388,9 @@ class Backward {
         A = reinterpret_cast<const T*>(left.packed + left.panels.offset(block) * groups<T>(K));
         a_k = left.panels.width(block) * kGroup<T>;
       }
+      const Result<Real<T>> result{to.sum + m * N + right.panels.first(i), N, right.panels.last(i)};
       multiply_packed(right.panels, i, false, left.panels.size(block), K, A, kGroup<T>, a_k, right.packed,
-                      to.sum + m * N + right.panels.first(i), N, right.panels.last(i), store, kSummedRows);
+                      add ? result.added() : result, kSummedRows);
     }
   };
 
@@ -402,7 +403,7 @@ class Backward {
   }
 
   // The chunk's part of dW_ih, dW_hh, dW_hr, the biases and dx; and what the next chunk needs of this one.
-  void chunk_gradients(const Chunk& chunk, Team& team, Store store, const Later& later) {
+  void chunk_gradients(const Chunk& chunk, Team& team, bool add, const Later& later) {
     const int64_t K = chunk.count();
     const bool steal_rows = steal || K >= kStolenRows;
     pack_factors(chunk, team, steal_rows);
@@ -421,21 +422,21 @@ class Backward {
     team.for_each(tasks, steal_rows, false, [&](int64_t task) {
       switch (kind_of(counts, task)) {
         case 0:
-          return ih.multiply(K, task, store);
+          return ih.multiply(K, task, add);
         case 1:
-          return hh.multiply(K, task, store);
+          return hh.multiply(K, task, add);
         case 2:
-          return hr.multiply(K, task, store);
+          return hr.multiply(K, task, add);
         case 3:
           return input_gradient(block_of(task, kRowBlock, K));
         case 4: {
           const Range gates = block_of(task, kBiasBlock, GH);
-          if (db_ih.result) sum_rows(K, dgx, gates, db_ih.sum, store);
+          if (db_ih.result) sum_rows(K, dgx, gates, db_ih.sum, add);
           if (!db_hh.result) return;
           if (db_ih.result && dgx == dgh) {
             return copy(db_hh.sum + gates.begin, db_ih.sum + gates.begin, gates.end - gates.begin);
           }
-          return sum_rows(K, dgh, gates, db_hh.sum, store);
+          return sum_rows(K, dgh, gates, db_hh.sum, add);
         }
         default:
           std::memcpy(carry, later.dgh, later.n * GH * sizeof(T));
@@ -473,11 +474,11 @@ class Backward {
   }
 
   // db[m] (+)= sum_k gradient[k, m] for m in `share`.
-  void sum_rows(int64_t K, const T* gradient, Range share, Real<T>* db, Store how) const {
+  void sum_rows(int64_t K, const T* gradient, Range share, Real<T>* db, bool add) const {
     const auto sum_vectors = [&](auto count, int64_t m, int64_t lanes) __attribute__((always_inline)) {
       constexpr int N = decltype(count)::value;
       V sum[N] = {};
-      for (int j = 0; how == Store::add && j < N; ++j) sum[j] = load_upto(db + m + j * L, lanes);
+      for (int j = 0; add && j < N; ++j) sum[j] = load_upto(db + m + j * L, lanes);
       for (int64_t k0 = 0; k0 < K; k0 += kSummedRows) {
         V part[N] = {};
         for (int64_t k = k0; k < std::min(k0 + kSummedRows, K); ++k) {
@@ -542,7 +543,7 @@ class Backward {
   int64_t chunk_steps, chunk_rows;
   Workspace workspace;
   Real<T>*W_hh = nullptr, *W_ih = nullptr, *W_hr = nullptr;  // packed
-  T *dgx, *dgh;                             // [rows of a chunk, GH]; one buffer unless split_gate
+  T *dgx, *dgh;                             // [rows of a chunk, GH]; one buffer unless a gate is split
   T* carry;                                 // [B, GH], dgh of the chunk before
   Real<T>* dh;                              // [B, P_padded]
   Real<T>* dc = nullptr;                    // [B, H_padded]

@@ -49,8 +49,8 @@ class Forward {
       if (projected) W_hr = workspace.take<Real<T>>(out_panels.padded_width() * groups<T>(p.H));
     }
     // Vectors of units may be read from up to one vector past these.
-    b_ih = workspace.take<Real<T>>(width + L);
-    b_hh = workspace.take<Real<T>>(width + L);
+    b_x = workspace.take<Real<T>>(width + L);
+    if (cells::has_split_gate<Cell>) b_h = workspace.take<Real<T>>(width + L);
     gx = workspace.take<Real<T>>(chunk_steps * B * width + L);
     h[0] = workspace.take<T>(B * P_padded);
     h[1] = workspace.take<T>(B * P_padded);
@@ -108,8 +108,7 @@ class Forward {
         pack_transposed(panels, i, w.W_ih, p.I, W_ih);
         pack_transposed(panels, i, w.W_hh, p.P, W_hh);
       }
-      pack_bias(panels, i, w.b_ih, b_ih);
-      pack_bias(panels, i, w.b_hh, b_hh);
+      pack_biases(panels, i, w.b_ih, w.b_hh, Cell::whole_gates, b_x, b_h);
     });
     if (packed && projected) {
       team.for_each(out_panels.count(), steal, false,
@@ -135,25 +134,24 @@ class Forward {
   }
 
   void multiply(const Panels<T>& of, int64_t i, bool descending, int64_t M, int64_t K, const T* A,
-                int64_t a_row, const T* W, const Real<T>* W_packed, Real<T>* C, int64_t ldc,
+                int64_t a_row, const T* W, const Real<T>* W_packed, const Result<Real<T>>& to,
                 RowsAhead* rows_ahead = nullptr) const {
     if (packed) {
-      multiply_packed(of, i, descending, M, K, A, a_row, kGroup<T>, W_packed, C, ldc, L, Store::set,
-                      block_of_k(K), rows_ahead);
+      multiply_packed(of, i, descending, M, K, A, a_row, kGroup<T>, W_packed, to, block_of_k(K), rows_ahead);
     } else {
-      multiply_unpacked(of, i, M, K, A, a_row, W, C, ldc);
+      multiply_unpacked(of, i, M, K, A, a_row, W, to);
     }
   }
 
   void input_gates(const Chunk& chunk, Range own, Range batch) {
     const int64_t width = panels.padded_width();
-    chunk.for_each_run(batch,
-                       [&](int64_t row, int64_t step, int64_t chunk_row, int64_t chunk_step, int64_t count) {
-                         for (int64_t i = own.begin; i < own.end; ++i) {
-                           multiply(panels, i, false, count, p.I, p.x + row * p.I, step * p.I, w.W_ih, W_ih,
-                                    gx + chunk_row * width + panels.offset(i), chunk_step * width);
-                         }
-                       });
+    chunk.for_each_run(batch, [&](int64_t row, int64_t step, int64_t chunk_row, int64_t chunk_step,
+                                  int64_t count) {
+      for (int64_t i = own.begin; i < own.end; ++i) {
+        multiply(panels, i, false, count, p.I, p.x + row * p.I, step * p.I, w.W_ih, W_ih,
+                 {gx + chunk_row * width + panels.offset(i), chunk_step * width, L, b_x + panels.offset(i)});
+      }
+    });
   }
 
   // Back and forth: weights that do not all fit the cache are found in it where the last step ended.
@@ -175,9 +173,11 @@ class Forward {
         const Range block{b0, std::min(b0 + kRowBlock, rows.end)};
         RowsAhead rows_ahead(block.end - b0);
         if (saves && !projected && fetches_rows(p.P, block.end - b0)) add_results(t, b0, k, rows_ahead);
-        multiply(panels, k, descending(i), block.end - b0, p.P, h_before(i) + b0 * P_padded, P_padded, w.W_hh,
-                 W_hh, gh, panels.width(k), &rows_ahead);
         const Real<T>* gx_block = gx + (chunk.row(t) + b0) * panels.padded_width() + panels.offset(k);
+        Result<Real<T>> to{gh, panels.width(k), L};
+        if (!cells::has_split_gate<Cell>) to.plus = gx_block, to.plus_row = panels.padded_width();
+        multiply(panels, k, descending(i), block.end - b0, p.P, h_before(i) + b0 * P_padded, P_padded, w.W_hh,
+                 W_hh, to, &rows_ahead);
         for (int j = 0; j < panels.u(k); ++j) cells(t, k, j, block, gx_block, gh, h_before(i), out);
       }
     }
@@ -199,16 +199,16 @@ class Forward {
     }
   }
 
-  // Vector j of panel i. gx, gh: the panel's columns of the gates, from row `rows.begin` on.
+  // Vector j of panel i. gx, gh: the panel's columns of the gates' shares, from row `rows.begin` on. Without a
+  // split gate only their sum is wanted, and that is gh.
   void cells(int64_t t, int64_t i, int j, Range rows, const Real<T>* gx, const Real<T>* gh, const T* h_prev,
              T* out) {
     const int64_t unit = panels.first(i) + j * L, n = std::min<int64_t>(L, p.H - unit);
     const int64_t gate = panels.size(i);  // from one gate to the next
     const int64_t R = p.rows.total(), row = p.rows.row(t, rows.begin);
-    V b_x[G], b_h[G];
-    for (int g = 0; g < G; ++g) {
-      b_x[g] = load(b_ih + panels.offset(i) + j * L + g * gate);
-      b_h[g] = load(b_hh + panels.offset(i) + j * L + g * gate);
+    V bias_h[G];
+    for (int g = Cell::whole_gates; g < G; ++g) {
+      bias_h[g] = load(b_h + panels.offset(i) + j * L + g * gate);
     }
     // Positions that go from row to row: this loop is short, and index arithmetic would be half of it.
     gx += j * L;
@@ -224,11 +224,16 @@ class Forward {
       for (int r = 0; r < N; ++r) {
         V x[G], h[G];
         for (int g = 0; g < G; ++g) {
-          x[g] = load(gx + g * gate) + b_x[g];
-          h[g] = load(gh + g * gate) + b_h[g];
+          if (cells::has_split_gate<Cell>) x[g] = load(gx + g * gate);
+          h[g] = load(gh + g * gate);
+          if (g >= Cell::whole_gates) h[g] += bias_h[g];
         }
         if (Cell::has_c) c_state[r] = load(c + at_c + r * H_padded);
-        Cell::template activate<Math>(x, h, s[r], c_state[r]);
+        if constexpr (cells::has_split_gate<Cell>) {
+          Cell::template activate<Math>(x, h, s[r], c_state[r]);
+        } else {
+          Cell::template activate<Math>(h, s[r], c_state[r]);
+        }
         gx += panels.padded_width();
         gh += panels.width(i);
       }
@@ -267,8 +272,8 @@ class Forward {
       const int64_t width = out_panels.width(k), unit = out_panels.first(k);
       for (int64_t b0 = rows.begin; b0 < rows.end; b0 += kRowBlock) {
         const int64_t b1 = std::min(b0 + kRowBlock, rows.end);
-        multiply(out_panels, k, descending(i), b1 - b0, p.H, m + b0 * H_padded, H_padded, w.W_hr, W_hr, block,
-                 width);
+        multiply(out_panels, k, descending(i), b1 - b0, p.H, m + b0 * H_padded, H_padded, w.W_hr, W_hr,
+                 {block, width, L});
         for (int64_t b = b0; b < b1; ++b) {
           const int64_t n = std::min(width, p.P - unit);
           copy(h_after(i) + b * P_padded + unit, block + (b - b0) * width, n);
@@ -307,12 +312,12 @@ class Forward {
   int64_t chunk_steps;
   Workspace workspace;
   Real<T>*W_ih = nullptr, *W_hh = nullptr, *W_hr = nullptr;  // packed
-  Real<T>*b_ih, *b_hh;                                       // one row of panels
-  Real<T>* gx;                                               // [rows of a chunk, padded_width]
-  std::array<T*, 2> h;                                       // [B, P_padded], read and written in turn
-  Real<T>* h_real = nullptr;                                 // [B, P_padded], h before it was rounded
-  Real<T>* c = nullptr;                                      // [B, H_padded]
-  T* m = nullptr;                                            // [B, H_padded], o tanh(c) before the projection
+  Real<T>*b_x, *b_h = nullptr;  // one row of panels each; what is added to either product
+  Real<T>* gx;                  // [rows of a chunk, padded_width]
+  std::array<T*, 2> h;          // [B, P_padded], read and written in turn
+  Real<T>* h_real = nullptr;    // [B, P_padded], h before it was rounded
+  Real<T>* c = nullptr;         // [B, H_padded]
+  T* m = nullptr;               // [B, H_padded], o tanh(c) before the projection
 };
 
 template <class Cell, class T>

@@ -37,7 +37,24 @@ constexpr int kMaxRows = max_rows(1);
 // it saves.
 constexpr int64_t block_of_k(int64_t K) { return K <= 256 ? 256 : 128; }
 
-enum class Store { set, add };
+// Where a product goes, and what is added to it: C = A B + plus, rows of plus `plus_row` apart (0: the same to
+// each). Null: nothing. It is added last, as a sum that begins near zero rounds less.
+template <class R>
+struct Result {
+  R* C;
+  int64_t ldc;
+  int64_t last;  // lanes of the last vector that C has
+  const R* plus = nullptr;
+  int64_t plus_row = 0;
+
+  Result rows(int64_t first) const {
+    return {C + first * ldc, ldc, last, plus ? plus + first * plus_row : nullptr, plus_row};
+  }
+  Result columns(int64_t first, int64_t last) const {
+    return {C + first, ldc, last, plus ? plus + first : nullptr, plus_row};
+  }
+  Result added() const { return {C, ldc, last, C, ldc}; }
+};
 
 template <class T>
 struct Tile {
@@ -45,11 +62,8 @@ struct Tile {
   int64_t a_row, a_k;  // strides of A: to the next row, and to the next group along k
   const Real<T>* B;    // groups
   int64_t ldb;
-  Real<T>* C;
-  int64_t ldc;
+  Result<Real<T>> to;
   int64_t K;
-  int64_t last;  // lanes of the last vector that C has
-  Store store;
   const char* ahead;  // prefetched, and
   int64_t ahead_k;    // bytes of that for each group along k
   RowsAhead* rows_ahead;
@@ -104,10 +118,9 @@ void multiply_tile(const Tile<T>& t) {
   for (int m = 0; m < rows; ++m) {
 #pragma GCC unroll 8
     for (int v = 0; v < nv; ++v) {
-      Real<T>* c = t.C + m * t.ldc + v * L;
-      const int64_t n = v == nv - 1 ? t.last : L;
-      if (t.store == Store::add) acc[m][v] += load_upto(c, n);
-      store_upto(c, acc[m][v], n);
+      const int64_t n = v == nv - 1 ? t.to.last : L;
+      if (t.to.plus) acc[m][v] += load_upto(t.to.plus + m * t.to.plus_row + v * L, n);
+      store_upto(t.to.C + m * t.to.ldc + v * L, acc[m][v], n);
     }
   }
 }
@@ -135,13 +148,13 @@ constexpr auto kTiles = all_tiles<T>(std::make_index_sequence<kMaxVectors>{});
 // fetch `next`. Null: there is nothing to be fetched, all is near.
 template <class T>
 void multiply_panel(int64_t M, int64_t K, const T* A, int64_t a_row, int64_t a_k, const Real<T>* B,
-                    int64_t ldb, int nv, Real<T>* C, int64_t ldc, int64_t last, Store store, int64_t block_k,
-                    const Real<T>* next, RowsAhead* rows_ahead) {
+                    int64_t ldb, int nv, const Result<Real<T>>& to, int64_t block_k, const Real<T>* next,
+                    RowsAhead* rows_ahead) {
   constexpr int L = kLanes<Real<T>>;
   if (M > 1 && nv > kTileVectors) {
     const int left = nv / 2;
-    multiply_panel(M, K, A, a_row, a_k, B, ldb, left, C, ldc, L, store, block_k, next, rows_ahead);
-    multiply_panel(M, K, A, a_row, a_k, B + left * L, ldb, nv - left, C + left * L, ldc, last, store, block_k,
+    multiply_panel(M, K, A, a_row, a_k, B, ldb, left, to.columns(0, L), block_k, next, rows_ahead);
+    multiply_panel(M, K, A, a_row, a_k, B + left * L, ldb, nv - left, to.columns(left * L, to.last), block_k,
                    next, rows_ahead);
     return;
   }
@@ -150,13 +163,9 @@ void multiply_panel(int64_t M, int64_t K, const T* A, int64_t a_row, int64_t a_k
   for (int64_t i0 = 0; i0 < tiles; i0 += kTilesInBlock) {
     const int64_t i1 = std::min(i0 + kTilesInBlock, tiles);
     for (int64_t k = 0; k < K; k += block_k) {
-      Tile<T> tile{nullptr,   a_row,
-                   a_k,       B + k / kGroup<T> * ldb,
-                   ldb,       nullptr,
-                   ldc,       std::min(block_k, K - k),
-                   last,      k == 0 ? store : Store::add,
-                   nullptr,   0,
-                   rows_ahead};
+      const Result<Real<T>> block = k == 0 ? to : to.added();
+      Tile<T> tile{nullptr, a_row, a_k,       B + k / kGroup<T> * ldb, ldb, block, std::min(block_k, K - k),
+                   nullptr, 0,     rows_ahead};
       const Real<T>* ahead = k + block_k < K ? tile.B + block_k / kGroup<T> * ldb : next;
       // A single tile is a stream, which the processor sees coming.
       const bool fetch = next != nullptr && i1 - i0 > 1;
@@ -164,7 +173,7 @@ void multiply_panel(int64_t M, int64_t K, const T* A, int64_t a_row, int64_t a_k
       for (int64_t i = i0; i < i1; ++i) {
         const int64_t m = M * i / tiles, rows = M * (i + 1) / tiles - m;
         tile.A = A + m * a_row + k / kGroup<T> * a_k;
-        tile.C = C + m * ldc;
+        tile.to = block.rows(m);
         if (fetch) {
           tile.ahead = reinterpret_cast<const char*>(ahead) + (i - i0) * groups<T>(tile.K) * tile.ahead_k;
         }
@@ -227,8 +236,8 @@ struct Panels {
 // Rows [0, M) of panel p of what is packed at B, whose panels are taken in ascending or descending order.
 template <class T>
 FASTRNN_INLINE void multiply_packed(const Panels<T>& panels, int64_t p, bool descending, int64_t M, int64_t K,
-                                    const T* A, int64_t a_row, int64_t a_k, const Real<T>* B, Real<T>* C,
-                                    int64_t ldc, int64_t last, Store store, int64_t block_k,
+                                    const T* A, int64_t a_row, int64_t a_k, const Real<T>* B,
+                                    const Result<Real<T>>& to, int64_t block_k,
                                     RowsAhead* rows_ahead = nullptr) {
   constexpr int L = kLanes<Real<T>>;
   constexpr int64_t kNear = (768 << 10) / sizeof(Real<T>);  // stays in a core's second-level cache
@@ -240,8 +249,9 @@ FASTRNN_INLINE void multiply_packed(const Panels<T>& panels, int64_t p, bool des
   for (int i = 0; i < parts; ++i) {
     const Part part = panels.part(p, i);
     const Real<T>*at = B + part.first * L * rows, *at_next = i + 1 < parts ? at + part.nv * L * rows : next;
-    multiply_panel(M, K, A, a_row, a_k, at, part.nv * L, part.nv, C + part.first * L, ldc,
-                   i + 1 < parts ? L : last, store, block_k, next ? at_next : nullptr, rows_ahead);
+    multiply_panel(M, K, A, a_row, a_k, at, part.nv * L, part.nv,
+                   to.columns(part.first * L, i + 1 < parts ? L : to.last), block_k, next ? at_next : nullptr,
+                   rows_ahead);
   }
 }
 
@@ -325,16 +335,21 @@ FASTRNN_INLINE void pack_group(const Panels<T>& panels, int64_t p, Part part, in
   }
 }
 
-// Packs a bias [G * units] (zeros if null) as one row of panels.
+// Packs the biases [G * units] (null: zeros) as rows of panels: what is added to the input's product, for the
+// first `whole` gates both of them, and to the hidden state's, for the others.
 template <class T>
-void pack_bias(const Panels<T>& panels, int64_t p, const T* bias, Real<T>* packed) {
+void pack_biases(const Panels<T>& panels, int64_t p, const T* b_ih, const T* b_hh, int whole, Real<T>* b_x,
+                 Real<T>* b_h) {
   const int64_t size = panels.size(p);
   for (int g = 0; g < panels.G; ++g) {
-    Real<T>* to = packed + panels.offset(p) + g * size;
-    if (bias) {
-      copy(to, bias + g * panels.units + panels.first(p), size);
-    } else {
-      std::memset(to, 0, size * sizeof(Real<T>));
+    for (int64_t k = 0; k < size; k += kLanes<Real<T>>) {
+      const int64_t n = size - k, from = g * panels.units + panels.first(p) + k;
+      const int64_t to = panels.offset(p) + g * size + k;
+      Vector<Real<T>> x{}, h{};
+      if (b_ih) x = load_upto(b_ih + from, n);
+      if (b_hh) h = load_upto(b_hh + from, n);
+      store_upto(b_x + to, g < whole ? x + h : x, n);
+      if (g >= whole) store_upto(b_h + to, h, n);
     }
   }
 }
@@ -375,7 +390,7 @@ FASTRNN_INLINE Vector<Real<T>> dot_products(const T* a, const T* W, int64_t K, i
 // packing it.
 template <class T>
 void multiply_unpacked(const Panels<T>& panels, int64_t p, int64_t M, int64_t K, const T* A, int64_t a_row,
-                       const T* W, Real<T>* C, int64_t ldc) {
+                       const T* W, const Result<Real<T>>& to) {
   constexpr int L = kLanes<Real<T>>;
   const int64_t size = panels.size(p);
   for (int g = 0; g < panels.G; ++g) {
@@ -384,12 +399,11 @@ void multiply_unpacked(const Panels<T>& panels, int64_t p, int64_t M, int64_t K,
       const T* W_unit = W + (g * panels.units + panels.first(p) + unit) * K;
       for (int64_t m = 0; m < M; ++m) {
         const T* a = A + m * a_row;
-        Real<T>* c = C + m * ldc + g * size + unit;
-        if (n == L) {
-          store(c, dot_products<T, true>(a, W_unit, K, n - 1));
-        } else {
-          store_upto(c, dot_products<T, false>(a, W_unit, K, n - 1), n);
-        }
+        const int64_t column = g * size + unit;
+        auto sums =
+            n == L ? dot_products<T, true>(a, W_unit, K, n - 1) : dot_products<T, false>(a, W_unit, K, n - 1);
+        if (to.plus) sums += load_upto(to.plus + m * to.plus_row + column, n);
+        store_upto(to.C + m * to.ldc + column, sums, n);
       }
     }
   }

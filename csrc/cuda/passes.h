@@ -151,7 +151,7 @@ class LayerBackward {
         W_ih(p, GH, arena) {
     const int64_t width = p.D * GH;
     dgx = arena.take<T>(R * width);
-    dgh = Cell::split_gate ? arena.take<T>(R * width) : dgx;
+    dgh = cells::has_split_gate<Cell> ? arena.take<T>(R * width) : dgx;
     if (wanted(&WeightGradients<T>::W_hh)) h_prev = arena.take<T>(R * p.D * p.P);
     sums = arena.take<Real<T>>(parts * width);
     if (p.weights[0].W_hr) {
@@ -197,7 +197,7 @@ class LayerBackward {
       sum_products(queue, dgh, GH, d, h_prev, p.P, d, p.D * p.P, dw.W_hh);
       sum_products(queue, dh_rows, p.P, d, m, p.H, d, p.D * p.H, dw.W_hr);
     }
-    if (Cell::split_gate) {
+    if (cells::has_split_gate<Cell>) {
       sum_columns(queue, dgx, &WeightGradients<T>::b_ih, nullptr);
       sum_columns(queue, dgh, &WeightGradients<T>::b_hh, nullptr);
     } else {

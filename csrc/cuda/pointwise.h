@@ -180,9 +180,9 @@ struct CellBackward {
     if (!dm) dh[state] = dh_prev;
     for (int g = 0; g < G; ++g) {
       const int64_t gate = (row * D + d) * G * H + g * H + unit;
-      const T of_x = from_real<T>(gx[g]), of_h = Cell::split_gate ? from_real<T>(gh[g]) : of_x;
+      const T of_x = from_real<T>(gx[g]), of_h = cells::has_split_gate<Cell> ? from_real<T>(gh[g]) : of_x;
       dgx[gate] = of_x;
-      if constexpr (Cell::split_gate) dgh[gate] = of_h;
+      if constexpr (cells::has_split_gate<Cell>) dgh[gate] = of_h;
       dgh_step[(d * B + b) * G * H + g * H + unit] = of_h;
     }
   }

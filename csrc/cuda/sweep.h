@@ -229,8 +229,8 @@ struct BackwardRole {
     FASTRNN_UNROLL
     for (int gate = 0; gate < G; ++gate) {
       p.dgx[row + gate * p.H] = from_real<T>(dgx[gate]);
-      out[gate] = from_real<T>(Cell::split_gate ? dgh[gate] : dgx[gate]);
-      if (Cell::split_gate) p.dgh[row + gate * p.H] = out[gate];
+      out[gate] = from_real<T>(cells::has_split_gate<Cell> ? dgh[gate] : dgx[gate]);
+      if (cells::has_split_gate<Cell>) p.dgh[row + gate * p.H] = out[gate];
     }
   }
 };

@@ -183,7 +183,7 @@ variable_list backward(const Layer& layer, const std::vector<Tensor>& grads) {
           step.s, step.h_prev, step.h, step.c_prev, step.c,
           layout.projected() ? dy_total[t].matmul(direction.W_hr) : dy_total[t], dc_t, dgx, dgh, dh_prev);
       dgates_x[t] = at::cat(dgx, -1);
-      dgates_h[t] = Cell::split_gate ? at::cat(dgh, -1) : dgates_x[t];
+      dgates_h[t] = cells::has_split_gate<Cell> ? at::cat(dgh, -1) : dgates_x[t];
       Tensor dh_t = dgates_h[t].matmul(direction.W_hh);
       if (Cell::reads_h) dh_t = dh_t + dh_prev;
       dh = put(dh_t, dh);

@@ -171,11 +171,11 @@ class Layer {
     std::vector<T> dgx_(dgx.size(), unwritten), dgh_(dgh.size(), unwritten);
     std::vector<T> dh0_(dh0.size(), unwritten), dc0_(dc0.size(), unwritten);
     p.dy = dy_.data(), p.dhn = dhn_.data(), p.dcn = dcn_.data();
-    p.dgx = dgx_.data(), p.dgh = Cell::split_gate ? dgh_.data() : dgx_.data();
+    p.dgx = dgx_.data(), p.dgh = cells::has_split_gate<Cell> ? dgh_.data() : dgx_.data();
     p.dh0 = dh0_.data(), p.dc0 = dc0_.data();
     launch<BackwardRole<Cell, math>>(tier, sms, fault, p);
     compare("dgx", dgx_, dgx, rounded);
-    if (Cell::split_gate) compare("dgh", dgh_, dgh, rounded);
+    if (cells::has_split_gate<Cell>) compare("dgh", dgh_, dgh, rounded);
     compare("dh0", dh0_, dh0, rounded);
     if (Cell::has_c) compare("dc0", dc0_, dc0, rounded);
     return worst;
@@ -256,7 +256,7 @@ class Layer {
         for (int gate = 0; gate < G; ++gate) {
           const int64_t to = (at * D + d) * GH + gate * H + u;
           dgx[to] = stored<math>(x[gate]);
-          dgh[to] = Cell::split_gate ? stored<math>(g[gate]) : dgx[to];
+          dgh[to] = cells::has_split_gate<Cell> ? stored<math>(g[gate]) : dgx[to];
           gates[gate * H + u] = dgh[to];
         }
       }
