@@ -14,7 +14,7 @@
 //     s [saved, at least one] takes what the second part and the backward need; c is the cell state, in and
 //     out.
 //   backward(s, h_prev, h, c_prev, c, dh, dc, dgx, dgh, dh_prev)
-//     dh, dc: gradients of the step's h and c. Writes dgx, and dgh where has_split_gate<Cell> says that it differs;
+//     dh, dc: gradients of the step's h and c. Writes dgx, and dgh where has_split_gate<Cell>;
 //     turns dc into the gradient of c_prev; dh_prev comes in as zero and takes what reaches h_prev past W_hh,
 //     where the cell uses it element by element.
 //

@@ -162,7 +162,7 @@ class Backward {
                               rows_ahead);
       }
     }
-    multiply_packed(of, i, descending, M, K, A, K, kGroup<T>, packed, to, block_of_k(K), rows_ahead);
+    multiply_packed(of, i, descending, M, K, A, K, kGroup<T>, packed, false, to, block_of_k(K), rows_ahead);
   }
   Real<T>* take_packed(const Panels<T>& of, int64_t K) {
     const bool none = in_place(of, 0) && in_place(of, of.count() - 1);
@@ -390,7 +390,7 @@ class Backward {
       }
       const Result<Real<T>> result{to.sum + m * N + right.panels.first(i), N, right.panels.last(i)};
       multiply_packed(right.panels, i, false, left.panels.size(block), K, A, kGroup<T>, a_k, right.packed,
-                      add ? result.added() : result, kSummedRows);
+                      false, add ? result.added() : result, kSummedRows);
     }
   };
 

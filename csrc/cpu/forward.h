@@ -44,7 +44,9 @@ class Forward {
     // Short enough that a slow thread is not waited for long.
     if (plan.by_batch()) chunk_steps = std::min(chunk_steps, ceil_div(p.rows.T, kLeastChunks));
     if (packed) {
-      W_ih = workspace.take<Real<T>>(width * groups<T>(p.I));
+      used_once = !plan.by_batch() && chunk_steps >= p.rows.T;
+      const int64_t columns = used_once ? plan.threads * panels.width(0) : width;
+      W_ih = workspace.take<Real<T>>(columns * groups<T>(p.I));
       W_hh = workspace.take<Real<T>>(width * groups<T>(p.P));
       if (projected) W_hr = workspace.take<Real<T>>(out_panels.padded_width() * groups<T>(p.H));
     }
@@ -62,12 +64,16 @@ class Forward {
   void run(Team& team) {
     pack(team);
     if (plan.by_batch()) {
+      team.for_each(panels.count(), steal, false, [&](int64_t k) {
+        pack_for_input(k, panel_of(W_ih, k, p.I));
+        pack_for_steps(k);
+      });
       const Range all{0, panels.count()}, all_out{0, out_panels.count()};
       team.for_each_chain(plan.groups, ceil_div(p.rows.T, chunk_steps), [&](int64_t group, int64_t number) {
         const Range batch = plan.group(group, p.rows.B);
         const int64_t i0 = number * chunk_steps, i1 = std::min(i0 + chunk_steps, p.rows.T);
         const Chunk chunk = chunk_of(p.rows, direction, i0, i1);
-        input_gates(chunk, all, batch);
+        input_gates(chunk, all, batch, {w.W_ih, W_ih});
         for (int64_t i = i0; i < i1; ++i) {
           step(chunk, i, all, batch);
           if (projected) project(i, all_out, batch);
@@ -78,8 +84,14 @@ class Forward {
       for (int64_t i0 = 0; i0 < p.rows.T; i0 += chunk_steps) {
         const int64_t i1 = std::min(i0 + chunk_steps, p.rows.T);
         const Chunk chunk = chunk_of(p.rows, direction, i0, i1);
-        team.for_each(panels.count(), steal, false,
-                      [&](int64_t k) { input_gates(chunk, {k, k + 1}, batch); });
+        team.for_each(panels.count(), steal, false, [&](int64_t k) {
+          // W_hh comes last, so the cache has it when the steps begin.
+          Real<T>* panel =
+              used_once ? W_ih + team.rank * panels.width(0) * groups<T>(p.I) : panel_of(W_ih, k, p.I);
+          if (i0 == 0) pack_for_input(k, panel);
+          input_gates(chunk, {k, k + 1}, batch, {w.W_ih, used_once ? panel : W_ih, used_once});
+          if (i0 == 0) pack_for_steps(k);
+        });
         for (int64_t i = i0; i < i1; ++i) {
           fetch_written(h_before(i), p.rows.B * P_padded);
           team.for_each(panels.count(), steal, descending(i),
@@ -102,17 +114,29 @@ class Forward {
   // About what a core's second-level cache holds.
   static constexpr int64_t kChunkBytes = 1 << 20;
 
+  // Weights as a product takes them.
+  struct Factor {
+    const T* rows;
+    const Real<T>* packed;  // unless only few rows are multiplied: all its panels, or
+    bool alone = false;     // one of them
+  };
+
+  Real<T>* panel_of(Real<T>* packed, int64_t i, int64_t K) const {
+    return packed + panels.offset(i) * groups<T>(K);
+  }
+  void pack_for_input(int64_t i, Real<T>* panel) {
+    if (packed) pack_transposed(panels, i, w.W_ih, p.I, panel);
+    pack_biases(panels, i, w.b_ih, w.b_hh, Cell::whole_gates, b_x, b_h);
+  }
+  void pack_for_steps(int64_t i) {
+    if (packed) pack_transposed(panels, i, w.W_hh, p.P, panel_of(W_hh, i, p.P));
+  }
+
   void pack(Team& team) {
-    team.for_each(panels.count(), steal, false, [&](int64_t i) {
-      if (packed) {
-        pack_transposed(panels, i, w.W_ih, p.I, W_ih);
-        pack_transposed(panels, i, w.W_hh, p.P, W_hh);
-      }
-      pack_biases(panels, i, w.b_ih, w.b_hh, Cell::whole_gates, b_x, b_h);
-    });
     if (packed && projected) {
-      team.for_each(out_panels.count(), steal, false,
-                    [&](int64_t i) { pack_transposed(out_panels, i, w.W_hr, p.H, W_hr); });
+      team.for_each(out_panels.count(), steal, false, [&](int64_t i) {
+        pack_transposed(out_panels, i, w.W_hr, p.H, W_hr + out_panels.offset(i) * groups<T>(p.H));
+      });
     }
     // Both buffers: a packed sequence that starts later finds its initial state in whichever is read then.
     team.for_each_share(p.rows.B, [&](Range rows) {
@@ -134,21 +158,22 @@ class Forward {
   }
 
   void multiply(const Panels<T>& of, int64_t i, bool descending, int64_t M, int64_t K, const T* A,
-                int64_t a_row, const T* W, const Real<T>* W_packed, const Result<Real<T>>& to,
+                int64_t a_row, const Factor& B, const Result<Real<T>>& to,
                 RowsAhead* rows_ahead = nullptr) const {
     if (packed) {
-      multiply_packed(of, i, descending, M, K, A, a_row, kGroup<T>, W_packed, to, block_of_k(K), rows_ahead);
+      multiply_packed(of, i, descending, M, K, A, a_row, kGroup<T>, B.packed, B.alone, to, block_of_k(K),
+                      rows_ahead);
     } else {
-      multiply_unpacked(of, i, M, K, A, a_row, W, to);
+      multiply_unpacked(of, i, M, K, A, a_row, B.rows, to);
     }
   }
 
-  void input_gates(const Chunk& chunk, Range own, Range batch) {
+  void input_gates(const Chunk& chunk, Range own, Range batch, const Factor& W) {
     const int64_t width = panels.padded_width();
     chunk.for_each_run(batch, [&](int64_t row, int64_t step, int64_t chunk_row, int64_t chunk_step,
                                   int64_t count) {
       for (int64_t i = own.begin; i < own.end; ++i) {
-        multiply(panels, i, false, count, p.I, p.x + row * p.I, step * p.I, w.W_ih, W_ih,
+        multiply(panels, i, false, count, p.I, p.x + row * p.I, step * p.I, W,
                  {gx + chunk_row * width + panels.offset(i), chunk_step * width, L, b_x + panels.offset(i)});
       }
     });
@@ -176,8 +201,8 @@ class Forward {
         const Real<T>* gx_block = gx + (chunk.row(t) + b0) * panels.padded_width() + panels.offset(k);
         Result<Real<T>> to{gh, panels.width(k), L};
         if (!cells::has_split_gate<Cell>) to.plus = gx_block, to.plus_row = panels.padded_width();
-        multiply(panels, k, descending(i), block.end - b0, p.P, h_before(i) + b0 * P_padded, P_padded, w.W_hh,
-                 W_hh, to, &rows_ahead);
+        multiply(panels, k, descending(i), block.end - b0, p.P, h_before(i) + b0 * P_padded, P_padded,
+                 {w.W_hh, W_hh}, to, &rows_ahead);
         for (int j = 0; j < panels.u(k); ++j) cells(t, k, j, block, gx_block, gh, h_before(i), out);
       }
     }
@@ -272,7 +297,7 @@ class Forward {
       const int64_t width = out_panels.width(k), unit = out_panels.first(k);
       for (int64_t b0 = rows.begin; b0 < rows.end; b0 += kRowBlock) {
         const int64_t b1 = std::min(b0 + kRowBlock, rows.end);
-        multiply(out_panels, k, descending(i), b1 - b0, p.H, m + b0 * H_padded, H_padded, w.W_hr, W_hr,
+        multiply(out_panels, k, descending(i), b1 - b0, p.H, m + b0 * H_padded, H_padded, {w.W_hr, W_hr},
                  {block, width, L});
         for (int64_t b = b0; b < b1; ++b) {
           const int64_t n = std::min(width, p.P - unit);
@@ -310,6 +335,7 @@ class Forward {
   const Panels<T> out_panels;  // projected units
   const int64_t H_padded, P_padded;
   int64_t chunk_steps;
+  bool used_once = false;  // the packed W_ih: each panel by the thread that packs it
   Workspace workspace;
   Real<T>*W_ih = nullptr, *W_hh = nullptr, *W_hr = nullptr;  // packed
   Real<T>*b_x, *b_h = nullptr;  // one row of panels each; what is added to either product

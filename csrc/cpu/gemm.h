@@ -233,18 +233,21 @@ struct Panels {
   }
 };
 
-// Rows [0, M) of panel p of what is packed at B, whose panels are taken in ascending or descending order.
+// Rows [0, M) of panel p. B: all panels one after the other, taken in ascending or descending order; or if
+// `alone` only this one, just packed.
 template <class T>
 FASTRNN_INLINE void multiply_packed(const Panels<T>& panels, int64_t p, bool descending, int64_t M, int64_t K,
-                                    const T* A, int64_t a_row, int64_t a_k, const Real<T>* B,
+                                    const T* A, int64_t a_row, int64_t a_k, const Real<T>* B, bool alone,
                                     const Result<Real<T>>& to, int64_t block_k,
                                     RowsAhead* rows_ahead = nullptr) {
   constexpr int L = kLanes<Real<T>>;
   constexpr int64_t kNear = (768 << 10) / sizeof(Real<T>);  // stays in a core's second-level cache
   const int64_t rows = groups<T>(K);
   const Real<T>* next = nullptr;
-  if (panels.G * panels.units * rows > kNear) next = B + panels.offset(panels.after(p, descending)) * rows;
-  B += panels.offset(p) * rows;
+  if (!alone) {
+    if (panels.G * panels.units * rows > kNear) next = B + panels.offset(panels.after(p, descending)) * rows;
+    B += panels.offset(p) * rows;
+  }
   const int parts = panels.parts(p);
   for (int i = 0; i < parts; ++i) {
     const Part part = panels.part(p, i);
@@ -286,12 +289,11 @@ FASTRNN_INLINE void transpose_block(const T* in, int64_t in_row, Real<T>* out, i
   for (int i = 0; i < L; ++i) store(out + i * out_row, v[i]);
 }
 
-// Packs W [G * units, K] so that B[k, n] = W[n, k]. Each panel has groups(K) rows.
+// Packs panel p of W [G * units, K] so that B[k, n] = W[n, k]. It has groups(K) rows.
 template <class T>
-void pack_transposed(const Panels<T>& panels, int64_t p, const T* W, int64_t K, Real<T>* packed) {
+void pack_transposed(const Panels<T>& panels, int64_t p, const T* W, int64_t K, Real<T>* panel) {
   constexpr int L = kLanes<Real<T>>;
   const int64_t size = panels.size(p), in_all = groups<T>(K);
-  Real<T>* panel = packed + panels.offset(p) * in_all;
   for (int64_t column = panels.G * size; column < panels.width(p); ++column) {
     const auto place = panels.place(p, column, in_all);
     for (int64_t k = 0; k < in_all; ++k) panel[place.at + k * place.row] = 0;
