@@ -110,7 +110,12 @@ void multiply_tile(const Tile<T>& t) {
     add_next(fetched, [&]() __attribute__((always_inline)) { rows_ahead.fetch(); });
     left -= fetched;
   }
-  add_next(left, []() {});
+  if (rows > 1 && a_k > kGroup<T>) {
+    // Each group of A is in another line, and the processor sees no stream.
+    add_next(left, [&]() __attribute__((always_inline)) { __builtin_prefetch(A + 16 * a_k); });
+  } else {
+    add_next(left, []() {});
+  }
   if (kGroup<T> > 1 && t.K % kGroup<T> != 0) {
     add_products([](const T* a) __attribute__((always_inline)) { return splat_group<T, 1>(a); });
   }
