@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <utility>
 
 #include "cpu/rows_ahead.h"
@@ -343,7 +344,7 @@ FASTRNN_INLINE void pack_group(const Panels<T>& panels, int64_t p, Part part, in
 }
 
 // Packs the biases [G * units] (null: zeros) as rows of panels: what is added to the input's product, for the
-// first `whole` gates both of them, and to the hidden state's, for the others.
+// first `whole` gates both of them, and to the hidden state's, for the others. Either row is followed by a vector.
 template <class T>
 void pack_biases(const Panels<T>& panels, int64_t p, const T* b_ih, const T* b_hh, int whole, Real<T>* b_x,
                  Real<T>* b_h) {
@@ -358,6 +359,14 @@ void pack_biases(const Panels<T>& panels, int64_t p, const T* b_ih, const T* b_h
       store_upto(b_x + to, g < whole ? x + h : x, n);
       if (g >= whole) store_upto(b_h + to, h, n);
     }
+  }
+  if (p < panels.count() - 1) return;
+  // What stands past the last gate is added too, to columns that nobody uses. If it happened to be subnormal
+  // numbers, each of these additions would take a hundred times as long.
+  const int64_t end = panels.offset(p) + panels.G * size;
+  const size_t rest = (panels.padded_width() + kLanes<Real<T>> - end) * sizeof(Real<T>);
+  for (Real<T>* b : {b_x, b_h}) {
+    if (b) std::memset(b + end, 0, rest);
   }
 }
 
