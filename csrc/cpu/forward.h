@@ -121,8 +121,8 @@ class Forward {
     bool alone = false;     // one of them
   };
 
-  Real<T>* panel_of(Real<T>* packed, int64_t i, int64_t K) const {
-    return packed + panels.offset(i) * groups<T>(K);
+  Real<T>* panel_of(Real<T>* first, int64_t i, int64_t K) const {
+    return packed ? first + panels.offset(i) * groups<T>(K) : nullptr;
   }
   void pack_for_input(int64_t i, Real<T>* panel) {
     if (packed) pack_transposed(panels, i, w.W_ih, p.I, panel);
