@@ -60,8 +60,8 @@ def make_plans(
 def core_round_trip() -> float | None:
     """Seconds that a cache line takes between two cores of torch's threads and back, at this moment.
 
-    Below 200e-9 the CPU shares shorter steps among its threads. The best of some tries; None if a second
-    thread never comes.
+    The shorter it is, the shorter are the steps that the CPU shares among its threads. The best of some
+    tries; None if a second thread never comes.
     """
     found = min(_C.core_round_trip() for _ in range(TRIES))
     return None if found == NEVER else found * 1e-9

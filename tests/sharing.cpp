@@ -106,11 +106,11 @@ void test_board_wait() {
 // and neither changes what is known.
 void test_distance() {
   Distance distance;
-  EXPECT(distance.outdated(1) && !distance.near());
+  EXPECT(distance.outdated(1) && distance.round_trip() == INT64_MAX);
   distance.begin(1);
   distance.play(0);
   distance.play(1);
-  EXPECT(!distance.near() && !distance.outdated(1 + Distance::kPeriod));
+  EXPECT(distance.round_trip() == INT64_MAX && !distance.outdated(1 + Distance::kPeriod));
   EXPECT(distance.outdated(2 + Distance::kPeriod));
   int64_t now = Board::now();
   const int64_t end = now + 2'000'000'000;
@@ -122,7 +122,6 @@ void test_distance() {
   }
   const int64_t found = distance.round_trip();
   EXPECT(found > 0 && found < 100'000);
-  EXPECT(distance.near() == (found < Distance::kNear));
   distance.begin(now);
   distance.play(0);
   EXPECT(distance.round_trip() == found);

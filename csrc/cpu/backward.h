@@ -33,8 +33,8 @@ class Backward {
         wants_dh0(p.dh0 != nullptr),
         GH(Cell::gates * p.H),
         R(p.rows.total()),
-        out_panels(make_panels<T>(p.P, 1, p.rows.B, plan.by_batch() ? 1 : plan.threads)),
-        unit_panels(make_panels<T>(p.H, 1, p.rows.B, plan.by_batch() ? 1 : plan.threads)),
+        out_panels(make_panels<T>(p.P, 1, plan.step_rows(p.rows.B), GH, plan.step_threads())),
+        unit_panels(make_panels<T>(p.H, 1, plan.step_rows(p.rows.B), p.P, plan.step_threads())),
         input_panels{p.I, 1, kTileVectors, kTileVectors},
         P_padded(ceil_div(p.P, L) * L),
         H_padded(ceil_div(p.H, L) * L) {

@@ -53,16 +53,16 @@ void measure(Distance& distance, int64_t now) {
 
 }  // namespace
 
-bool cores_are_near() {
-  thread_local Distance distance;
-  const int64_t now = Board::now();
-  if (distance.outdated(now)) measure(distance, now);
-  return distance.near();
-}
-
 int64_t core_round_trip() {
   Distance distance;
   measure(distance, Board::now());
+  return distance.round_trip();
+}
+
+int64_t recent_round_trip() {
+  thread_local Distance distance;
+  const int64_t now = Board::now();
+  if (distance.outdated(now)) measure(distance, now);
   return distance.round_trip();
 }
 

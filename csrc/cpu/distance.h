@@ -10,8 +10,7 @@ namespace fastrnn::cpu {
 // Threads move, and the cores of a virtual machine do, so it is measured again from time to time.
 class Distance {
  public:
-  static constexpr int64_t kNear = 200;  // all times are in nanoseconds
-  static constexpr int64_t kPeriod = 250'000'000;
+  static constexpr int64_t kPeriod = 250'000'000;  // all times are in nanoseconds
 
   // The caller begins; then it and another thread play, at about the same time. If the other one does not show
   // up, what was measured before holds.
@@ -20,7 +19,6 @@ class Distance {
   void play(int rank);
 
   int64_t round_trip() const { return round_trip_; }  // the largest number if it was never measured
-  bool near() const { return round_trip_ < kNear; }
 
  private:
   static constexpr int kBatches = 4, kRounds = 8;
@@ -32,11 +30,10 @@ class Distance {
   alignas(64) std::atomic<int> passes_{0};
 };
 
-// Whether two of the caller's threads are so close that they may meet often. Only for a caller that may use
-// several.
-bool cores_are_near();
-
 // The round trip between two of the caller's threads now; the largest number if the second one does not show up.
 int64_t core_round_trip();
+
+// The same, not older than a period. Only for a caller that may use several threads.
+int64_t recent_round_trip();
 
 }  // namespace fastrnn::cpu

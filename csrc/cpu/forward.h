@@ -34,8 +34,8 @@ class Forward {
         w(p.weights[d]),
         projected(w.W_hr != nullptr),
         saves(p.s != nullptr || p.y_copy != nullptr),
-        panels(make_panels<T>(p.H, G, p.rows.B, plan.by_batch() ? 1 : plan.threads)),
-        out_panels(make_panels<T>(p.P, 1, p.rows.B, plan.by_batch() ? 1 : plan.threads)),
+        panels(make_panels<T>(p.H, G, plan.step_rows(p.rows.B), p.P, plan.step_threads())),
+        out_panels(make_panels<T>(p.P, 1, plan.step_rows(p.rows.B), p.H, plan.step_threads())),
         H_padded(ceil_div(p.H, L) * L),
         P_padded(ceil_div(p.P, L) * L) {
     const int64_t B = p.rows.B, width = panels.padded_width();

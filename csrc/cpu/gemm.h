@@ -57,6 +57,17 @@ struct Result {
   Result added() const { return {C, ldc, last, C, ldc}; }
 };
 
+// Widest part of a panel for products of so many rows and terms. 7 or 8 rows would be two tiles of a part of 4
+// vectors. With 3 rows a tile computes too little for what it fetches, and a block of a part that is larger than
+// the first-level cache would be fetched twice; one tile of fewer vectors does neither.
+template <class T>
+constexpr int widest_part(int64_t rows, int64_t K) {
+  if (rows == 1) return kMaxVectors;
+  constexpr int64_t kFirstLevel = 32 << 10;
+  const int64_t block = groups<T>(std::min(K, block_of_k(K))) * kPartVectors * kVectorBytes;
+  return kPartVectors == 4 && (rows == 7 || (rows == 8 && block > kFirstLevel)) ? 3 : kPartVectors;
+}
+
 template <class T>
 struct Tile {
   const T* A;
@@ -177,7 +188,7 @@ void multiply_panel(int64_t M, int64_t K, const T* A, int64_t a_row, int64_t a_k
       const bool fetch = next != nullptr && i1 - i0 > 1;
       if (fetch) tile.ahead_k = nv * kVectorBytes / (i1 - i0);
       for (int64_t i = i0; i < i1; ++i) {
-        const int64_t m = M * i / tiles, rows = M * (i + 1) / tiles - m;
+        const int64_t m = ceil_div(M * i, tiles), rows = ceil_div(M * (i + 1), tiles) - m;
         tile.A = A + m * a_row + k / kGroup<T> * a_k;
         tile.to = block.rows(m);
         if (fetch) {
@@ -221,7 +232,7 @@ struct Panels {
   int64_t last(int64_t p) const { return size(p) - (u(p) - 1) * lanes; }
 
   int parts(int64_t p) const {
-    if (kPanelVectors <= kPartVectors || (G > 1 && last(p) < lanes)) return 1;
+    if (kPanelVectors <= widest || (G > 1 && last(p) < lanes)) return 1;
     return (nv(p) + widest - 1) / widest;
   }
   Part part(int64_t p, int i) const {
@@ -265,10 +276,10 @@ FASTRNN_INLINE void multiply_packed(const Panels<T>& panels, int64_t p, bool des
 }
 
 // The widest panels that still share out evenly: a thread's time goes with the vectors it holds, and narrow
-// panels reuse a broadcast of A less often. rows is what a tile can hope for.
+// panels reuse a broadcast of A less often. rows, K: of most of their products.
 template <class T>
-Panels<T> make_panels(int64_t units, int G, int64_t rows, int threads) {
-  const int most = rows == 1 ? kMaxVectors : kPanelVectors, widest = rows == 1 ? kMaxVectors : kPartVectors;
+Panels<T> make_panels(int64_t units, int G, int64_t rows, int64_t K, int threads) {
+  const int most = rows == 1 ? kMaxVectors : kPanelVectors, widest = widest_part<T>(rows, K);
   Panels<T> best{units, G, 1, widest};
   double best_cost = 0;
   for (int U = 1; U * G <= most; ++U) {

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "core/params.h"
+#include "cpu/cache.h"
 #include "cpu/distance.h"
 #include "cpu/gemm.h"
 #include "cpu/team.h"
@@ -28,6 +29,9 @@ struct Plan {
 
   bool by_batch() const { return groups > 0; }
   Range group(int64_t i, int64_t B) const { return {B * i / groups, B * (i + 1) / groups}; }
+  // The threads that share a step's products, and the rows of these.
+  int step_threads() const { return by_batch() ? 1 : threads; }
+  int64_t step_rows(int64_t B) const { return by_batch() ? ceil_div(B, groups) : B; }
 };
 
 constexpr int64_t kThreadWork = 192 * 1024;  // multiply-adds that pay for waking a thread
@@ -40,9 +44,9 @@ int64_t work_of(const ForwardParams<T>& p) {
 
 template <class Cell, class T>
 Plan make_plan(const ForwardParams<T>& p, int most_threads) {
-  // Multiply-adds a step that pay for a barrier a step, on cores that are close to each other or not.
-  constexpr int64_t kNearBarrierWork = 8 * 1024, kBarrierWork = 64 * 1024;
-  constexpr int64_t kCacheBytes = 512 * 1024;  // weights that every thread can keep beside its other data
+  // Multiply-adds a step that pay for a barrier a step: for each nanosecond from core to core, or at any distance.
+  constexpr int64_t kBarrierWorkOfNanosecond = 110, kBarrierWork = 64 * 1024;
+  const int64_t cache_bytes = second_level_cache() / 2;  // weights that every thread can keep beside the rest
   constexpr int64_t kManyRows = 24;  // sequences a thread that pay for fetching all of W_hh every step,
   constexpr int64_t kSharedCacheBytes = 4 << 20;  // if it comes from the cache that threads share
   // Sequences of a group, more where tiles are low and the last of them wastes more; groups of a thread.
@@ -55,14 +59,15 @@ Plan make_plan(const ForwardParams<T>& p, int most_threads) {
   // not so in a packed batch, whose later steps have fewer sequences.
   const bool enough_rows = B >= 4 * threads && !p.rows.packed();
   const int64_t bytes = GH * p.P * static_cast<int64_t>(sizeof(T));
-  const bool fits = bytes <= kCacheBytes || (bytes <= kSharedCacheBytes && B >= kManyRows * threads);
+  const bool fits = bytes <= cache_bytes || (bytes <= kSharedCacheBytes && B >= kManyRows * threads);
   // A single step uses each weight once, so it is best packed by the thread that multiplies it.
   if (p.rows.T == 1) return {threads, 0};
   const int64_t step_work = B * GH * p.P;
   const int64_t group_rows = bytes <= kOwnCacheBytes ? kGroupRows : kManyRows;
   const Plan by_batch{threads, threads * std::clamp<int64_t>(B / (threads * group_rows), 1, kMostGroups)};
   if (enough_rows && fits) return by_batch;
-  const bool barrier_pays = step_work >= kBarrierWork || (step_work >= kNearBarrierWork && cores_are_near());
+  const bool barrier_pays =
+      step_work >= kBarrierWork || step_work / kBarrierWorkOfNanosecond >= recent_round_trip();
   if (barrier_pays) return {threads, 0};
   return enough_rows ? by_batch : Plan{1, 0};
 }
