@@ -372,7 +372,7 @@ def various_layers(**factors: Sequence) -> Iterator[Case]:
         H=SIZES,
         I=SIZES,
         form=FORMS,
-        B=(3, 17, 1, 0),
+        B=(3, 17, 1, 7, 0),
         L=(1, 2),
         bidirectional=(False, True),
         bias=(True, False),

@@ -251,8 +251,8 @@ def test_saturated_values(cell, dtype, step):
 
 # ---- the same bits ----
 
-# Small; one row and many units; many rows and few units; tails everywhere; both directions; packed;
-# projected.
+# Small; one row and many units; many rows and few units; tails everywhere; 7 and 8 rows for each of two
+# threads, whose tiles are cut in another way; both directions; packed; projected.
 REPEATED_CASES = [
     Case(cell, **sizes)
     for cell in EVERY_CELL
@@ -261,6 +261,8 @@ REPEATED_CASES = [
         dict(T=20, B=1, I=64, H=300),
         dict(T=10, B=130, I=20, H=40),
         dict(T=10, B=37, I=33, H=150, dtype=torch.float64),
+        dict(T=10, B=14, I=33, H=70),
+        dict(T=10, B=15, I=33, H=150),
         dict(T=10, B=16, I=128, H=128, bidirectional=True),
         dict(T=30, B=20, I=33, H=65, L=2, form="unsorted"),
         dict(T=10, B=70, I=33, H=150, dtype=torch.bfloat16),
