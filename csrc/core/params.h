@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace fastrnn {
@@ -74,6 +75,9 @@ struct ForwardParams {
   Real<T>* s;   // [D, R, S*H], null unless a backward will follow
   Real<T>* c;   // [D, R, H], null unless a backward will follow and there is a cell state
   int threads;
+  // Of scratch memory, aligned to 64 bytes; throws where there is none (the CPU's kernels only).
+  void* (*allocate)(size_t bytes);
+  void (*release)(void* memory);
 };
 
 template <class T>
@@ -85,7 +89,8 @@ struct WeightGradients {
   T* W_hr;
 };
 
-// y, s and c are what the forward wrote; hn and cn are not used.
+// y, s and c are what the forward wrote; hn, cn and the biases are not used. x is null where no dW_ih is wanted,
+// W_ih where no dx is, h0 where neither a dW_hh is nor the cell reads h_prev.
 template <class T>
 struct BackwardParams : ForwardParams<T> {
   const T* dy;   // [R, D*P] or null (zeros)

@@ -37,17 +37,18 @@ class Backward {
         unit_panels(make_panels<T>(p.H, 1, plan.step_rows(p.rows.B), p.P, plan.step_threads())),
         input_panels{p.I, 1, kTileVectors, kTileVectors},
         P_padded(ceil_div(p.P, L) * L),
-        H_padded(ceil_div(p.H, L) * L) {
+        H_padded(ceil_div(p.H, L) * L),
+        workspace(params.allocate, params.release) {
     const int64_t B = p.rows.B;
     const WeightGradients<T>& dw = p.dweights[d];
     chunk_steps = steps_in_chunk(
         p.rows, std::max<int64_t>(kChunkRows, kChunkBytes / (GH * static_cast<int64_t>(sizeof(T)))));
-    chunk_rows = chunk_steps * B;
+    chunk_rows = chunk_steps * sequences_in_chunk(p.rows);
     if (p.rows.T > 1 || wants_dh0) W_hh = take_packed(out_panels, GH);
     if (p.dx) W_ih = take_packed(input_panels, GH);
     dgx = workspace.take<T>(chunk_rows * GH);
     dgh = cells::has_split_gate<Cell> ? workspace.take<T>(chunk_rows * GH) : dgx;
-    carry = workspace.take<T>(B * GH);
+    if (chunk_steps < p.rows.T) carry = workspace.take<T>(B * GH);
     dh = workspace.take<Real<T>>(B * P_padded);
     if (Cell::has_c) dc = workspace.take<Real<T>>(B * H_padded);
     if (projected) {
@@ -86,11 +87,18 @@ class Backward {
 
   void run(Team& team) {
     prepare(team);
-    const Range batch{0, p.rows.B};
+    const int64_t sequences = sequences_in_chunk(p.rows);
+    for (int64_t b = 0; b < p.rows.B; b += sequences) sweep(team, {b, std::min(b + sequences, p.rows.B)});
+    write_initial(team);
+    if constexpr (!std::is_same_v<T, Real<T>>) write_sums(team);
+  }
+
+ private:
+  void sweep(Team& team, Range batch) {
     Later later{nullptr, 0};
     for (int64_t i1 = p.rows.T; i1 > 0; i1 -= std::min(chunk_steps, i1)) {
       const int64_t i0 = std::max<int64_t>(i1 - chunk_steps, 0);
-      const Chunk chunk = chunk_of(p.rows, direction, i0, i1);
+      const Chunk chunk = chunk_of(p.rows, direction, i0, i1, batch);
       // What the step after step i of the sweep forward has left.
       const auto later_of = [&](int64_t i) {
         if (i + 1 == i1) return later;
@@ -118,18 +126,15 @@ class Backward {
         }
       }
       later = later_of(i0 - 1);
-      chunk_gradients(chunk, team, i1 < p.rows.T, later);
-      later.dgh = carry;
+      chunk_gradients(chunk, team, i1 < p.rows.T || batch.begin > 0, i0 > 0, later);
+      if (i0 > 0) later.dgh = carry;
     }
     if (wants_dh0) {
       team.for_each(out_panels.count(), steal, false,
-                    [&](int64_t k) { hidden_gradient({p.rows, 0, 0}, -1, {k, k + 1}, batch, later); });
+                    [&](int64_t k) { hidden_gradient({p.rows, 0, 0, batch}, -1, {k, k + 1}, batch, later); });
     }
-    write_initial(team);
-    if constexpr (!std::is_same_v<T, Real<T>>) write_sums(team);
   }
 
- private:
   // Rows whose gate gradients are multiplied at a time: enough that reading and writing dW again costs
   // little.
   static constexpr int64_t kChunkRows = 512;
@@ -139,6 +144,8 @@ class Backward {
   // A sum over rows is taken in parts of this many. There may be thousands of rows, and one long sum would
   // round more than torch.nn's, which go step by step.
   static constexpr int64_t kSummedRows = 128;
+  // That for a bias, which is only a sum, costs little in shorter parts, and these in parts of as many.
+  static constexpr int64_t kBiasRows = 16;
 
   // The gate gradients of the step after the present one, which covers n sequences.
   struct Later {
@@ -402,8 +409,9 @@ class Backward {
     return kind;
   }
 
-  // The chunk's part of dW_ih, dW_hh, dW_hr, the biases and dx; and what the next chunk needs of this one.
-  void chunk_gradients(const Chunk& chunk, Team& team, bool add, const Later& later) {
+  // The chunk's part of dW_ih, dW_hh, dW_hr, the biases and dx; and what the next chunk needs of this one, if
+  // another `follows`.
+  void chunk_gradients(const Chunk& chunk, Team& team, bool add, bool follows, const Later& later) {
     const int64_t K = chunk.count();
     const bool steal_rows = steal || K >= kStolenRows;
     pack_factors(chunk, team, steal_rows);
@@ -416,7 +424,7 @@ class Backward {
                               hr.tasks(),
                               p.dx ? ceil_div(K, kRowBlock) : 0,
                               db_ih.result || db_hh.result ? ceil_div(GH, kBiasBlock) : 0,
-                              1};
+                              follows};
     int64_t tasks = 0;
     for (int64_t count : counts) tasks += count;
     team.for_each(tasks, steal_rows, false, [&](int64_t task) {
@@ -454,13 +462,13 @@ class Backward {
     team.for_each_share(K, [&](Range share) {
       int64_t k = 0;
       for (int64_t t = chunk.begin; t < chunk.end; ++t) {
-        const int64_t first = std::max<int64_t>(share.begin - k, 0);
-        const int64_t last = std::min(share.end - k, p.rows.n(t));
-        for (int64_t b = first; b < last; ++b) {
-          x_rows[k + b] = p.x + p.rows.row(t, b) * p.I;
-          h_rows[k + b] = previous_h(t, b);
+        const int64_t b0 = chunk.sequences.begin, n = std::min(p.rows.n(t), chunk.sequences.end) - b0;
+        const int64_t last = std::min(share.end - k, n);
+        for (int64_t i = std::max<int64_t>(share.begin - k, 0); i < last; ++i) {
+          x_rows[k + i] = p.x + p.rows.row(t, b0 + i) * p.I;
+          h_rows[k + i] = previous_h(t, b0 + i);
         }
-        k += p.rows.n(t);
+        k += n;
       }
     });
     int64_t counts[6], tasks = 0;
@@ -479,12 +487,16 @@ class Backward {
       constexpr int N = decltype(count)::value;
       V sum[N] = {};
       for (int j = 0; add && j < N; ++j) sum[j] = load_upto(db + m + j * L, lanes);
-      for (int64_t k0 = 0; k0 < K; k0 += kSummedRows) {
-        V part[N] = {};
-        for (int64_t k = k0; k < std::min(k0 + kSummedRows, K); ++k) {
-          for (int j = 0; j < N; ++j) part[j] += load_upto(gradient + k * GH + m + j * L, lanes);
+      for (int64_t k0 = 0; k0 < K; k0 += kBiasRows * kBiasRows) {
+        V parts[N] = {};
+        for (int64_t k1 = k0; k1 < std::min(k0 + kBiasRows * kBiasRows, K); k1 += kBiasRows) {
+          V part[N] = {};
+          for (int64_t k = k1; k < std::min(k1 + kBiasRows, K); ++k) {
+            for (int j = 0; j < N; ++j) part[j] += load_upto(gradient + k * GH + m + j * L, lanes);
+          }
+          for (int j = 0; j < N; ++j) parts[j] += part[j];
         }
-        for (int j = 0; j < N; ++j) sum[j] += part[j];
+        for (int j = 0; j < N; ++j) sum[j] += parts[j];
       }
       for (int j = 0; j < N; ++j) store_upto(db + m + j * L, sum[j], lanes);
     };
@@ -544,7 +556,7 @@ class Backward {
   Workspace workspace;
   Real<T>*W_hh = nullptr, *W_ih = nullptr, *W_hr = nullptr;  // packed
   T *dgx, *dgh;                             // [rows of a chunk, GH]; one buffer unless a gate is split
-  T* carry;                                 // [B, GH], dgh of the chunk before
+  T* carry = nullptr;                       // [B, GH], dgh of the chunk before, if there are several
   Real<T>* dh;                              // [B, P_padded]
   Real<T>* dc = nullptr;                    // [B, H_padded]
   T *dh_rows = nullptr, *m_rows = nullptr;  // [rows of a chunk, P] and [rows of a chunk, H]

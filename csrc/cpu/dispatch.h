@@ -18,7 +18,7 @@ struct Kernels {
 struct CellKernels {
   const char* name;
   int gates, saved;
-  bool has_c;
+  bool has_c, reads_h;
   std::tuple<Kernels<float>, Kernels<double>, Kernels<bf16>> kernels;
 
   template <class T>

@@ -37,7 +37,8 @@ class Forward {
         panels(make_panels<T>(p.H, G, plan.step_rows(p.rows.B), p.P, plan.step_threads())),
         out_panels(make_panels<T>(p.P, 1, plan.step_rows(p.rows.B), p.H, plan.step_threads())),
         H_padded(ceil_div(p.H, L) * L),
-        P_padded(ceil_div(p.P, L) * L) {
+        P_padded(ceil_div(p.P, L) * L),
+        workspace(params.allocate, params.release) {
     const int64_t B = p.rows.B, width = panels.padded_width();
     chunk_steps =
         steps_in_chunk(p.rows, std::max<int64_t>(kChunkBytes / (width * sizeof(Real<T>)), kRowBlock));
@@ -53,7 +54,7 @@ class Forward {
     // Vectors of units may be read from up to one vector past these.
     b_x = workspace.take<Real<T>>(width + L);
     if (cells::has_split_gate<Cell>) b_h = workspace.take<Real<T>>(width + L);
-    gx = workspace.take<Real<T>>(chunk_steps * B * width + L);
+    gx = workspace.take<Real<T>>(chunk_steps * sequences_in_chunk(p.rows) * width + L);
     h[0] = workspace.take<T>(B * P_padded);
     h[1] = workspace.take<T>(B * P_padded);
     if (kRounded && !projected) h_real = workspace.take<Real<T>>(B * P_padded);
@@ -72,7 +73,7 @@ class Forward {
       team.for_each_chain(plan.groups, ceil_div(p.rows.T, chunk_steps), [&](int64_t group, int64_t number) {
         const Range batch = plan.group(group, p.rows.B);
         const int64_t i0 = number * chunk_steps, i1 = std::min(i0 + chunk_steps, p.rows.T);
-        const Chunk chunk = chunk_of(p.rows, direction, i0, i1);
+        const Chunk chunk = chunk_of(p.rows, direction, i0, i1, {0, p.rows.B});
         input_gates(chunk, all, batch, {w.W_ih, W_ih});
         for (int64_t i = i0; i < i1; ++i) {
           step(chunk, i, all, batch);
@@ -80,33 +81,40 @@ class Forward {
         }
       });
     } else {
-      const Range batch{0, p.rows.B};
-      for (int64_t i0 = 0; i0 < p.rows.T; i0 += chunk_steps) {
-        const int64_t i1 = std::min(i0 + chunk_steps, p.rows.T);
-        const Chunk chunk = chunk_of(p.rows, direction, i0, i1);
-        team.for_each(panels.count(), steal, false, [&](int64_t k) {
-          // W_hh comes last, so the cache has it when the steps begin.
-          Real<T>* panel =
-              used_once ? W_ih + team.rank * panels.width(0) * groups<T>(p.I) : panel_of(W_ih, k, p.I);
-          if (i0 == 0) pack_for_input(k, panel);
-          input_gates(chunk, {k, k + 1}, batch, {w.W_ih, used_once ? panel : W_ih, used_once});
-          if (i0 == 0) pack_for_steps(k);
-        });
-        for (int64_t i = i0; i < i1; ++i) {
-          fetch_written(h_before(i), p.rows.B * P_padded);
-          team.for_each(panels.count(), steal, descending(i),
-                        [&](int64_t k) { step(chunk, i, {k, k + 1}, batch); });
-          if (projected) {
-            team.for_each(out_panels.count(), steal, descending(i),
-                          [&](int64_t k) { project(i, {k, k + 1}, batch); });
-          }
-        }
+      const int64_t sequences = sequences_in_chunk(p.rows);
+      for (int64_t b = 0; b < p.rows.B; b += sequences) {
+        sweep_by_units(team, {b, std::min(b + sequences, p.rows.B)});
       }
     }
     write_final(team);
   }
 
  private:
+  void sweep_by_units(Team& team, Range batch) {
+    for (int64_t i0 = 0; i0 < p.rows.T; i0 += chunk_steps) {
+      const int64_t i1 = std::min(i0 + chunk_steps, p.rows.T);
+      const Chunk chunk = chunk_of(p.rows, direction, i0, i1, batch);
+      const bool first = i0 == 0 && batch.begin == 0;
+      team.for_each(panels.count(), steal, false, [&](int64_t k) {
+        // W_hh comes last, so the cache has it when the steps begin.
+        Real<T>* panel =
+            used_once ? W_ih + team.rank * panels.width(0) * groups<T>(p.I) : panel_of(W_ih, k, p.I);
+        if (first || used_once) pack_for_input(k, panel);
+        input_gates(chunk, {k, k + 1}, batch, {w.W_ih, used_once ? panel : W_ih, used_once});
+        if (first) pack_for_steps(k);
+      });
+      for (int64_t i = i0; i < i1; ++i) {
+        fetch_written(h_before(i), p.rows.B * P_padded);
+        team.for_each(panels.count(), steal, descending(i),
+                      [&](int64_t k) { step(chunk, i, {k, k + 1}, batch); });
+        if (projected) {
+          team.for_each(out_panels.count(), steal, descending(i),
+                        [&](int64_t k) { project(i, {k, k + 1}, batch); });
+        }
+      }
+    }
+  }
+
   static constexpr int64_t kLeastChunks = 8;
   // Rows whose cells are computed at a time: all their gates, then all their outputs. An output waits for its
   // gates, and a processor looks no further ahead than over two LSTM cells; nor does it read past many stores.

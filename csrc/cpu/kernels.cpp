@@ -16,6 +16,7 @@ constexpr CellKernels kernels() {
           Cell::gates,
           Cell::saved,
           Cell::has_c,
+          Cell::reads_h,
           {kernels_of<Cell, float>, kernels_of<Cell, double>, kernels_of<Cell, bf16>}};
 }
 

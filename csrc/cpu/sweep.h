@@ -93,15 +93,27 @@ struct Direction {
   int64_t time(int64_t i) const { return reverse ? T - 1 - i : i; }
 };
 
-// Steps [begin, end) in time. Buffers that hold one chunk are time-major, without gaps.
+// Sequences of a single step beyond which a chunk has no more of them: they do not depend on each other, and
+// scratch memory is for those of one chunk.
+constexpr int64_t kStepRows = 2048;
+
+// The sequences that chunks have: all, or of a single step so many at a time.
+inline int64_t sequences_in_chunk(const Rows& rows) {
+  return rows.T == 1 ? std::min(rows.B, kStepRows) : rows.B;
+}
+
+// Steps [begin, end) in time, of all sequences, or one step of some. Buffers that hold one chunk are time-major,
+// without gaps.
 struct Chunk {
   const Rows& rows;
   int64_t begin, end;
+  Range sequences;
 
+  // Where sequence 0 of step t stands, or would.
   int64_t row(int64_t t) const {
-    return rows.packed() ? rows.first(t) - rows.first(begin) : (t - begin) * rows.B;
+    return (rows.packed() ? rows.first(t) - rows.first(begin) : (t - begin) * rows.B) - sequences.begin;
   }
-  int64_t count() const { return row(end); }
+  int64_t count() const { return std::min(row(end), (end - begin) * (sequences.end - sequences.begin)); }
 
   // Calls f(row, step, chunk_row, chunk_step, count) for runs of evenly spaced rows of sequences
   // [batch.begin, batch.end), as few and long as they come.
@@ -127,8 +139,9 @@ struct Chunk {
 inline int64_t steps_in_chunk(const Rows& rows, int64_t target) {
   return std::clamp<int64_t>(target / std::max<int64_t>(rows.B, 1), 1, rows.T);
 }
-inline Chunk chunk_of(const Rows& rows, const Direction& direction, int64_t i0, int64_t i1) {
-  return direction.reverse ? Chunk{rows, rows.T - i1, rows.T - i0} : Chunk{rows, i0, i1};
+inline Chunk chunk_of(const Rows& rows, const Direction& direction, int64_t i0, int64_t i1, Range sequences) {
+  return direction.reverse ? Chunk{rows, rows.T - i1, rows.T - i0, sequences}
+                           : Chunk{rows, i0, i1, sequences};
 }
 
 }  // namespace fastrnn::cpu::FASTRNN_ISA

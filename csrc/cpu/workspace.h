@@ -1,7 +1,7 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <new>
 
 namespace fastrnn::cpu::FASTRNN_ISA {
@@ -10,11 +10,12 @@ namespace fastrnn::cpu::FASTRNN_ISA {
 // allocating and freeing what a single small step needs would take longer than the step.
 class Workspace {
  public:
-  Workspace() = default;
+  // Memory comes from `allocate`, which throws where there is none, and goes back by `release`.
+  Workspace(void* (*allocate)(size_t), void (*release)(void*)) : allocate_(allocate), release_(release) {}
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
   ~Workspace() {
-    for (int i = 0; i < count_; ++i) std::free(blocks_[i]);
+    for (int i = 0; i < count_; ++i) release_(blocks_[i]);
   }
 
   template <class T>
@@ -25,14 +26,15 @@ class Workspace {
       used_ += bytes;
       return static_cast<T*>(block);
     }
-    void* block = count_ < kMost ? std::aligned_alloc(kLine, bytes) : nullptr;
-    if (block == nullptr) throw std::bad_alloc();
-    blocks_[count_++] = block;
-    return static_cast<T*>(block);
+    if (count_ == kMost) throw std::bad_alloc();
+    blocks_[count_] = allocate_(bytes);
+    return static_cast<T*>(blocks_[count_++]);
   }
 
  private:
   static constexpr size_t kLine = 64;
+  void* (*const allocate_)(size_t);
+  void (*const release_)(void*);
   alignas(kLine) char first_[16 << 10];
   size_t used_ = 0;
   // Not a std::vector: its code would be compiled for this instruction set under a name that other objects

@@ -145,7 +145,7 @@ class LayerBackward {
         GH(Cell::gates * p.H),
         R(p.rows.total()),
         // About as many parts as rows in each: both passes of a column sum are short, and so are its sums.
-        part(std::max<int64_t>(64, static_cast<int64_t>(std::ceil(std::sqrt(static_cast<double>(R)))))),
+        part(std::max<int64_t>(16, static_cast<int64_t>(std::ceil(std::sqrt(static_cast<double>(R)))))),
         parts((R + part - 1) / part),
         rows(p.rows, arena),
         W_ih(p, GH, arena) {

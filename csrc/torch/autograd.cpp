@@ -10,6 +10,8 @@
 #include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "torch/layer.h"
 
 namespace fastrnn::torch_ops {
@@ -52,24 +54,36 @@ variable_list list_inputs(const Tensor& x, at::TensorList hx, at::TensorList wei
   return inputs;
 }
 
+bool are_plain(const variable_list& tensors) {
+  return std::all_of(tensors.begin(), tensors.end(),
+                     [](const Tensor& t) { return !t.defined() || is_plain(t); });
+}
+
 // What the nodes of both derivatives keep of a call. Nodes of their own: torch::autograd::Function keeps what is
 // no tensor in a map from names to IValues and copies lists several times, which costs more than a small step.
 class LayerNode : public Node {
  public:
-  // inputs: x, hx, weights; edges: to what the node gives gradients of.
+  // inputs: x, hx, weights; edges: to what the node gives gradients of; stand_ins: for an input that may be
+  // changed, or be an inference tensor, until somebody asks for a graph of the derivative, what is taken in its
+  // place until then.
   LayerNode(torch::autograd::edge_list edges, const variable_list& inputs, size_t states,
             const optional<Tensor>& batch_sizes, const std::string& cell, bool bidirectional,
-            bool batch_first)
+            bool batch_first, variable_list stand_ins = {})
       : Node(std::move(edges)),
         count_(inputs.size()),
         states_(states),
         cell_(cell),
         bidirectional_(bidirectional),
         batch_first_(batch_first),
-        packed_(batch_sizes.has_value()) {
+        packed_(batch_sizes.has_value()),
+        stand_ins_(std::move(stand_ins)) {
     saved_.reserve(count_ + 4);
-    for (const Tensor& input : inputs) save(input);
-    save(batch_sizes.value_or(Tensor()));
+    stand_ins_.resize(count_);
+    for (const auto i : c10::irange(count_)) {
+      save(stand_ins_[i].defined() && inputs[i].is_inference() ? Tensor() : inputs[i]);
+    }
+    // A clone of an inference tensor is none.
+    save(packed_ && batch_sizes->is_inference() ? batch_sizes->clone() : batch_sizes.value_or(Tensor()));
   }
 
   // After the arguments.
@@ -78,6 +92,7 @@ class LayerNode : public Node {
   void release_variables() override {
     std::lock_guard<std::mutex> lock(mutex_);
     for (auto& tensor : saved_) tensor.reset_data();
+    for (Tensor& tensor : stand_ins_) tensor.reset();
   }
 
  protected:
@@ -88,10 +103,21 @@ class LayerNode : public Node {
     optional<Tensor> batch_sizes;
     const Tensor& x() const { return inputs[0]; }
   };
-  Unpacked unpack() {
+  Unpacked unpack(bool use_stand_ins) {
     Unpacked result;
     result.all.reserve(saved_.size());
-    for (const auto& tensor : saved_) result.all.push_back(tensor.unpack(getptr()));
+    for (const auto i : c10::irange(saved_.size())) {
+      const bool is_stand_in = i < count_ && stand_ins_[i].defined();
+      if (use_stand_ins && is_stand_in) {
+        result.all.push_back(stand_ins_[i]);
+        continue;
+      }
+      result.all.push_back(saved_[i].unpack(getptr()));
+      TORCH_CHECK(
+          !is_stand_in || result.all.back().defined(),
+          "Inference tensors cannot be saved for backward. A graph of the derivative needs all that the "
+          "layer was given: clone it outside of inference mode");
+    }
     arrange(result);
     return result;
   }
@@ -108,6 +134,7 @@ class LayerNode : public Node {
   const std::string cell_;
   const bool bidirectional_, batch_first_, packed_;
   std::vector<torch::autograd::SavedVariable> saved_;  // inputs, batch_sizes, the rest
+  variable_list stand_ins_;                            // one for each input, undefined for most
 };
 
 // The derivative of layer_backward. Gradients go to those of the gradients it was given, then to the layer's
@@ -128,7 +155,7 @@ class LayerDoubleBackward : public LayerNode {
     std::lock_guard<std::mutex> lock(mutex_);
     const bool create_graph = at::GradMode::is_enabled();
     at::AutoGradMode record(true);
-    Unpacked u = unpack();
+    Unpacked u = unpack(/*use_stand_ins=*/false);
     const size_t gradients = u.rest.size();
     variable_list needed;
     // Views, so that what is found ends here: an input may be computed from another one. They may not require a
@@ -178,7 +205,10 @@ class LayerBackward : public LayerNode {
   LayerBackward(const variable_list& inputs, size_t states, const optional<Tensor>& batch_sizes,
                 const std::string& cell, bool bidirectional, bool batch_first, bool checkpoint_gates)
       : LayerNode(torch::autograd::collect_next_edges(inputs), inputs, states, batch_sizes, cell,
-                  bidirectional, batch_first),
+                  bidirectional, batch_first,
+                  checkpoint_gates
+                      ? variable_list()
+                      : make_stand_ins(inputs, states, batch_sizes, cell, bidirectional, batch_first)),
         checkpoint_gates_(checkpoint_gates) {}
 
   std::string name() const override { return "fastrnn::LayerBackward"; }
@@ -193,14 +223,59 @@ class LayerBackward : public LayerNode {
   variable_list apply_with_saved(const variable_list& grads,
                                  torch::dynamo::autograd::SwapSavedVariables& swap) override {
     swap.before(saved_);
-    variable_list result = apply(variable_list(grads));
+    variable_list result = differentiate(grads, /*use_stand_ins=*/false);
     swap.after(saved_);
     return result;
   }
 
+  // create_graph=True, and mapping over gradients (is_grads_batched=True), compute the layer again.
   variable_list apply(variable_list&& grads) override {
+    return differentiate(grads, !at::GradMode::is_enabled() && are_plain(grads));
+  }
+
+  static size_t count_results(const Tensor& x, bool packed, const std::string& cell) {
+    return (x.dim() == 2 && !packed ? 1 : 2) + (find_cell(cell).has_c ? 1 : 0);
+  }
+  // Of what layer_forward returned, what layer_backward takes: of a step that saves nothing its result.
+  static at::TensorList saved_of(at::TensorList outputs, const Tensor& x, bool packed,
+                                 const std::string& cell) {
+    const size_t results = count_results(x, packed, cell);
+    const bool only_y = x.dim() == 2 && !packed && find_cell(cell).saved == 0;
+    return only_y ? outputs.slice(0, 1) : outputs.slice(results);
+  }
+
+ private:
+  // torch.nn's layers let be changed what their backward does not need, so that a buffer for the input can be
+  // used again while the weights are frozen, or an optimizer can step.
+  static variable_list make_stand_ins(const variable_list& inputs, size_t states,
+                                      const optional<Tensor>& batch_sizes, const std::string& cell,
+                                      bool bidirectional, bool batch_first) {
+    if (!are_plain(inputs)) return {};
+    std::vector<bool> wanted;
+    for (const Tensor& input : inputs) wanted.push_back(input.requires_grad());
+    const at::TensorList all(inputs);
+    const std::vector<bool> kept =
+        kept_for_backward(inputs[0], batch_sizes, all.slice(1, states), all.slice(1 + states), bidirectional,
+                          batch_first, wanted);
+    variable_list stand_ins(inputs.size());
+    for (const auto i : c10::irange(inputs.size())) {
+      if (kept[i]) continue;
+      const bool is_weight = i > states;
+      if (is_weight) {
+        stand_ins[i] = inputs[i];  // which others hold as well
+      } else if (i == 1 && find_cell(cell).reads_h) {
+        stand_ins[i] = inputs[i].clone();
+      } else {  // its form, in the memory of one number
+        stand_ins[i] =
+            at::empty_strided(inputs[i].sizes(), std::vector<int64_t>(inputs[i].dim()), inputs[i].options());
+      }
+    }
+    return stand_ins;
+  }
+
+  variable_list differentiate(const variable_list& grads, bool use_stand_ins) {
     std::lock_guard<std::mutex> lock(mutex_);  // with retain_graph two threads may be here
-    const Unpacked u = unpack();
+    const Unpacked u = unpack(use_stand_ins);
     c10::List<bool> wanted;
     wanted.reserve(count_);
     for (const auto i : c10::irange(count_)) wanted.push_back(task_should_compute_output(i));
@@ -230,18 +305,6 @@ class LayerBackward : public LayerNode {
     return result;
   }
 
-  static size_t count_results(const Tensor& x, bool packed, const std::string& cell) {
-    return (x.dim() == 2 && !packed ? 1 : 2) + (find_cell(cell).has_c ? 1 : 0);
-  }
-  // Of what layer_forward returned, what layer_backward takes: of a step that saves nothing its result.
-  static at::TensorList saved_of(at::TensorList outputs, const Tensor& x, bool packed,
-                                 const std::string& cell) {
-    const size_t results = count_results(x, packed, cell);
-    const bool only_y = x.dim() == 2 && !packed && find_cell(cell).saved == 0;
-    return only_y ? outputs.slice(0, 1) : outputs.slice(results);
-  }
-
- private:
   const bool checkpoint_gates_;
 };
 

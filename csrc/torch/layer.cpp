@@ -1,8 +1,11 @@
 #include "torch/layer.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/impl/alloc_cpu.h>
 #include <c10/util/irange.h>
 #include <torch/library.h>
 
@@ -50,6 +53,9 @@ struct Shape {
   int64_t D, S;
   bool step, has_c, projected;
   bool needs_y;  // in the backward: the states before each step, or the result of a cell that saves nothing
+
+  // The kernels divide by these sizes. A layer with none of one is a matter of torch's operations.
+  bool has_empty_weights() const { return I == 0 || H == 0 || P == 0; }
 };
 
 Shape check_shape(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
@@ -146,8 +152,8 @@ class Arguments {
     if (batch_sizes) {
       TORCH_CHECK(batch_sizes->is_cpu(), "batch_sizes: expected a tensor on the CPU, got one on ",
                   batch_sizes->device());
-      batch_sizes_ = batch_sizes->contiguous();
-      rows.batch_sizes = batch_sizes_.const_data_ptr<int64_t>();
+      rows.batch_sizes = read<int64_t>(*batch_sizes, "batch_sizes");
+      while (rows.T > 0 && rows.batch_sizes[rows.T - 1] == 0) --rows.T;  // steps that no sequence has
       offsets_.resize(rows.T + 1, 0);
       for (const auto t : c10::irange(rows.T)) {
         const int64_t n = rows.batch_sizes[t], most = t == 0 ? rows.B : rows.batch_sizes[t - 1];
@@ -167,42 +173,65 @@ class Arguments {
     }
   }
 
+  // Null for an undefined tensor.
   template <class T>
-  const T* read(const Tensor& tensor) {
+  const T* read(const Tensor& tensor, const char* name) {
     if (!tensor.defined()) return nullptr;
-    if (tensor.is_contiguous()) return static_cast<const T*>(tensor.const_data_ptr());
-    kept_.push_back(tensor.contiguous());
+    // torch's fallbacks for tensors that are only marked as zero or negative pass over lists of optional ones.
+    if (tensor._is_zerotensor()) {
+      kept_.push_back(at::zeros(tensor.sizes(), tensor.options()));
+    } else {
+      check_storage(tensor, name);
+      if (tensor.is_contiguous() && !tensor.is_neg()) return static_cast<const T*>(tensor.const_data_ptr());
+      kept_.push_back(tensor.resolve_neg().contiguous());
+    }
     return static_cast<const T*>(kept_.back().const_data_ptr());
   }
 
   Rows rows;
 
  private:
-  Tensor batch_sizes_;
+  // A storage can be given back, or made smaller, under a tensor (untyped_storage().resize_).
+  static void check_storage(const Tensor& tensor, const char* name) {
+    const size_t needed = at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(),
+                                                           tensor.itemsize(), tensor.storage_offset());
+    const size_t there = tensor.storage().nbytes();
+    TORCH_CHECK(needed <= there, name, ": expected a storage of at least ", needed, " bytes for its size ",
+                tensor.sizes(), ", got one of ", there, ": it was resized");
+  }
+
   std::vector<int64_t> offsets_;
   std::vector<Tensor> kept_;
 };
 
 template <class T>
-void fill_forward(ForwardParams<T>& p, Arguments& arguments, const Tensor& x, at::TensorList hx,
-                  at::TensorList weights, const Shape& s) {
+void fill_sizes(ForwardParams<T>& p, const Arguments& arguments, const Shape& s) {
   p.rows = arguments.rows;
   p.I = s.I.expect_int();
   p.H = s.H.expect_int();
   p.P = s.P.expect_int();
   p.D = static_cast<int>(s.D);
+  p.allocate = c10::alloc_cpu;
+  p.release = c10::free_cpu;
+  p.threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+}
+
+template <class T>
+void fill_forward(ForwardParams<T>& p, Arguments& arguments, const Tensor& x, at::TensorList hx,
+                  at::TensorList weights, const Shape& s) {
+  fill_sizes(p, arguments, s);
   const int64_t each = static_cast<int64_t>(weights.size()) / s.D;
   for (const auto d : c10::irange(s.D)) {
     const at::TensorList w = weights.slice(d * each, each);
     const bool bias = each >= 4;
-    p.weights[d] = {arguments.read<T>(w[0]), arguments.read<T>(w[1]),
-                    bias ? arguments.read<T>(w[2]) : nullptr, bias ? arguments.read<T>(w[3]) : nullptr,
-                    s.projected ? arguments.read<T>(w[each - 1]) : nullptr};
+    p.weights[d] = {arguments.read<T>(w[0], "W_ih"), arguments.read<T>(w[1], "W_hh"),
+                    bias ? arguments.read<T>(w[2], "b_ih") : nullptr,
+                    bias ? arguments.read<T>(w[3], "b_hh") : nullptr,
+                    s.projected ? arguments.read<T>(w[each - 1], "W_hr") : nullptr};
   }
-  p.x = arguments.read<T>(x);
-  p.h0 = hx.empty() ? nullptr : arguments.read<T>(hx[0]);
-  p.c0 = hx.size() < 2 ? nullptr : arguments.read<T>(hx[1]);
-  p.threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  p.x = arguments.read<T>(x, "input");
+  p.h0 = hx.empty() ? nullptr : arguments.read<T>(hx[0], "h_0");
+  p.c0 = hx.size() < 2 ? nullptr : arguments.read<T>(hx[1], "c_0");
 }
 
 template <class T>
@@ -251,6 +280,10 @@ variable_list layer_forward(const Tensor& x, const optional<Tensor>& batch_sizes
                             bool batch_first, bool save) {
   const cpu::CellKernels& cell = find_cell(cell_name);
   const Shape s = check_shape(x, batch_sizes, hx, weights, cell, bidirectional, batch_first);
+  if constexpr (Backend::computes) {
+    if (s.R != 0 && s.has_empty_weights())
+      return differentiable_forward(x, batch_sizes, hx, weights, cell_name, bidirectional, batch_first, save);
+  }
   variable_list outputs;
   outputs.reserve(6);
   const auto allocate = [&](const char*, at::SymIntArrayRef size, at::ScalarType dtype) {
@@ -263,7 +296,7 @@ variable_list layer_forward(const Tensor& x, const optional<Tensor>& batch_sizes
   const bool copies_y = save && s.needs_y && !s.step;
   if (copies_y) allocate("y", y_size(x, s), x.scalar_type());
   if constexpr (Backend::computes) {
-    if (x.numel() == 0) {  // no rows: the states stay as they are
+    if (s.R == 0) {  // the states stay as they are
       for (const auto i : c10::irange(hx.size())) outputs[s.step ? i : i + 1].copy_(hx[i]);
       for (const auto i : c10::irange<size_t>(1, hx.empty() ? outputs.size() : 1)) outputs[i].zero_();
       return outputs;
@@ -336,6 +369,14 @@ variable_list layer_backward(const c10::List<optional<Tensor>>& grads, const Ten
   inputs.insert(inputs.end(), weights.begin(), weights.end());
   TORCH_CHECK(wanted.size() == inputs.size(), "wanted: expected ", inputs.size(), " flags, got ",
               wanted.size());
+  if constexpr (Backend::computes) {
+    if (s.R != 0 && s.has_empty_weights()) {
+      variable_list given;
+      for (const optional<Tensor> grad : grads) given.push_back(grad.value_or(Tensor()));
+      return differentiable_backward(given, x, batch_sizes, hx, weights, cell_name, bidirectional,
+                                     batch_first, wanted);
+    }
+  }
   std::vector<Tensor> all(inputs.size());
   variable_list result;
   for (const auto i : c10::irange(inputs.size())) {
@@ -346,7 +387,7 @@ variable_list layer_backward(const c10::List<optional<Tensor>>& grads, const Ten
   if constexpr (Backend::computes) {
     const auto grad = [&](size_t i) { return grads.get(i).value_or(Tensor()); };
     const size_t h_grad = s.step ? 0 : 1;  // where h_n's would be; for a step c_n follows y
-    if (x.numel() == 0) {
+    if (s.R == 0) {
       for (const auto i : c10::irange(all.size())) {
         if (all[i].defined()) all[i].zero_();
       }
@@ -361,24 +402,33 @@ variable_list layer_backward(const c10::List<optional<Tensor>>& grads, const Ten
       using T = decltype(zero);
       Arguments arguments(x, batch_sizes, s, batch_first);
       BackwardParams<T> p{};
-      fill_forward(p, arguments, x, hx, weights, s);
+      fill_sizes(p, arguments, s);
       size_t i = 0;
-      if (s.S > 0) p.s = const_cast<Real<T>*>(arguments.read<Real<T>>(saved[i++]));
-      if (s.has_c) p.c = const_cast<Real<T>*>(arguments.read<Real<T>>(saved[i++]));
-      if (s.needs_y) p.y = const_cast<T*>(arguments.read<T>(saved[i++]));
-      p.dy = arguments.read<T>(grad(0));
-      if (!s.step) p.dhn = arguments.read<T>(grad(1));
-      if (s.has_c) p.dcn = arguments.read<T>(grad(h_grad + 1));
+      if (s.S > 0) p.s = const_cast<Real<T>*>(arguments.read<Real<T>>(saved[i++], "saved s"));
+      if (s.has_c) p.c = const_cast<Real<T>*>(arguments.read<Real<T>>(saved[i++], "saved c"));
+      if (s.needs_y) p.y = const_cast<T*>(arguments.read<T>(saved[i++], "saved y"));
+      p.dy = arguments.read<T>(grad(0), "dy");
+      if (!s.step) p.dhn = arguments.read<T>(grad(1), "dh_n");
+      if (s.has_c) p.dcn = arguments.read<T>(grad(h_grad + 1), "dc_n");
       p.dx = data<T>(all[0]);
       if (!hx.empty()) p.dh0 = data<T>(all[1]);
       if (hx.size() == 2) p.dc0 = data<T>(all[2]);
       const size_t each = weights.size() / s.D;
+      bool wants_W_ih = false, wants_W_hh = false;
       for (const auto d : c10::irange(s.D)) {
-        const Tensor* w = &all[1 + hx.size() + d * each];
+        const Tensor *w = &weights[d * each], *dw = &all[1 + hx.size() + d * each];
         const bool bias = each >= 4;
-        p.dweights[d] = {data<T>(w[0]), data<T>(w[1]), bias ? data<T>(w[2]) : nullptr,
-                         bias ? data<T>(w[3]) : nullptr, s.projected ? data<T>(w[each - 1]) : nullptr};
+        p.dweights[d] = {data<T>(dw[0]), data<T>(dw[1]), bias ? data<T>(dw[2]) : nullptr,
+                         bias ? data<T>(dw[3]) : nullptr, s.projected ? data<T>(dw[each - 1]) : nullptr};
+        p.weights[d] = {p.dx ? arguments.read<T>(w[0], "W_ih") : nullptr, arguments.read<T>(w[1], "W_hh"),
+                        nullptr, nullptr, s.projected ? arguments.read<T>(w[each - 1], "W_hr") : nullptr};
+        wants_W_ih |= dw[0].defined();
+        wants_W_hh |= dw[1].defined();
       }
+      // What is not read may have no memory any more; see kept_for_backward.
+      if (wants_W_ih) p.x = arguments.read<T>(x, "input");
+      if (!hx.empty() && (wants_W_hh || cell.reads_h)) p.h0 = arguments.read<T>(hx[0], "h_0");
+      if (hx.size() == 2) p.c0 = arguments.read<T>(hx[1], "c_0");
       backend.backward(cell, p);
     });
   }
@@ -390,6 +440,26 @@ variable_list layer_backward(const c10::List<optional<Tensor>>& grads, const Ten
 void check_layer(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
                  at::TensorList weights, const std::string& cell, bool bidirectional, bool batch_first) {
   check_shape(x, batch_sizes, hx, weights, find_cell(cell), bidirectional, batch_first);
+}
+
+std::vector<bool> kept_for_backward(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
+                                    at::TensorList weights, bool bidirectional, bool batch_first,
+                                    const std::vector<bool>& wanted) {
+  const WeightLayout layout = weight_layout(weights, bidirectional);
+  const bool step = x.dim() == 2 && !batch_sizes;
+  const bool several_steps = batch_sizes || (!step && x.sym_size(batch_first ? 1 : 0) > 1);
+  const bool wants_dx = wanted[0], wants_dh0 = !hx.empty() && wanted[1];
+  std::vector<bool> kept(wanted.size());
+  for (const auto d : c10::irange(layout.D)) {
+    const size_t w = 1 + hx.size() + d * layout.each;
+    if (wanted[w]) kept[0] = true;                     // dW_ih = dgates^T x
+    if (wanted[w + 1] && !hx.empty()) kept[1] = true;  // dW_hh = dgates^T h
+    kept[w] = wants_dx;                                // dx = dgates W_ih
+    kept[w + 1] = several_steps || wants_dh0;          // dh = dgates W_hh
+    if (layout.projected()) kept[w + layout.each - 1] = true;
+  }
+  if (hx.size() == 2) kept[2] = true;
+  return kept;
 }
 
 TORCH_LIBRARY(fastrnn, m) {

@@ -44,6 +44,20 @@ const cpu::CellKernels& find_cell(const std::string& name);
 void check_layer(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
                  at::TensorList weights, const std::string& cell, bool bidirectional, bool batch_first);
 
+// Which of x, hx and weights must be as they were in the forward when the backward looks for the gradients that
+// `wanted` marks. Of the others it needs no more than the form, and of h_0 perhaps a copy.
+std::vector<bool> kept_for_backward(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
+                                    at::TensorList weights, bool bidirectional, bool batch_first,
+                                    const std::vector<bool>& wanted);
+
+// Has this tensor memory of its own, and is no wrapper of a transform, a trace or a subclass?
+inline bool is_plain(const Tensor& tensor) {
+  constexpr c10::DispatchKeySet wrappers({c10::DispatchKey::Python, c10::DispatchKey::Functionalize,
+                                          c10::DispatchKey::Batched, c10::DispatchKey::FuncTorchBatched,
+                                          c10::DispatchKey::FuncTorchGradWrapper});
+  return !tensor.key_set().has_any(wrappers);
+}
+
 // The operators as C++ calls them.
 template <class Function>
 c10::TypedOperatorHandle<Function> find_operator(const char* name) {

@@ -5,6 +5,9 @@
 #include <c10/util/irange.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <sstream>
+
 #include "torch/layer.h"
 
 namespace fastrnn::torch_ops {
@@ -12,12 +15,43 @@ namespace {
 
 const char* state_name(size_t i) { return i == 0 ? "h_0" : "c_0"; }
 
+// Errors that torch.nn has too begin with its words: people match them.
+
+// torch.nn's class of a layer.
+const char* class_name(const std::string& cell) {
+  return cell == "lstm" ? "LSTM" : cell == "gru" ? "GRU" : "RNN";
+}
+
+// A dtype and a size as Python writes them.
+std::string dtype_name(at::ScalarType dtype) {
+  return "torch." + std::string(c10::getDtypeNames(dtype).first);
+}
+std::string tuple(at::SymIntArrayRef size) {
+  std::ostringstream text;
+  for (const auto i : c10::irange(size.size())) text << (i ? ", " : "(") << size[i];
+  return text.str() + ")";
+}
+
 // A compiled graph gets states of zeros: AOTInductor hands an empty list on as None.
 bool is_traced(const Tensor& input) { return input.key_set().has(c10::DispatchKey::Python); }
 
-void check_input_size(const Tensor& input, const Tensor& W_ih) {
-  TORCH_CHECK(input.sym_size(-1) == W_ih.sym_size(1),
-              "input: expected last size input_size = ", W_ih.sym_size(1), ", got ", input.sym_size(-1));
+// How many packed sequences there are. A graph knows it of a state only, and what is wrong with batch_sizes is
+// found out in the layer.
+c10::SymInt packed_batch(const Tensor& batch_sizes, const Tensor& h_0) {
+  const bool is_vector =
+      batch_sizes.is_cpu() && batch_sizes.dim() == 1 && batch_sizes.scalar_type() == at::kLong;
+  if (is_vector && is_plain(batch_sizes) && is_plain(h_0) && batch_sizes.size(0) > 0)
+    return batch_sizes.select(0, 0).item<int64_t>();
+  return h_0.dim() > 1 ? h_0.sym_size(1) : c10::SymInt(0);
+}
+
+void check_state_dimensions(at::TensorList hx, int64_t expected) {
+  if (std::all_of(hx.begin(), hx.end(), [&](const Tensor& state) { return state.dim() == expected; })) return;
+  const char* batch = expected == 2 ? "unbatched" : "batched";
+  TORCH_CHECK(hx.size() == 2, "For ", batch, " ", expected == 2 ? "2" : "3", "-D input, hx should also be ",
+              expected, "-D but got ", hx[0].dim(), "-D tensor");
+  TORCH_CHECK(false, "For ", batch, " ", expected == 2 ? "2" : "3", "-D input, hx and cx should also be ",
+              expected, "-D but got (", hx[0].dim(), "-D, ", hx[1].dim(), "-D) tensors");
 }
 
 // Dropout between layers. torch.nn draws its mask for time-major data, so this does too: same seed, same
@@ -68,31 +102,42 @@ variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::
   const bool packed = batch_sizes.has_value();
   const bool unbatched = !packed && input.dim() == 2;
   if (packed) {
-    TORCH_CHECK(input.dim() == 2, "input: expected packed data with 2 dimensions, got ", input.dim());
+    TORCH_CHECK(input.dim() == 2, "input must have 2 dimensions, got ", input.dim(),
+                ": the data of packed sequences is [sum of lengths, input_size]");
   } else {
-    TORCH_CHECK_VALUE(input.dim() == 2 || input.dim() == 3, "input: expected 2 or 3 dimensions, got ",
-                      input.dim());
+    TORCH_CHECK_VALUE(input.dim() == 2 || input.dim() == 3, class_name(cell),
+                      ": Expected input to be 2D or 3D, got ", input.dim(), "D ",
+                      class_name(cell) == std::string("RNN") ? "tensor " : "", "instead");
   }
-  TORCH_CHECK_VALUE(input.scalar_type() == weights[0].scalar_type(), "input: expected dtype ",
-                    weights[0].scalar_type(), " as the weights', got ", input.scalar_type());
-  check_input_size(input, weights[0]);
+  const at::ScalarType dtype = input.scalar_type(), expected_dtype = weights[0].scalar_type();
+  TORCH_CHECK_VALUE(dtype == expected_dtype, "RNN input dtype (", dtype_name(dtype),
+                    ") does not match weight dtype (", dtype_name(expected_dtype),
+                    "). Convert input: input.to(", dtype_name(expected_dtype),
+                    "), or convert model: model.to(", dtype_name(dtype), ")");
+  TORCH_CHECK(input.sym_size(-1) == weights[0].sym_size(1),
+              "input.size(-1) must be equal to input_size. Expected ", weights[0].sym_size(1), ", got ",
+              input.sym_size(-1));
   Tensor x = unbatched ? input.unsqueeze(batch_first ? 0 : 1) : input;
   if (!packed) {
-    TORCH_CHECK(x.sym_size(batch_first ? 1 : 0) > 0, "input: expected a sequence length larger than 0");
+    TORCH_CHECK(x.sym_size(batch_first ? 1 : 0) > 0,
+                "Expected sequence length to be larger than 0 in RNN, got an input of size ",
+                input.sym_sizes());
+    check_state_dimensions(hx, unbatched ? 2 : 3);
   }
 
   std::vector<Tensor> states;
   for (const auto i : c10::irange(hx.size())) {
-    TORCH_CHECK(hx[i].dim() == (unbatched ? 2 : 3), state_name(i), ": expected ", unbatched ? 2 : 3,
-                " dimensions for ", unbatched ? "unbatched" : "batched", " input, got ", hx[i].dim());
     states.push_back(unbatched ? hx[i].unsqueeze(1) : hx[i]);
     const bool is_h = i == 0;
-    const c10::SymInt B = packed ? states[0].sym_size(1) : x.sym_size(batch_first ? 0 : 1);
+    const c10::SymInt B = packed ? packed_batch(*batch_sizes, states[0]) : x.sym_size(batch_first ? 0 : 1);
     const c10::SymInt width =
         is_h ? weights[1].sym_size(1) : (each % 2 ? weights[each - 1].sym_size(-1) : weights[1].sym_size(1));
     const c10::SymInt expected[] = {num_layers * D, B, width};
-    TORCH_CHECK(states[i].sym_sizes() == at::SymIntArrayRef(expected), state_name(i), ": expected size ",
-                at::SymIntArrayRef(expected), ", got ", states[i].sym_sizes());
+    TORCH_CHECK(states[i].sym_sizes() == at::SymIntArrayRef(expected), "Expected hidden",
+                hx.size() == 1 ? ""
+                : is_h         ? "[0]"
+                               : "[1]",
+                " size ", tuple(expected), ", got ", states[i].sym_sizes(), " for ", state_name(i));
   }
   if (states.empty() && (packed || is_traced(x))) {
     TORCH_CHECK(!packed || (batch_sizes->dim() == 1 && batch_sizes->sym_size(0) > 0),
@@ -139,16 +184,27 @@ variable_list cell_step(const Tensor& input, at::TensorList hx, at::TensorList w
     return to_half(
         cell_step(input.to(at::kFloat), half_to_float(hx, "hx"), half_to_float(weights, "weights"), cell));
   }
-  TORCH_CHECK_VALUE(input.dim() == 1 || input.dim() == 2, "input: expected 1 or 2 dimensions, got ",
-                    input.dim());
+  TORCH_CHECK_VALUE(input.dim() == 1 || input.dim() == 2, class_name(cell),
+                    "Cell: Expected input to be 1D or 2D, got ", input.dim(), "D instead");
   TORCH_CHECK(weights.size() == 2 || weights.size() == 4, "weights: expected W_ih, W_hh[, b_ih, b_hh], got ",
               weights.size(), " tensors");
-  check_input_size(input, weights[0]);
+  TORCH_CHECK(weights[0].dim() == 2 && weights[1].dim() == 2,
+              "weights: expected W_ih and W_hh to be matrices");
+  TORCH_CHECK(input.sym_size(-1) == weights[0].sym_size(1), "input has inconsistent input_size: got ",
+              input.sym_size(-1), " expected ", weights[0].sym_size(1));
   for (const auto i : c10::irange(hx.size())) {
-    TORCH_CHECK_VALUE(hx[i].dim() == 1 || hx[i].dim() == 2, state_name(i),
-                      ": expected 1 or 2 dimensions, got ", hx[i].dim());
-    TORCH_CHECK(hx[i].dim() == input.dim(), state_name(i), ": expected ", input.dim(),
-                " dimension(s) as the input, got ", hx[i].dim());
+    const Tensor& state = hx[i];
+    const std::string torchs_name = hx.size() == 1 ? "hidden" : "hx[" + std::to_string(i) + "]";
+    TORCH_CHECK_VALUE(state.dim() == 1 || state.dim() == 2, class_name(cell), "Cell: Expected ", torchs_name,
+                      " to be 1D or 2D, got ", state.dim(), "D instead for ", state_name(i));
+    TORCH_CHECK(state.dim() == input.dim(), state_name(i), ": expected ", input.dim(),
+                " dimension(s) as the input, got ", state.dim());
+    TORCH_CHECK(input.dim() == 1 || input.sym_size(0) == state.sym_size(0), "Input batch size ",
+                input.sym_size(0), " doesn't match hidden", i, " batch size ", state.sym_size(0), " of ",
+                state_name(i));
+    TORCH_CHECK(state.sym_size(-1) == weights[1].sym_size(1), "hidden", i,
+                " has inconsistent hidden_size: got ", state.sym_size(-1), ", expected ",
+                weights[1].sym_size(1), " for ", state_name(i));
   }
   if (input.dim() == 2)
     return layer_operator().call(input, std::nullopt, hx, weights, cell, false, false, false);
