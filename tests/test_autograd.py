@@ -68,6 +68,96 @@ def test_modified_before_backward(cell, step, modified):
         assert_close(got, want, case)
 
 
+# What is trained, by the beginning of its name, and what the backward then has no use for.
+UNUSED = {
+    "frozen weights": (("h_0", "c_0"), ("x", "weight_ih", "bias_ih", "bias_hh")),
+    "biases only": (("bias",), ("x", "h_0", "weight_ih", "bias_ih", "bias_hh")),
+    "weight_hh only": (("weight_hh",), ("x", "weight_ih", "bias_ih", "bias_hh")),
+    "weight_ih only": (("weight_ih",), ("h_0", "weight_ih", "bias_ih", "bias_hh")),
+    "input only": (("x",), ("x", "h_0", "bias_ih", "bias_hh")),
+}
+
+
+@pytest.mark.usefixtures("target")
+@pytest.mark.parametrize("inference", [False, True], ids=["changed", "of inference mode"])
+@pytest.mark.parametrize("form", ["padded", "batch_first", "packed"])
+@pytest.mark.parametrize("trained", UNUSED)
+@each_kind
+@each_cell
+def test_what_the_backward_does_not_need(cell, step, trained, form, inference):
+    """It may be changed before the backward, and may come from inference mode: a buffer for the input of
+    frozen weights, weights that an optimizer changes. The gradients are those of the values that there were.
+    """
+    case = Case(cell, T=4, B=3, I=5, H=19, form="padded" if step else form, dtype=DOUBLE)
+    wanted, unused = UNUSED[trained]
+
+    def solve(spoil):
+        layer, call, x, hx = prepare(fastrnn, case, step)
+        leaves = name_leaves(layer, x, hx)
+        for name, t in leaves.items():
+            t.requires_grad_(name.startswith(wanted))
+        if spoil and inference:
+            with torch.inference_mode():
+                x = x.clone() if "x" in unused and not x.requires_grad else x
+                hx = [h.clone() if "h_0" in unused and i == 0 else h for i, h in enumerate(hx)]
+        values = call(x, hx)
+        if spoil and not inference:
+            with torch.no_grad():
+                for name, t in leaves.items():
+                    if name.removesuffix("_l0") in unused:
+                        t.fill_(float("nan"))
+        torch.autograd.backward(values, cotangents(values))
+        return {name: t.grad for name, t in leaves.items()}
+
+    assert_same_bits(solve(True), solve(False), f"{trained}")
+
+
+@pytest.mark.usefixtures("target")
+@each_cell
+def test_first_step_needs_no_weight_hh(cell):
+    """From zeros, while only weights are trained: an optimizer may step between forward and backward."""
+    case = Case(cell, T=1, B=3, I=5, H=19, hx=False, dtype=DOUBLE)
+
+    def solve(spoil):
+        layer, call, x, _ = case.prepare_step(fastrnn)
+        values = call(x.detach(), None)
+        if spoil:
+            with torch.no_grad():
+                for p in layer.parameters():
+                    p.fill_(float("nan"))
+        torch.autograd.backward(values, cotangents(values))
+        return {name: p.grad for name, p in layer.named_parameters()}
+
+    assert_same_bits(solve(True), solve(False), "the parameters")
+
+
+@each_cell
+def test_cell_built_in_inference_mode(cell):
+    """torch.nn's cells can be trained then, for a step from zeros."""
+    for library in (torch.nn, fastrnn):
+        with torch.inference_mode():
+            module, call, x, _ = Case(cell, T=1).prepare_step(library)
+        call(x.detach().clone(), None)[0].sum().backward()
+        assert module.bias_hh.grad is not None
+
+
+@each_cell
+def test_graph_of_the_backward_needs_all(cell):
+    """With create_graph=True the layer is computed again, and what was changed is missed."""
+    case = Case(cell, T=4, dtype=DOUBLE)
+    layer, call, x, hx = case.prepare(fastrnn)
+    layer.requires_grad_(False)
+    values = call(x.detach_().requires_grad_(False), hx)
+    x.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(values, hx, cotangents(values), create_graph=True, allow_unused=True)
+    with torch.inference_mode():
+        x = x.clone()
+    values = call(x, hx)
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
+        torch.autograd.grad(values, hx, cotangents(values), create_graph=True, allow_unused=True)
+
+
 @pytest.mark.usefixtures("target")
 @each_cell
 def test_results_may_be_modified_in_the_graph(cell):

@@ -28,6 +28,9 @@ ACCURACY_CASES = [
         dict(T=10, B=5, I=33, H=33, L=2, bidirectional=True),
         dict(T=4, B=4, I=64, H=512),
         dict(T=50, B=64, I=16, H=32),
+        dict(T=50, B=3, I=20, H=33),
+        dict(T=200, B=1, I=64, H=64),
+        dict(T=30, B=17, I=150, H=257),
     )
 ]
 STEP_CASES = [Case(cell, T=1, B=16, I=I, H=H) for cell in EVERY_CELL for I, H in ((64, 64), (16, 257))]
