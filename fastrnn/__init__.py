@@ -2,6 +2,7 @@
 
     fastrnn.LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell    the modules
     fastrnn.convert(model), fastrnn.revert(model)         switch the torch.nn layers inside a model, and back
+    fastrnn.summary(model)                                says which layer runs on what
     fastrnn.functional                                    the same as functions of tensors
     fastrnn.Stateful(layer)                               keeps the state from call to call
     fastrnn.onnx                                          for torch.onnx.export
@@ -54,7 +55,7 @@ def _load():
 _load()
 
 from . import functional, onnx, vmap  # noqa: E402, F401  (need the operators; vmap registers its rules)
-from .conversion import convert, revert  # noqa: E402
+from .conversion import convert, revert, summary  # noqa: E402
 from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell  # noqa: E402
 from .stateful import Stateful  # noqa: E402
 
@@ -75,4 +76,5 @@ __all__ = [
     "functional",
     "onnx",
     "revert",
+    "summary",
 ]

@@ -1,72 +1,310 @@
-"""Switch the recurrent layers and cells inside a model to fastrnn and back."""
+"""Switch the recurrent layers and cells inside a model to fastrnn and back, and say what runs on what."""
 
+import copyreg
+import functools
+import inspect
+import re
+import types
 import warnings
-from typing import TypeVar
+from abc import ABC
+from collections.abc import Iterator
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from . import modules
 
-__all__ = ["convert", "revert"]
+__all__ = ["convert", "revert", "summary"]
 
 M = TypeVar("M", bound=torch.nn.Module)
 
 _TO_FAST = {getattr(torch.nn, name): getattr(modules, name) for name in modules.__all__}
 _TO_TORCH = {fast: plain for plain, fast in _TO_FAST.items()}
 
+# What either forward, fastrnn's or torch.nn's, looks up on the module. Where a subclass gives such a name a
+# meaning of its own, the two may differ.
+_HARMLESS = ("__constants__", "__jit_unused_properties__", "all_weights", "checkpoint_gates")
+_HARMLESS += ("flatten_parameters", "reset_parameters")
+_MEANINGS = {fast: set(dir(fast)).difference(dir(torch.nn.Module), dir(ABC), _HARMLESS) for fast in _TO_TORCH}
+_ATTRIBUTES = {"_flat_weights", "__getattr__", "__getattribute__"}
 
-def convert(module: M) -> M:
+_TORCH_OPERATORS = re.compile(r"aten::(lstm|gru|rnn_tanh|rnn_relu)(_cell)?\(")
+
+# What a method for pickling or copying speaks of if it builds the layers anew, and if it keeps them
+_REBUILDING = {"__init__", "load_state_dict"}
+_KEEPING = {"__dict__", "__setstate__", "__reduce__", "__reduce_ex__", "__deepcopy__"}
+
+
+class Layer(NamedTuple):
+    """A recurrent layer or cell in a model, a row of `summary`."""
+
+    path: str  # as in named_modules(), "" for the model itself
+    kind: str  # name of its class
+    runs_on: str  # "fastrnn", "torch.nn", or "left": convert cannot switch it
+    note: str  # why it is left, or what switches it
+    parameters: int  # how many numbers
+
+
+class Summary(tuple[Layer, ...]):
+    """What `summary` returns: a tuple of `Layer` that prints as a table."""
+
+    def __str__(self):
+        if not self:
+            return "no LSTM, GRU, RNN or cell of these"
+        rows = [("path", "class", "parameters", "runs on", "")]
+        rows += [(r.path or "(root)", r.kind, f"{r.parameters:,}", r.runs_on, r.note) for r in self]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        widths[-1] = 0
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+    __repr__ = __str__
+
+
+def summary(module: torch.nn.Module) -> Summary:
+    """Say which library computes each LSTM, GRU, RNN and cell in `module`.
+
+        print(fastrnn.summary(model))
+
+    Returns a tuple that prints as a table, with a `Layer(path, kind, runs_on, note, parameters)` for each of
+    them. `runs_on` is "fastrnn"; "torch.nn" for what `convert` can switch; "left" for what it cannot, and
+    `note` says why. A compiled part (TorchScript) is one row, and so is a quantized layer.
+
+    Raises TypeError if `module` is not a torch.nn.Module.
+    """
+    _check(module, "summary")
+    return Summary(
+        Layer(
+            path,
+            m.original_name
+            if isinstance(m, torch.jit.ScriptModule)
+            else type_before_parametrizations(m).__name__,
+            runs_on,
+            note,
+            sum(p.numel() for p in m.parameters()),
+        )
+        for path, m, runs_on, note in _find(module)
+    )
+
+
+def convert(module: M, *, subclasses: bool = False) -> M:
     """Let fastrnn compute every torch.nn.LSTM, GRU, RNN, LSTMCell, GRUCell and RNNCell in `module`.
 
     The modules stay the very same objects and only change their class, so parameters, optimizers, shared
     weights and modules, hooks, the training flag, devices and dtypes stay as they are. `module` itself may
     be such a layer. Layers with parametrizations (torch.nn.utils.parametrize) are converted too.
 
-    Left as they are, and listed in one UserWarning: instances of a user's own subclass, which may compute
-    something else, and modules whose `forward` was replaced on the instance, which a change of class does
-    not reach.
+    subclasses: convert instances of a user's own subclass, too, if it leaves `forward` alone or wraps
+        `super().forward`, and changes nothing that this looks up. Such a layer gets a class of the same name,
+        which derives from the user's class and from fastrnn's.
+
+    A UserWarning lists what is left as it is, with the reasons that `summary` gives: subclasses, modules
+    whose `forward` was replaced on the instance, ScriptModules, quantized layers. Another says that nothing
+    was found. A third names classes whose `__setstate__`, `__reduce__` or `__deepcopy__` seems to build the
+    layers anew, so that copies and loaded models have torch.nn's again.
 
     Returns `module`. Raises TypeError if it is not a torch.nn.Module.
     """
-    return _switch(module, _TO_FAST)
+    _check(module, "convert")
+    found, left, switched = False, [], set()
+    for path, m, runs_on, note in _find(module):
+        found = True
+        if runs_on == "torch.nn":
+            old = type_before_parametrizations(m)
+            if old not in _TO_FAST and not subclasses:
+                left.append(_name(path, m, note))
+                continue
+            try:
+                _set_class(m, _TO_FAST.get(old) or _rebase(old))
+                switched.add(m)
+            except TypeError as error:  # of a metaclass, or of an __init_subclass__ that wants arguments
+                left.append(_name(path, m, f"a subclass that cannot be derived from ({error})"))
+        elif runs_on == "left":
+            left.append(_name(path, m, note))
+    if left:
+        _warn("fastrnn.convert left these modules as they are: " + "; ".join(left))
+    if not found:
+        _warn(
+            f"fastrnn.convert found no LSTM, GRU, RNN or cell of these in {type(module).__qualname__}. "
+            "It does not see modules in a plain list or dict, and no functions"
+        )
+    rebuilt = {type(m).__qualname__ for m in module.modules() if _rebuilds(m) and switched & set(m.modules())}
+    if rebuilt:
+        _warn(
+            f"fastrnn.convert: {', '.join(sorted(rebuilt))} seems to build its layers anew when it is copied "
+            "or loaded. They are torch.nn's then: convert the copy, too, or make it under fastrnn.install()"
+        )
+    return module
 
 
 def revert(module: M) -> M:
     """Undo `convert`: make every fastrnn layer and cell in `module` the torch.nn one again, in the same way.
 
-    Modules that were constructed as fastrnn's are switched as well; a user's subclass of a fastrnn class is
-    left and listed in a UserWarning.
+    Modules that were constructed as fastrnn's are switched as well, and those that `subclasses=True` switched
+    get their own class back. A user's subclass of a fastrnn class and what TorchScript compiled are left and
+    listed in a UserWarning.
 
     Returns `module`. Raises TypeError if it is not a torch.nn.Module.
     """
-    return _switch(module, _TO_TORCH)
-
-
-def _switch(module, table):
-    """Give every module whose class is a key of `table` the class it maps to."""
-    from_fast = table is _TO_TORCH
-    verb = "revert" if from_fast else "convert"
-    if not isinstance(module, torch.nn.Module):
-        raise TypeError(f"fastrnn.{verb}: module: expected a torch.nn.Module, got {type(module).__name__}")
-
+    _check(module, "revert")
     left = []
-    for path, m in module.named_modules():
-        is_recurrent = isinstance(m, (torch.nn.RNNBase, torch.nn.RNNCellBase))
-        is_fast = isinstance(m, tuple(_TO_TORCH))
-        if not is_recurrent or is_fast != from_fast:
-            continue
+    for path, m, runs_on, note in _find(module):
         old = type_before_parametrizations(m)
-        if old not in table:
-            left.append(f"{path or '(root)'} is a {old.__module__}.{old.__qualname__}, a class of its own")
-        elif "forward" in vars(m):
-            left.append(f"{path or '(root)'} has its forward replaced on the instance")
-        elif type(m) is old:
-            m.__class__ = table[old]
+        if not (runs_on == "fastrnn" or _base_in(_TO_TORCH, old)):
+            continue
+        if runs_on == "left" or old not in _TO_TORCH and not issubclass(old, _Rebased):
+            left.append(_name(path, m, note or "a class of its own"))
         else:
-            # register_parametrization gave it a class of its own, with one property a parametrized tensor.
-            # Copies of the module share that class, so it is rebuilt on the new base and not changed.
-            m.__class__ = type(type(m).__name__, (table[old],), dict(vars(type(m))))
+            _set_class(m, _TO_TORCH.get(old, old.__bases__[0]))
     if left:
-        warnings.warn(f"fastrnn.{verb} left these modules as they are: " + "; ".join(left), stacklevel=3)
+        _warn("fastrnn.revert left these modules as they are: " + "; ".join(left))
     return module
+
+
+def _check(module, function):
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(
+            f"fastrnn.{function}: module: expected a torch.nn.Module, got {type(module).__name__}"
+        )
+
+
+def _warn(message):
+    warnings.warn(message, stacklevel=3)
+
+
+def _name(path, m, reason):
+    return f"{path or '(root)'} ({type(m).__module__}.{type(m).__qualname__}): {reason}"
+
+
+# ---- what is there ----
+
+
+def _find(module) -> Iterator[tuple[str, torch.nn.Module, str, str]]:
+    """Path, module, `runs_on` and `note` of every recurrent part of `module`."""
+    inside = None  # of the compiled or quantized part that was yielded last
+    for path, m in module.named_modules():
+        if inside is not None and path.startswith(inside):
+            continue
+        result = _examine(m)
+        if result is not None:
+            yield path, m, *result
+        if isinstance(m, torch.jit.ScriptModule) or result is not None:
+            inside = f"{path}." if path else ""
+
+
+def _examine(m):
+    """`runs_on` and `note` of a recurrent module, None of any other."""
+    if isinstance(m, torch.jit.ScriptModule):
+        graph = _graph_of(m)
+        if _TORCH_OPERATORS.search(graph):
+            return "left", "a ScriptModule, whose code is fixed: convert before torch.jit.script or trace"
+        return ("fastrnn", "a ScriptModule") if "fastrnn::" in graph else None
+    cls = type_before_parametrizations(m)
+    if any(c.__module__.startswith("torch.ao.") and c.__name__ in modules.__all__ for c in cls.__mro__):
+        return "left", "quantized, which fastrnn does not compute"
+    if not isinstance(m, (torch.nn.RNNBase, torch.nn.RNNCellBase)):
+        return None
+    plain, fast = _base_in(_TO_FAST, cls), _base_in(_TO_TORCH, cls)
+    if plain is None:
+        return "left", "derived from RNNBase or RNNCellBase, with a forward of its own"
+    if "forward" in vars(m):
+        return "left", "its forward is replaced on the instance"
+    own = [c for c in cls.__mro__ if c not in (fast or plain).__mro__ and c is not _Rebased]
+    reason = _find_own_forward(own)
+    if fast is not None:
+        return ("fastrnn", "") if reason is None else ("left", reason)
+    if not own:
+        return "torch.nn", ""
+    reason = reason or _find_own_meaning(m, own, _MEANINGS[_TO_FAST[plain]])
+    if reason is None:
+        return "torch.nn", "a subclass, which convert(..., subclasses=True) switches"
+    return "left", reason
+
+
+def _base_in(table, cls):
+    return next((c for c in cls.__mro__ if c in table), None)
+
+
+def _graph_of(m):
+    """The text of what a ScriptModule computes, "" if it has no forward."""
+    for name in ("forward", "forward__0"):  # the second of a layer that was compiled by itself
+        try:
+            return str(getattr(m, name).inlined_graph)
+        except (AttributeError, RuntimeError):
+            pass
+    return ""
+
+
+def _find_own_forward(classes):
+    """Why the forward of one of `classes` does not lead to the layer below them, None if it does."""
+    for c in classes:
+        methods = map(inspect.unwrap, filter(inspect.isfunction, vars(c).values()))
+        if "forward" in vars(c) and not any(
+            {"super", "forward"} <= names for method in methods for names in _names_in(method.__code__)
+        ):
+            return f"a subclass, and forward of {c.__qualname__} does not call super().forward"
+    return None
+
+
+def _find_own_meaning(m, classes, meanings):
+    """Why torch.nn's forward and fastrnn's may differ in what they look up, None if they do not."""
+    of_classes = {name for c in classes for name in vars(c)} & (meanings | _ATTRIBUTES)
+    of_instance = {*vars(m), *m._modules, *m._parameters, *m._buffers} & meanings
+    names = sorted(of_classes | of_instance)
+    return f"a subclass, with {', '.join(names)} of its own" if names else None
+
+
+def _names_in(code):
+    """The sets of names that a function and each function inside it look up."""
+    yield set(code.co_names)
+    for constant in code.co_consts:
+        if inspect.iscode(constant):
+            yield from _names_in(constant)
+
+
+def _rebuilds(m):
+    """Whether a method of its class for pickling or copying seems to make its modules anew."""
+    for method in ("__setstate__", "__reduce__", "__reduce_ex__", "__deepcopy__"):
+        definer = next((c for c in type(m).__mro__ if method in vars(c)), object)
+        function = inspect.unwrap(vars(definer).get(method))
+        if definer.__module__.split(".")[0] in ("torch", "fastrnn") or not inspect.isfunction(function):
+            continue
+        names = set().union(*_names_in(function.__code__))
+        if names & _REBUILDING or not names & _KEEPING:
+            return True
+    return False
+
+
+# ---- changing the class ----
+
+
+def _set_class(m, new):
+    old = type_before_parametrizations(m)
+    if type(m) is old:
+        m.__class__ = new
+    else:
+        # register_parametrization gave it a class of its own, with one property a parametrized tensor.
+        # Copies of the module share that class, so it is rebuilt on the new base and not changed.
+        m.__class__ = type(type(m).__name__, (new,), dict(vars(type(m))))
+
+
+class _Rebased:
+    """Marks a class that `_rebase` made. Nothing can import such a class, so pickle stores the user's."""
+
+    def __reduce_ex__(self, protocol):
+        function, arguments, *rest = super().__reduce_ex__(max(protocol, 2))
+        if function is copyreg.__newobj__:  # not a __reduce__ of the user's
+            function, arguments = _new_rebased, (type(self).__bases__[0], *arguments[1:])
+        return function, arguments, *rest
+
+
+@functools.cache
+def _rebase(cls):
+    """A class like `cls` in which `super().forward` leads to fastrnn: its class comes before torch.nn's."""
+    fast = _TO_FAST[_base_in(_TO_FAST, cls)]
+    copied = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return types.new_class(cls.__name__, (cls, fast, _Rebased), exec_body=lambda names: names.update(copied))
+
+
+def _new_rebased(cls, *arguments):
+    return copyreg.__newobj__(_rebase(cls), *arguments)
