@@ -3,6 +3,7 @@
     fastrnn.LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell    the modules
     fastrnn.convert(model), fastrnn.revert(model)         switch the torch.nn layers inside a model, and back
     fastrnn.summary(model)                                says which layer runs on what
+    fastrnn.install(), fastrnn.uninstall()                put the modules under torch.nn's names, and back
     fastrnn.functional                                    the same as functions of tensors
     fastrnn.Stateful(layer)                               keeps the state from call to call
     fastrnn.onnx                                          for torch.onnx.export
@@ -56,6 +57,7 @@ _load()
 
 from . import functional, onnx, vmap  # noqa: E402, F401  (need the operators; vmap registers its rules)
 from .conversion import convert, revert, summary  # noqa: E402
+from .installation import install, uninstall  # noqa: E402
 from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell  # noqa: E402
 from .stateful import Stateful  # noqa: E402
 
@@ -74,7 +76,9 @@ __all__ = [
     "Stateful",
     "convert",
     "functional",
+    "install",
     "onnx",
     "revert",
     "summary",
+    "uninstall",
 ]

@@ -6,6 +6,7 @@ parameters, initial values, state dict, repr and pickling are torch.nn's own.
 
 import functools
 import inspect
+from abc import ABCMeta
 
 import torch
 import torch.fx
@@ -38,7 +39,23 @@ def _gather(module, names):
         return [getattr(module, name) for name in names]
 
 
-class _Layer:
+INSTALLED = {}  # the classes here that have a name of torch.nn now (fastrnn.install), and torch.nn's own
+
+
+class _Class(ABCMeta):
+    """The class of the classes here. While one of them has a name of torch.nn, the instances and subclasses
+    of torch.nn's own class count as its own. It is an ABCMeta, so that it goes with an abstract base."""
+
+    def __instancecheck__(cls, instance):
+        own = INSTALLED.get(cls)
+        return super().__instancecheck__(instance) if own is None else isinstance(instance, own)
+
+    def __subclasscheck__(cls, subclass):
+        own = INSTALLED.get(cls)
+        return super().__subclasscheck__(subclass) if own is None else issubclass(subclass, own)
+
+
+class _Layer(metaclass=_Class):
     """`forward` of a whole-sequence layer, for a subclass of torch.nn.RNNBase.
 
     Set `checkpoint_gates` on a layer to train with less memory and more time; see `fastrnn.functional.lstm`.
@@ -100,7 +117,7 @@ class _Layer:
         return y, states
 
 
-class _Cell:
+class _Cell(metaclass=_Class):
     """`forward` of a single step, for a subclass of torch.nn.RNNCellBase; `_cell` names the cell."""
 
     def _run(self, input, hx):

@@ -1,0 +1,78 @@
+"""Put fastrnn's classes under torch.nn's names, so that other people's code builds fastrnn's layers."""
+
+import copyreg
+
+import torch
+
+from .conversion import _TO_FAST, _TO_TORCH
+from .modules import INSTALLED
+
+__all__ = ["install", "uninstall"]
+
+_NAMESPACES = (torch.nn, torch.nn.modules, torch.nn.modules.rnn)
+
+
+def install() -> "_Installation":
+    """Let torch.nn.LSTM, GRU, RNN, LSTMCell, GRUCell and RNNCell be fastrnn's classes, in the whole process.
+
+        fastrnn.install()                      # until fastrnn.uninstall()
+
+        with fastrnn.install():                # until the end of the block
+            model = some_library.build()       # its layers stay fastrnn's after that
+
+    For libraries that build their layers themselves, also after loading or copying, or that subclass
+    torch.nn's. Whoever looks up the name in torch.nn from now on gets fastrnn's class. Not reached are
+    modules that did `from torch.nn import LSTM` before, subclasses that were defined before, and layers that
+    are there already: `convert` switches these. They count as instances of what torch.nn.LSTM is now, and
+    copying and pickling work; such a pickle needs fastrnn where it is loaded.
+
+    Installing twice is the same as once. A `with` block ends with what was there at its `install()`: inside
+    another block, or after a plain `fastrnn.install()`, fastrnn's classes stay.
+    """
+    return _Installation()
+
+
+def uninstall() -> None:
+    """Let torch.nn's names be torch.nn's own classes again, also inside a `with fastrnn.install()` block.
+
+    Layers that were built meanwhile stay fastrnn's; `revert` switches them. Does nothing if not installed.
+    """
+    INSTALLED.clear()
+    _put(_TO_TORCH)
+    for plain in _TO_FAST:
+        copyreg.dispatch_table.pop(plain, None)
+
+
+class _Installation:
+    """What `install` returns, for `with`."""
+
+    def __init__(self):
+        self._was_installed = bool(INSTALLED)
+        self.__enter__()
+
+    def __enter__(self):
+        INSTALLED.update(_TO_TORCH)
+        _put(_TO_FAST)
+        for plain in _TO_FAST:
+            copyreg.pickle(plain, _reduce)
+
+    def __exit__(self, *error):
+        if not self._was_installed:
+            uninstall()
+
+
+def _put(table):
+    for namespace in _NAMESPACES:
+        for old, new in table.items():
+            if getattr(namespace, old.__name__) is old:  # not what someone else put there
+                setattr(namespace, old.__name__, new)
+
+
+def _reduce(module):
+    """How pickle stores a layer of torch.nn's own while another class has its name."""
+    _, (cls, *_), *state = module.__reduce_ex__(2)
+    return _new, (cls.__name__,), *state
+
+
+def _new(name):
+    return copyreg.__newobj__(next(plain for plain in _TO_FAST if plain.__name__ == name))
