@@ -368,6 +368,8 @@ def run_sequence(
         x, batch_sizes = input, None
     elif isinstance(input, PackedSequence):
         x, batch_sizes, order, restored = input
+        if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
+            _refuse_packing(batch_sizes)
         batch_first = False
         if order is not None:
             states = [state.index_select(1, order) for state in states]
@@ -492,6 +494,16 @@ def _operator(name, input, hx, weights):
     if torch.compiler.is_compiling() or has_torch_function((input, *hx, *weights)):
         return getattr(torch.ops.fastrnn, name).default
     return getattr(_C, name)
+
+
+def _refuse_packing(batch_sizes):
+    """Refuse what torch.export records of pack_padded_sequence, with sizes that are wrong or not known."""
+    from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols
+
+    if has_free_unbacked_symbols(batch_sizes):
+        raise NotImplementedError(
+            "PackedSequence: torch.export cannot pack sequences, give the layer lengths= instead"
+        )
 
 
 def name_rnn(nonlinearity, error):

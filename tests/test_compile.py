@@ -205,6 +205,28 @@ def test_export(cell, step):
         agree([loaded(x)], [model(x)])
 
 
+class Rows(torch.nn.Module):
+    """A layer as a function, of a PackedSequence or of what it packs itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = torch.nn.ParameterList(p.detach() for p in fastrnn.GRU(3, 4).parameters())
+
+    def forward(self, x, lengths=None):
+        packed = x if lengths is None else pack_padded_sequence(x, lengths)
+        return fastrnn.functional.gru(packed, None, list(self.weights))[1]
+
+
+def test_export_takes_packed_sequences_and_does_not_pack():
+    x, lengths = torch.randn(5, 2, 3), torch.tensor([5, 3])
+    packed = pack_padded_sequence(x, lengths)
+    module = Rows()
+    program = torch.export.export(module, (packed,), strict=False).module()
+    agree([program(packed)], [module(packed)])
+    with pytest.raises(NotImplementedError, match="cannot pack sequences, give the layer lengths="):
+        torch.export.export(module, (x, lengths), strict=False)
+
+
 def test_export_with_lengths():
     class Padded(torch.nn.Module):
         def __init__(self):
