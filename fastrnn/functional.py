@@ -354,15 +354,16 @@ def run_sequence(
     """
     states = _list_states(cell, hx)
     if lengths is not None or return_all_states:
-        return _run_with_more(
-            input,
-            states,
-            weights,
-            (cell, bias, num_layers, dropout, training, bidirectional),
-            batch_first,
-            lengths,
-            return_all_states,
-            checkpoint_gates,
+        options = cell, bias, num_layers, dropout, training, bidirectional
+        if lengths is not None and _is_exporting_to_onnx():
+            if return_all_states:
+                raise NotImplementedError("return_all_states: cannot be exported to ONNX with lengths")
+            output, *states = torch.ops.fastrnn.rnn_with_lengths(
+                input, torch.as_tensor(lengths), states, weights, *options, batch_first
+            )
+            return output, _join_states(states)
+        return run_with_more(
+            input, states, weights, options, batch_first, lengths, return_all_states, checkpoint_gates
         )
     if isinstance(input, Tensor):
         x, batch_sizes = input, None
@@ -396,8 +397,8 @@ def run_sequence(
     return output, _join_states(states)
 
 
-def _run_with_more(
-    input, states, weights, options, batch_first, lengths, return_all_states, checkpoint_gates
+def run_with_more(
+    input, states, weights, options, batch_first, lengths, return_all_states=False, checkpoint_gates=False
 ):
     """run_sequence with `lengths` or `return_all_states`. What both take is time-major, or packed rows."""
     cell, _, num_layers, _, _, bidirectional = options
@@ -504,6 +505,11 @@ def _refuse_packing(batch_sizes):
         raise NotImplementedError(
             "PackedSequence: torch.export cannot pack sequences, give the layer lengths= instead"
         )
+
+
+def _is_exporting_to_onnx():
+    """Whether torch.onnx.export records this call; it imports torch.onnx only where that may be."""
+    return (torch.jit.is_tracing() or torch.compiler.is_exporting()) and torch.onnx.is_in_onnx_export()
 
 
 def name_rnn(nonlinearity, error):

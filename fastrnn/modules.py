@@ -82,7 +82,8 @@ class _Layer(metaclass=_Class):
             self.checkpoint_gates,
         )
 
-    # The same for TorchScript, which wants one type for each argument.
+    # The same for TorchScript, which wants one type for each argument. Lists are unpacked and not indexed, so
+    # that the ONNX exporter knows what is in them.
 
     def _script_rows(self, x: Tensor, batch_sizes: Tensor | None, states: list[Tensor]) -> list[Tensor]:
         return torch.ops.fastrnn.rnn(
@@ -99,10 +100,6 @@ class _Layer(metaclass=_Class):
             self.batch_first and batch_sizes is None,
             self.checkpoint_gates,
         )
-
-    def _script_padded(self, input: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        values = self._script_rows(input, None, states)
-        return values[0], values[1:]
 
     def _script_packed(
         self, input: PackedSequence, states: list[Tensor]
@@ -126,15 +123,16 @@ class _Cell(metaclass=_Class):
     def _script(self, input: Tensor, states: list[Tensor], cell: str) -> list[Tensor]:
         weights = [self.weight_ih, self.weight_hh]
         if self.bias_ih is not None and self.bias_hh is not None:
-            weights += [self.bias_ih, self.bias_hh]
+            weights = [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
         return torch.ops.fastrnn.cell(input, states, weights, cell)
 
 
 def _with_sequences(script):
-    """The forward of a layer in Python. TorchScript, which takes no keyword-only arguments, compiles `script`
+    """The forward of a layer in Python. TorchScript, which wants one type for an argument, compiles `script`
     instead, which it finds by __wrapped__."""
 
-    def forward(self, input, hx=None, *, lengths=None, return_all_states=False):
+    # Not keyword-only: torch.onnx.export(dynamo=False) gives every argument by its position.
+    def forward(self, input, hx=None, lengths=None, return_all_states=False):
         return self._run(input, hx, lengths, return_all_states)
 
     signature = inspect.signature(forward)
@@ -202,9 +200,10 @@ class LSTM(_Layer, torch.nn.LSTM):
         states: list[Tensor] = [] if hx is None else [hx[0], hx[1]]
         if isinstance(input, PackedSequence):
             output, last = self._script_packed(input, states)
+            h, c = last
         else:
-            output, last = self._script_padded(input, states)
-        return output, (last[0], last[1])
+            output, h, c = self._script_rows(input, None, states)
+        return output, (h, c)
 
 
 class GRU(_Layer, torch.nn.GRU):
@@ -230,9 +229,10 @@ class GRU(_Layer, torch.nn.GRU):
         states: list[Tensor] = [] if hx is None else [hx]
         if isinstance(input, PackedSequence):
             output, last = self._script_packed(input, states)
+            (h,) = last
         else:
-            output, last = self._script_padded(input, states)
-        return output, last[0]
+            output, h = self._script_rows(input, None, states)
+        return output, h
 
 
 class RNN(_Layer, torch.nn.RNN):
@@ -258,9 +258,10 @@ class RNN(_Layer, torch.nn.RNN):
         states: list[Tensor] = [] if hx is None else [hx]
         if isinstance(input, PackedSequence):
             output, last = self._script_packed(input, states)
+            (h,) = last
         else:
-            output, last = self._script_padded(input, states)
-        return output, last[0]
+            output, h = self._script_rows(input, None, states)
+        return output, h
 
 
 class LSTMCell(_Cell, torch.nn.LSTMCell):
@@ -277,8 +278,8 @@ class LSTMCell(_Cell, torch.nn.LSTMCell):
         Returns the next state `(h', c')`.
         """
         if torch.jit.is_scripting():
-            states = self._script(input, [] if hx is None else [hx[0], hx[1]], "lstm")
-            return states[0], states[1]
+            h, c = self._script(input, [] if hx is None else [hx[0], hx[1]], "lstm")
+            return h, c
         else:
             return self._run(input, hx)
 
@@ -291,7 +292,8 @@ class GRUCell(_Cell, torch.nn.GRUCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """As LSTMCell.forward with one state `h`; see `fastrnn.functional.gru_cell`. Returns `h'`."""
         if torch.jit.is_scripting():
-            return self._script(input, [] if hx is None else [hx], "gru")[0]
+            (h,) = self._script(input, [] if hx is None else [hx], "gru")
+            return h
         else:
             return self._run(input, hx)
 
@@ -308,6 +310,7 @@ class RNNCell(_Cell, torch.nn.RNNCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """As LSTMCell.forward with one state `h`; see `fastrnn.functional.rnn_cell`. Returns `h'`."""
         if torch.jit.is_scripting():
-            return self._script(input, [] if hx is None else [hx], "rnn_" + self.nonlinearity)[0]
+            (h,) = self._script(input, [] if hx is None else [hx], "rnn_" + self.nonlinearity)
+            return h
         else:
             return self._run(input, hx)
