@@ -1,9 +1,9 @@
 """torch.autocast: float32 is cast to bfloat16, float64 is not, gradients arrive in the dtype
 of the leaves.
 
-Every layer and cell gives its results in the dtype of the region, as torch.nn.LSTM does. What the other
-classes of torch.nn give follows from the operations they are made of: float32 (GRU, GRUCell, LSTMCell) or
-bfloat16 (RNN, RNNCell).
+Every layer and cell gives its results in the dtype of the region, packed or not. What torch.nn's give follows
+from the operations they are made of: float32 (GRU, GRUCell, LSTMCell, LSTM with a packed input) or bfloat16
+(RNN, RNNCell, LSTM with a padded one).
 """
 
 import pytest
@@ -51,6 +51,16 @@ def test_dtypes_are_those_of_torch_lstm():
             return [t.dtype for t in (*call(x, hx), *call(x, None))]
 
     assert dtypes(fastrnn) == dtypes(torch.nn) == [BF16] * 6
+
+
+@every_device
+@each_cell
+def test_packed_input_has_the_dtype_of_the_region(cell):
+    case = Case(cell, form="packed", L=2)
+    layer, call, x, hx = case.prepare(fastrnn)
+    with region():
+        values = [*call(x, hx), *call(x, None), *call(x.to(BF16), hx)]
+    assert {v.dtype for v in values} == {BF16}
 
 
 @pytest.mark.usefixtures("target")

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 import torch
-from cases import EVERY_CELL, Case, cotangents, device_of, give, take
+from cases import EVERY_CELL, Case, cotangents, device_of, give, random, take
 from tolerance import assert_close, assert_same_bits
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
@@ -91,6 +91,24 @@ def packed(case, lengths):
         return [pad_packed_sequence(y, batch_first=bf, total_length=case.T)[0], *take(states)]
 
     return call
+
+
+@each_cell
+def test_batch_sizes_that_end_in_zeros(cell):
+    """Steps that no sequence has, as torch.nn takes them."""
+    case = Case(cell, bidirectional=True, dtype=torch.float64)
+
+    def solve(library):
+        layer = case.build(library)
+        data = random(6, case.I, seed=3, dtype=case.dtype).to(device_of(library)).requires_grad_()
+        _, hx = case.inputs(library)
+        y, state = layer(PackedSequence(data, torch.tensor([3, 2, 1, 0, 0])), give(hx))
+        values = [y.data, *take(state)]
+        leaves = [data, *hx, *layer.parameters()]
+        gradients = torch.autograd.grad(values, leaves, cotangents(values))
+        return {str(i): t for i, t in enumerate((*values, *gradients))}
+
+    assert_close(solve(fastrnn), solve(torch.nn), case)
 
 
 # ---- lengths ----
