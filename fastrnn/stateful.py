@@ -2,15 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 __all__ = ["Stateful"]
 
 
-class Stateful(torch.nn.Module):
+# Attributes of Stateful that torch.nn.Module has no part in, not even if they are set to a Parameter.
+_STATE = ("state", "_state", "_examples", "_from_autocast")
+
+
+class _Kept:
+    """The state between two calls.
+
+    Attributes:
+        _state: outside of torch.vmap
+        _examples: under torch.vmap; None if it is that outside
+        _from_autocast: whether the last call was in a region of autocast
+    """
+
+    def _begin(self, other: _Kept | None = None):
+        """From zeros, or as `other`."""
+        self._state = other and other._state
+        self._examples = other and other._examples
+        self._from_autocast = other is not None and other._from_autocast
+
+    def _get(self):
+        if torch.compiler.is_compiling():
+            return self._state
+        vmaps = _vmaps()
+        if self._examples is None or not vmaps:
+            return _change(self._state, _arrive)
+        examples = _change(self._examples, _arrive)
+        if not all(vmaps.items() >= _examples_of(t).items() for t in _tensors(examples)):
+            raise RuntimeError("state: expected as many examples as in the last torch.vmap, or reset() first")
+        return examples
+
+    def _put(self, state):
+        self._from_autocast = any(map(_left_by_autocast, _tensors(state)))
+        under_vmap = not torch.compiler.is_compiling() and bool(_vmaps())
+        if under_vmap and any(map(_examples_of, _tensors(state))):
+            self._examples = state
+            return
+        self._state = state
+        if under_vmap:
+            self._examples = None
+
+    def _map(self, change):
+        self._state = _change(self._state, lambda t: _inside(t, change))
+        self._examples = _change(self._examples, lambda t: _inside(t, change))
+
+
+class Stateful(_Kept, torch.nn.Module):
     """Keeps the state of a recurrent layer or cell between calls: each call goes on where the last one ended.
 
         rnn = fastrnn.Stateful(fastrnn.LSTM(128, 256))
@@ -21,11 +72,27 @@ class Stateful(torch.nn.Module):
 
     The first call, and one after `reset()`, starts from zeros. The batch must keep its size and order until
     then. The state follows `.to()`, is in no state dict, and is left behind by pickling and copies, which
-    start from zeros.
+    start from zeros. Replicas share it (torch.nn.DataParallel), so that several at once are an error.
+
+    What surrounds a call:
+
+    - torch.utils.checkpoint: what runs again in the backward sees the state as it was when the checkpoint
+      began, and leaves the present one alone. With `use_reentrant=True` no gradient flows through the state
+      from one checkpoint to what follows it: a backward that comes there raises RuntimeError, so call
+      `detach()` first. What was compiled (torch.compile) by a call outside of a checkpoint does not see one
+      around it later: compile what calls the checkpoint. Other libraries' checkpoints raise RuntimeError.
+    - torch.autocast: what a call in such a region leaves in 16 bits is cast to the dtype of the layer's
+      parameters by a call outside.
+    - torch.func: grad, vjp, jvp and the Jacobians leave the value of the state, without derivatives. Under
+      vmap each example has a state of its own, which begins from the one outside, is there for the next vmap
+      of as many, and is forgotten with `reset()`; the state outside stays as it was.
+    - torch.inference_mode: a call outside goes on from a copy of what a call inside left.
+    - torch.jit.trace and torch.export: what they make begins every call from the state of this moment.
 
     Args:
         layer: fastrnn's or torch.nn's LSTM, GRU, RNN or one of their cells, or any module that is called as
-            `layer(input, state)` and returns `output, state`
+            `layer(input, state)` and returns `output, state`. A state is a tensor of any dtype, None, or a
+            tuple, list or dict of states.
 
     Attributes:
         layer: the layer
@@ -35,59 +102,296 @@ class Stateful(torch.nn.Module):
     def __init__(self, layer: torch.nn.Module):
         super().__init__()
         self.layer = layer
-        self.state = None
+        self._begin()
 
     def forward(self, input, **options):
         """Go on with `input`; `options` are the layer's, as `lengths=`.
 
         Returns the layer's output alone, for a cell h; with `return_all_states=True` `(output, states)`.
+
+        Raises RuntimeError in a backward, but for what torch.utils.checkpoint runs again; and if another call
+        has changed the state meanwhile.
         """
-        result = self.layer(input, self.state, **options)
+        kept, is_cut = self._find()
+        if torch.jit.is_tracing():
+            warnings.warn(
+                "Stateful: each call of a trace begins from the state that this one begins from",
+                torch.jit.TracerWarning,
+                stacklevel=2,
+            )
+        if isinstance(kept, Stateful) and not torch.compiler.is_compiling() and _in_backward():
+            raise RuntimeError(
+                "Stateful: expected a call in a forward or in torch.utils.checkpoint, got one in a backward: "
+                "if it runs a forward again, it would go on from a later state"
+            )
+        before, state = kept._state, kept._get()
+        if kept._from_autocast:
+            state = _change(state, self._widen)
+        result = self.layer(input, state, **options)
         if isinstance(self.layer, torch.nn.RNNCellBase):
-            self.state = result
-            return result if isinstance(result, Tensor) else result[0]
-        output, self.state, *more = result
+            output, new, more = result if isinstance(result, Tensor) else result[0], result, []
+        else:
+            output, new, *more = result
+        if is_cut and any(
+            t.requires_grad for t in _tensors((input, state, options, [*self.layer.parameters()]))
+        ):
+            new = _change(new, _cut)
+        if kept._state is not before:
+            raise RuntimeError(
+                "state: another call has changed it during this one. Threads and several replicas of "
+                "torch.nn.DataParallel need a Stateful each, as torch.nn.parallel.DistributedDataParallel has"
+            )
+        kept._put(new)
         return (output, *more) if more else output
+
+    @property
+    def state(self):
+        return self._find()[0]._get()
+
+    @state.setter
+    def state(self, state):
+        self._find()[0]._put(state)
 
     def detach(self) -> None:
         """Keep the state and cut it off from what it was computed from."""
-        self._change(Tensor.detach)
+        self._find()[0]._map(Tensor.detach)
 
     def reset(self, rows: Tensor | Sequence[int] | int | None = None) -> None:
         """Begin again from zeros, in all of the batch or in some rows of it.
 
         rows: None for all; the indices of some, or a bool tensor `[B]` that marks them. The others keep their
-            state, and the graph behind it.
+            state, and the graph behind it. The batch is where torch.nn has it: dimension 1 of a state of a
+            layer `[L*D, B, …]`, 0 of a cell's `[B, …]`; the state of another module may have both kinds, and
+            tensors `[B]`.
 
-        Raises IndexError for a row that is not there, RuntimeError for rows of an unbatched state.
+        Raises IndexError for a row that is not there, RuntimeError for rows of a state without a batch.
         """
         if rows is None:
-            self.state = None
+            self._find()[0]._begin()
             return
-        rows = torch.as_tensor(rows)
+        rows = rows if isinstance(rows, Tensor) else torch.tensor(rows, device="cpu")
         if rows.numel() == 0:
             rows = rows.long()  # an empty list has no dtype
+        if isinstance(self.layer, torch.nn.RNNBase):
+            batch_dims = {3: 1}
+        elif isinstance(self.layer, torch.nn.RNNCellBase):
+            batch_dims = {2: 0}
+        else:
+            batch_dims = {1: 0, 2: 0, 3: 1}
 
         def zero(state):
-            if state.dim() != (2 if isinstance(self.layer, torch.nn.RNNCellBase) else 3):
+            if state.dim() not in batch_dims:
                 raise RuntimeError(
                     f"rows: expected None for a state without a batch, of shape {list(state.shape)}"
                 )
-            marked = torch.zeros(state.shape[-2], dtype=torch.bool, device=state.device)
+            dim = batch_dims[state.dim()]
+            marked = torch.zeros(state.shape[dim], dtype=torch.bool, device=state.device)
             marked[rows.to(state.device)] = True
-            return state.masked_fill(marked.unsqueeze(-1), 0)
+            return state.masked_fill(marked.view(-1, *[1] * (state.dim() - 1 - dim)), 0)
 
-        self._change(zero)
+        self.state = _change(self.state, zero)
 
-    def _change(self, change):
-        if self.state is not None:
-            is_one = isinstance(self.state, Tensor)
-            self.state = change(self.state) if is_one else tuple(change(s) for s in self.state)
+    def _widen(self, state):
+        """A tensor that a call under autocast may have left, for one outside."""
+        if state.dtype not in _NARROW or _left_by_autocast(state):
+            return state
+        dtypes = (p.dtype for p in self.layer.parameters() if p.is_floating_point())
+        return state.to(next(dtypes, state.dtype))
+
+    def _find(self) -> tuple[_Kept, bool]:
+        """Where the state is that code at this place goes on from; and whether it is in the forward of a
+        reentrant checkpoint, which no gradient leaves but by its results.
+
+        That is self, unless a checkpoint runs again. Then the state begins from what it was when the
+        forward of this checkpoint first asked for it, and ends with the recomputation.
+        """
+        if torch.compiler.is_compiling():
+            return _find_between_graphs(self) if _in_checkpoint() else (self, False)
+        return self._find_here()
+
+    def _find_here(self) -> tuple[_Kept, bool]:
+        kept, is_cut, begun = vars(self).get("_origin", self), False, []
+        for checkpoint, run in _checkpoints():
+            of_checkpoint = vars(checkpoint).setdefault("_fastrnn_starts", WeakKeyDictionary())
+            if run is None:
+                begun.append(of_checkpoint)
+                is_cut = is_cut or isinstance(checkpoint, torch.autograd.function.FunctionCtx)
+                continue
+            if self not in of_checkpoint:
+                raise RuntimeError("Stateful: a checkpoint has come here in the backward, not in the forward")
+            start = of_checkpoint[self]
+            if start.run != run:
+                start.run = run
+                start.kept._begin(start.first)
+            kept = start.kept
+            break
+        for of_checkpoint in begun:
+            if self not in of_checkpoint:
+                of_checkpoint[self] = _Start(kept)
+        return kept, is_cut
+
+    def __setattr__(self, name, value):
+        if name in _STATE:
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def _apply(self, fn, recurse=True):  # what .to(), .double() and .cuda() call
         super()._apply(fn, recurse)
-        self._change(fn)
+        self._map(fn)
         return self
 
     def __getstate__(self):
-        return {**super().__getstate__(), "state": None}
+        kept = _Kept()
+        kept._begin()
+        return {**vars(self), **vars(kept)}
+
+    def _replicate_for_data_parallel(self):
+        replica = super()._replicate_for_data_parallel()
+        vars(replica).setdefault("_origin", self)  # where the state is; no submodule
+        return replica
+
+
+class _Start:
+    """What a checkpoint goes on from: `first` in its forward, and where its last recomputation `run` is."""
+
+    def __init__(self, kept: _Kept):
+        self.first, self.kept, self.run = _Kept(), _Kept(), None
+        self.first._begin(kept)
+
+
+class _Cut(torch.autograd.Function):
+    """The end of what a reentrant checkpoint can differentiate."""
+
+    @staticmethod
+    def forward(ctx, state):
+        return state.view_as(state)
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise RuntimeError(
+            "Stateful: no gradient goes through the state back into a checkpoint with use_reentrant=True: "
+            "call detach() after it, or use use_reentrant=False"
+        )
+
+
+def _cut(state):
+    if not state.is_floating_point():
+        return state
+    with torch.enable_grad():
+        return _Cut.apply(state.detach().requires_grad_())
+
+
+_CHECKPOINT_FILE = torch.utils.checkpoint.checkpoint_sequential.__code__.co_filename
+
+
+def _checkpoints() -> Iterator[tuple[Any, Any]]:
+    """The checkpoints that this code runs in, innermost first: what stands for each from its forward to its
+    backward, and None in the forward or, when it runs again, what tells this from other such runs.
+
+    torch.utils.checkpoint says neither to the code that it calls, so that its frames on the stack are read.
+    A release in which they look otherwise makes a backward raise, and never begin from another state.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename == _CHECKPOINT_FILE:
+            names = frame.f_locals
+            match code.co_name:
+                case "forward" if "ctx" in names:  # of CheckpointFunction: the reentrant one
+                    yield names["ctx"], None
+                case "backward" if "ctx" in names:
+                    yield names["ctx"], torch._C._current_graph_task_id()
+                case "checkpoint" if "gen" in names:
+                    of_generator = names["gen"].gi_frame.f_locals
+                    if "new_frame" in of_generator:
+                        yield of_generator["new_frame"], None
+                case "unpack_hook" if "frame" in names and "gid" in names:
+                    yield names["frame"], names["gid"]
+        frame = frame.f_back
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
+
+
+def _in_checkpoint() -> bool:
+    """Whether there is any, while torch compiles, which breaks the graph then."""
+    return next(_checkpoints(), None) is not None
+
+
+# torch.compiler.assume_constant_result and torch.compiler.disable, which would import the compiler now
+_in_checkpoint._dynamo_marked_constant = True
+_find_between_graphs = getattr(torch, "_disable_dynamo", torch.compiler.disable)(Stateful._find_here)
+
+
+def _change(state, change: Callable[[Tensor], Any]):
+    """`state` with every tensor in it changed."""
+    if isinstance(state, Tensor):
+        return change(state)
+    if type(state) is tuple:  # an LSTM's; torch's way takes as long as a small step
+        return tuple([_change(s, change) for s in state])
+    return tree_map(lambda t: change(t) if isinstance(t, Tensor) else t, state)
+
+
+def _tensors(state) -> list[Tensor]:
+    found: list[Tensor] = []
+    _change(state, found.append)
+    return found
+
+
+_NARROW = (torch.bfloat16, torch.float16)
+
+
+def _left_by_autocast(t: Tensor) -> bool:
+    device = t.device.type
+    return (
+        t.dtype in _NARROW and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    )
+
+
+# Tensors of torch.func: one that wraps another at each level of a transform.
+
+_functorch = torch._C._functorch
+
+
+def _vmaps() -> dict[int, int]:
+    """The levels of torch.vmap that this code runs in, and the examples of each."""
+    levels = _functorch.get_interpreter_stack() or ()
+    return {
+        i.level(): _functorch.CVmapInterpreterPtr(i).batchSize()
+        for i in levels
+        if i.key() == _functorch.TransformType.Vmap
+    }
+
+
+def _examples_of(t: Tensor) -> dict[int, int]:
+    """The same of the levels that `t` is mapped at."""
+    levels = {}
+    while _functorch.is_functorch_wrapped_tensor(t):
+        inner = _functorch.get_unwrapped(t)
+        if _functorch.is_batchedtensor(t):
+            levels[_functorch.maybe_get_level(t)] = inner.shape[_functorch.maybe_get_bdim(t)]
+        t = inner
+    return levels
+
+
+def _arrive(t: Tensor) -> Tensor:
+    """`t` without what it brings along from a region that has ended."""
+    level = _functorch.maybe_current_level() or 0
+    while _functorch.is_dead_tensor_wrapper(t) or (
+        _functorch.is_functionaltensor(t) and _functorch.maybe_get_level(t) > level
+    ):
+        t = _functorch.get_unwrapped(t)
+    return t.clone() if t.is_inference() and not torch.is_inference_mode_enabled() else t
+
+
+def _inside(t: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """`change(t)` for an elementwise change, also when the vmap of `t` has ended."""
+    if torch.compiler.is_compiling():
+        return change(t)
+    t = _arrive(t)
+    if not _functorch.is_batchedtensor(t):
+        return change(t)
+    inner = _inside(_functorch.get_unwrapped(t), change)
+    return _functorch._add_batch_dim(inner, _functorch.maybe_get_bdim(t), _functorch.maybe_get_level(t))
