@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import has_torch_function
 
 from . import _C
-from .sequences import rows_of, run_layers
+from .sequences import in_graph, rows_of, run_layers
 
 __all__ = ["KindError", "gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 
@@ -88,7 +88,7 @@ def lstm(
             of the same sequences packed, to the bit: `output` is zero past a length, the last states are
             those of each sequence at its own end, and those of a sequence of length 0 are its initial ones.
             Lengths are needed on the CPU: on a GPU they cost a synchronization, and are the only one. In a
-            compiled or exported graph one has to be larger than 0.
+            compiled, exported or traced graph one has to be larger than 0, and a list is part of the graph.
         return_all_states: return the states of every step, of all layers, as well.
         checkpoint_gates: keep for the backward only what a layer is given, and run its forward again there.
             Saves most of the memory of training, gives the same bits, and costs the time of the forward.
@@ -416,31 +416,34 @@ def run_with_more(
     rows = order = restored = batch_sizes = None
     if packed:
         x, batch_sizes, order, restored = input
-        B = int(batch_sizes[0])
+        B = batch_sizes[0] if torch.jit.is_tracing() else int(batch_sizes[0])
     elif lengths is not None:
         T, B = input.shape[:2] if not batch_first else (input.shape[1], input.shape[0])
         rows = rows_of(lengths, B, T, batch_first).to(input.device)
         order, batch_sizes = rows.order, rows.batch_sizes
         x = input.flatten(0, 1).index_select(0, rows.index)
-        if order.shape[0] == 0:  # an empty batch of one step, so that gradients are zeros as of any batch
+        if not in_graph() and not len(order):  # one step of no sequence: gradients are zeros as of any batch
             x, batch_sizes = x.unsqueeze(0), None
     else:
         x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if batch_first else input
         B = x.shape[1]
-    if rows is not None and not states and torch.compiler.is_compiling():
+    if rows is not None and not states and in_graph():
         # The operator would take their number from batch_sizes, where a graph does not see that it is that
         # of `order`.
         P, H = weights[1].shape[1], weights[1].shape[0] // 4
         sizes = [P, H][: len(STATES[cell])]
         states = [input.new_zeros(num_layers * (1 + bidirectional), B, size) for size in sizes]
     initial = states
-    for name, state in zip(STATES[cell], states, strict=False):
+    tracing = torch.jit.is_tracing()
+    for name, state in zip(STATES[cell], () if tracing else states, strict=False):
         expected = [num_layers * (1 + bidirectional), *[B] * (not unbatched)]
         if list(state.shape[:-1]) != expected:
             raise RuntimeError(
                 f"{name}_0: expected size {[*expected, 'its hidden size']}, got {list(state.shape)}"
             )
     states = [s.unsqueeze(1) for s in states] if unbatched else states
+    if tracing and rows is not None:  # a trace keeps no check of Python's, but this takes B sequences alone
+        states = [s.split([B], 1)[0] for s in states]
     if order is not None:
         states = [s.index_select(1, order) for s in states]
 

@@ -5,6 +5,7 @@ Sizes as in `fastrnn.functional`; R is the number of rows of a packed sequence, 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,8 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import linear
-
-from .reference import sweep
 
 __all__ = ["Rows", "cell_states", "rows_of", "run_layers"]
 
@@ -40,24 +39,45 @@ class Rows(NamedTuple):
 
 def rows_of(lengths: Tensor | Sequence[int], B: int, T: int, batch_first: bool) -> Rows:
     """The rows that sequences of these lengths (see read_lengths) have in `[T, B, …]` or `[B, T, …]`."""
+    if torch.jit.is_tracing():
+        if not isinstance(lengths, Tensor):
+            warnings.warn(
+                "lengths: a trace keeps those of a list as they are; give a Tensor for other ones",
+                torch.jit.TracerWarning,
+                stacklevel=2,
+            )
+        return Rows(*torch.jit.script(_rows_in_trace)(_to_tensor(lengths), B, T, batch_first))
     if torch.compiler.is_compiling():
-        return Rows(*rows_in_graph(torch.as_tensor(lengths), B, T, batch_first))
+        return Rows(*rows_in_graph(_to_tensor(lengths), B, T, batch_first))
     return find_rows(read_lengths(lengths, B, T), T, batch_first)
+
+
+def in_graph() -> bool:
+    """Whether what runs is recorded, to run again with other sizes and lengths."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 @torch.library.custom_op("fastrnn::rows_of", mutates_args=())
 def rows_in_graph(lengths: Tensor, B: int, T: int, batch_first: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """rows_of as one node of a compiled graph, which has to know that there is a row at all."""
+    """rows_of as one node of a graph, which has to know that there is a row at all."""
     rows = find_rows(read_lengths(lengths, B, T), T, batch_first)
     if not len(rows.order):
-        raise RuntimeError("lengths: expected one larger than 0 under torch.compile, got none")
+        raise RuntimeError(
+            "lengths: expected one larger than 0 in what torch.compile, torch.export or torch.jit.trace has "
+            "made, got none"
+        )
     return tuple(rows)
 
 
 @rows_in_graph.register_fake
 def _(lengths, B, T, batch_first):
     size = torch.library.get_ctx().new_dynamic_size
-    return tuple(torch.empty(size(min=1), dtype=torch.int64) for _ in range(3))
+    return tuple(torch.empty(size(min=1), dtype=torch.int64, device="cpu") for _ in range(3))
+
+
+def _rows_in_trace(lengths: Tensor, B: Tensor, T: Tensor, batch_first: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for TorchScript, where sizes are those of the input then; a trace has them as tensors."""
+    return torch.ops.fastrnn.rows_of(lengths, int(B), int(T), batch_first)
 
 
 def read_lengths(lengths: Tensor | Sequence[int], B: int, T: int) -> Tensor:
@@ -66,7 +86,7 @@ def read_lengths(lengths: Tensor | Sequence[int], B: int, T: int) -> Tensor:
     Raises TypeError if they are no integers, RuntimeError for a wrong number of them or one out of range.
     """
     try:
-        given = torch.as_tensor(lengths)
+        given = _to_tensor(lengths)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"lengths: expected a Tensor or a list of integers: {error}") from None
     if given.numel() == 0 and not isinstance(lengths, Tensor):
@@ -85,13 +105,17 @@ def read_lengths(lengths: Tensor | Sequence[int], B: int, T: int) -> Tensor:
     return given
 
 
+def _to_tensor(lengths: Tensor | Sequence[int]) -> Tensor:
+    return lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths, device="cpu")
+
+
 def find_rows(lengths: Tensor, T: int, batch_first: bool) -> Rows:
     """The rows of sequences of these lengths (`[B]`, int64, CPU) in a padded `[T, B, …]` or `[B, T, …]`."""
     ordered, order = lengths.sort(descending=True, stable=True)
     n = int((ordered > 0).sum())
     ordered, order = ordered[:n], order[:n]
     longest = int(ordered[0]) if n else 0
-    runs = torch.arange(longest).unsqueeze(1) < ordered  # [longest, n]
+    runs = torch.arange(longest, device="cpu").unsqueeze(1) < ordered  # [longest, n]
     t, k = runs.nonzero(as_tuple=True)
     index = order[k] * T + t if batch_first else t * len(lengths) + order[k]
     return Rows(index, runs.sum(1), order)
@@ -126,10 +150,14 @@ def run_layers(
             f"weights: expected as many for each of {num_layers} layer(s) and {D} direction(s), "
             f"got {len(weights)} tensors"
         )
-    if batch_sizes is None:
-        sizes = [x.shape[1]] * x.shape[0]
+    if cell != "lstm":
+        sizes = None
+    elif torch.jit.is_tracing():
+        sizes = batch_sizes
+        if batch_sizes is None:
+            sizes = torch.ones(x.shape[0], dtype=torch.int64, device="cpu") * x.shape[1]
     else:
-        sizes = batch_sizes.tolist()
+        sizes = [x.shape[1]] * x.shape[0] if batch_sizes is None else batch_sizes.tolist()
     every_h, every_c, last = [], [], []
     for layer in range(num_layers):
         k = layer * D
@@ -181,7 +209,7 @@ def cell_states(x, h, h_0, c_0, weights, bias, sizes, *, reverse) -> Tensor:
         h: `[R, P]`, the layer's output; its dtype is that of the result, 16 bits are computed in 32
         h_0, c_0: `[B, P]`, `[B, H]`
         weights: `W_ih, W_hh`, with `bias` `b_ih, b_hh`, and perhaps `W_hr`
-        sizes: rows of each step
+        sizes: rows of each step; under torch.jit.trace a tensor, so that the trace takes other ones
         reverse: from the last step to the first
 
     Returns: `[R, H]`
@@ -196,20 +224,36 @@ def cell_states(x, h, h_0, c_0, weights, bias, sizes, *, reverse) -> Tensor:
         before = torch.cat([h_0, h]).index_select(0, _previous(sizes, reverse).to(h.device))
         i, f, g = (linear(x, W_ih, b_ih) + linear(before, W_hh, b_hh)).chunk(3, -1)
 
-        def step(row, state):
-            f, ig = row.chunk(2, -1)
-            return (torch.addcmul(ig, f, state[0]),)
-
-        c, _ = sweep(step, torch.cat([f.sigmoid(), i.sigmoid() * g.tanh()], -1), (c_0,), (), sizes, reverse)
+        carry = carry_cells if isinstance(sizes, list) else torch.jit.script(_carry_in_trace)
+        c = carry(f.sigmoid(), i.sigmoid() * g.tanh(), c_0, sizes, reverse)
     return c.to(dtype)
 
 
-def _previous(sizes: Sequence[int], reverse: bool) -> Tensor:
+def carry_cells(f: Tensor, ig: Tensor, c: Tensor, sizes: list[int], reverse: bool) -> Tensor:
+    """c' = f * c + ig from step to step, as `reference.sweep`; TorchScript can compile it."""
+    of_step, additions = f.split(sizes), ig.split(sizes)
+    outputs = [ig] * len(sizes)
+    for n in range(len(sizes)):
+        t = len(sizes) - 1 - n if reverse else n
+        new = torch.addcmul(additions[t], of_step[t], c[: sizes[t]])
+        c = torch.cat([new, c[sizes[t] :]])
+        outputs[t] = new
+    return torch.cat(outputs)
+
+
+def _carry_in_trace(f: Tensor, ig: Tensor, c: Tensor, sizes: Tensor, reverse: bool) -> Tensor:
+    """The same as a loop in the trace, which has as many steps as its input then."""
+    steps: list[int] = sizes.tolist()
+    return carry_cells(f, ig, c, steps, reverse)
+
+
+def _previous(sizes: Tensor | Sequence[int], reverse: bool) -> Tensor:
     """For each packed row where the state before it stands in `[rows of h_0, rows of h]`: `[R]`."""
-    n = torch.tensor(sizes)
+    n = sizes if isinstance(sizes, Tensor) else torch.tensor(sizes, device="cpu")
+    steps = torch.arange(n.shape[0], device="cpu")
     start = n.cumsum(0) - n
-    t = torch.repeat_interleave(torch.arange(len(n)), n)
-    k = torch.arange(len(t)) - start[t]
+    t = torch.repeat_interleave(steps, n)
+    k = torch.arange(t.shape[0], device="cpu") - start[t]
     other = t + 1 if reverse else t - 1
     runs = torch.cat([n, n.new_zeros(1)])[other] > k  # t - 1 = -1 is the zero at the end, too
-    return torch.where(runs, sizes[0] + start[other.clamp(0, len(n) - 1)] + k, k)
+    return torch.where(runs, n[0] + start[other.clamp(0, n.shape[0] - 1)] + k, k)

@@ -3,6 +3,9 @@ without them."""
 
 import io
 import shutil
+import subprocess
+import sys
+import warnings
 
 import pytest
 import torch
@@ -10,8 +13,10 @@ import torch._dynamo.testing
 from cases import EVERY_CELL, Case, device_of, give, take
 from torch.export import Dim
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.utils.checkpoint import checkpoint
 
 import fastrnn
+from fastrnn import functional
 
 pytestmark = [
     pytest.mark.usefixtures("device", "default_precision"),
@@ -278,6 +283,107 @@ def test_trace(cell, step):
         agree(train(model, model, x)[:2], train(traced, traced, x)[:2])
 
 
+# ---- lengths and states of every step in a trace ----
+
+
+class Flat(torch.nn.Module):
+    """A layer as a trace takes it: from tensors to tensors."""
+
+    def __init__(self, rnn, form, options, hx):
+        super().__init__()
+        self.rnn, self.form, self.options, self.hx = rnn, form, options, hx
+
+    def forward(self, x, lengths, *hx):
+        options = {name: lengths if name == "lengths" else True for name in self.options}
+        if self.form == "packed":
+            x = pack_padded_sequence(x, lengths, enforce_sorted=False)
+        if self.form == "unbatched":
+            x, hx = x[:, 0], [h[:, 0] for h in hx]
+        result = self.rnn(x, give(hx) if self.hx else None, **options)
+        return tuple(t for t in torch.utils._pytree.tree_leaves(result) if t is not None)
+
+
+TRACES = [
+    (form, options)
+    for form in ("padded", "batch_first", "packed", "unbatched")
+    for options in (("lengths",), ("return_all_states",), ("lengths", "return_all_states"))
+    if form in ("padded", "batch_first") or "lengths" not in options
+]
+
+
+def arguments(form, lengths, cell):
+    B, T = len(lengths), max(lengths) + (form != "packed")
+    size = (B, T, 5) if form == "batch_first" else (T, B, 5)
+    states = [(4, B, 8)] * len(functional.STATES[cell])
+    x, *hx = (torch.randn(size, device=device_of(fastrnn), requires_grad=True) for size in (size, *states))
+    return x, torch.tensor(lengths), *hx
+
+
+@pytest.mark.parametrize("hx", [True, False], ids=["hx", "nohx"])
+@pytest.mark.parametrize(("form", "options"), TRACES, ids=lambda v: v if isinstance(v, str) else "+".join(v))
+@each_cell
+def test_trace_takes_other_lengths(cell, form, options, hx):
+    """Values and gradients for another T and B, and for other lengths; also after saving. Nothing warns."""
+    case = Case(
+        cell, I=5, H=8, L=2, bidirectional=True, form="batch_first" if form == "batch_first" else "padded"
+    )
+    model = Flat(case.build(fastrnn), form, options, hx)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", torch.jit.TracerWarning)
+        traced = torch.jit.trace(model, arguments(form, [3, 5, 2], cell))
+    for lengths in ([3, 5, 2], [7, 1, 4], [1, 1], [9, 1, 4, 2, 8], [3], [4, 0, 2, 0]):
+        if form == "packed" and 0 in lengths:
+            continue
+        args = arguments(form, lengths, cell)
+        leaves = [args[0], *args[2:]] if hx else [args[0]]
+        results = []
+        for module in (model, traced, reloaded(traced)):
+            values = [v for v in module(*args) if v.is_floating_point()]
+            loss = sum(v.square().sum() for v in values)
+            results.append([*values, *torch.autograd.grad(loss, [*leaves, *module.parameters()])])
+        agree(results[1], results[0])
+        agree(results[2], results[0])
+
+
+def test_trace_checks_lengths():
+    model = Flat(Case("gru", I=5, H=8, L=4).build(fastrnn), "padded", ["lengths"], True)
+    x, lengths, h = arguments("padded", [3, 5, 2], "gru")
+    traced = torch.jit.trace(model, (x, lengths, h))
+    for wrong, message in (
+        (lengths + 4, "lengths: expected from 0 to 6"),
+        (-lengths, "lengths: expected from 0 to 6"),
+        (lengths[:2], r"lengths: expected size \[3\]"),
+        (lengths.float(), "lengths: expected integers"),
+        (0 * lengths, "lengths: expected one larger than 0"),
+    ):
+        with pytest.raises(Exception, match=message):
+            traced(x, wrong, h)
+    for size in (2, 6):
+        with pytest.raises(RuntimeError, match=f"sum exactly to {size}"):
+            traced(x, lengths, torch.cat([h, h], 1)[:, :size])
+    with pytest.raises(Exception, match="lengths: expected one larger than 0"):
+        torch.jit.trace(model, (x, 0 * lengths, h))
+
+
+class WithList(Flat):
+    def forward(self, x):
+        return self.rnn(x, lengths=[2, 4, 0])[0]
+
+
+def test_trace_of_lengths_in_a_list():
+    """As of torch.nn.utils.rnn.pack_padded_sequence: they are constants, which is said."""
+    model = WithList(Case("gru", I=5, H=8).build(fastrnn), "padded", [], False)
+    x = torch.randn(4, 3, 5, device=device_of(fastrnn))
+    with pytest.warns(torch.jit.TracerWarning, match="lengths: a trace keeps those of a list"):
+        traced = torch.jit.trace(model, x)
+    agree([traced(2 * x)], [model(2 * x)])
+    with pytest.raises(Exception, match="lengths: expected from 0 to 3"):
+        traced(x[:3])
+
+
+# ---- scripts ----
+
+
 class Scripted(torch.nn.Module):
     def __init__(self, rnn):
         super().__init__()
@@ -355,3 +461,96 @@ def test_script_of_a_projection_and_an_annotated_packed_sequence():
     layer, _, x, _ = case.prepare(fastrnn)
     packed = case.pack(x)
     agree([torch.jit.script(Inner(layer))(packed)], [layer(packed)[0].data])
+
+
+# ---- Stateful ----
+
+
+def stream(cell, step=False):
+    """A Stateful, and what it reads step by step or in chunks."""
+    case = Case(cell, T=12, B=4, I=5, H=9)
+    layer = (case.prepare_step if step else case.prepare)(fastrnn)[0]
+    x = case.inputs(fastrnn)[0].detach()
+    return fastrnn.Stateful(layer), x if step else x.split(3)
+
+
+@each_kind
+@each_cell
+def test_stateful_in_one_graph(one_graph, cell, step):
+    stateful, chunks = stream(cell, step)
+    compiled = torch.compile(stateful, fullgraph=True, backend="aot_eager")
+    results = []
+    for call in (compiled, stateful):
+        stateful.zero_grad()
+        stateful.reset()
+        for n, chunk in enumerate(chunks):
+            y = call(chunk)
+            y.square().sum().backward()
+            stateful.detach()
+            if n == 1:
+                stateful.reset([1])
+        results.append([y.detach(), *(p.grad.clone() for p in stateful.parameters())])
+    agree(*results)
+
+
+def test_stateful_methods_in_one_graph(one_graph):
+    stateful, (x, *_) = stream("lstm")
+
+    def call(x, h, c):
+        stateful.state = (h, c)
+        y = stateful(x)
+        stateful.detach()
+        stateful.reset([1])
+        return y + stateful(x), stateful.state
+
+    states = [torch.randn(1, 4, 9, device=x.device) for _ in "hc"]
+    got = torch.compile(call, fullgraph=True, backend="aot_eager")(x, *states)
+    agree(*map(torch.utils._pytree.tree_leaves, (got, call(x, *states))))
+
+
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "nonreentrant"])
+@pytest.mark.parametrize("outer", ["compile", "checkpoint"])
+def test_stateful_in_a_checkpoint(one_graph, outer, reentrant):
+    """One around the other, either way."""
+    stateful, chunks = stream("gru")
+    if outer == "compile":
+        call = torch.compile(
+            lambda v: checkpoint(stateful, v.sin(), use_reentrant=reentrant).cos(), backend="aot_eager"
+        )
+    else:
+        compiled = torch.compile(stateful, backend="aot_eager")
+        call = lambda v: checkpoint(compiled, v.sin(), use_reentrant=reentrant).cos()  # noqa: E731
+    results = []
+    for function in (call, lambda v: stateful(v.sin()).cos()):
+        stateful.zero_grad()
+        stateful.reset()
+        for chunk in chunks:
+            function(chunk.clone().requires_grad_()).sum().backward()
+            stateful.detach()
+        results.append([p.grad.clone() for p in stateful.parameters()])
+    agree(*results)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.filterwarnings("ignore:.*(assigned during export|side effects happened).*")
+def test_export_leaves_a_state_alone(strict):
+    stateful, (x, *_) = stream("lstm")
+    torch.export.export(stateful, (x,), strict=strict)
+    assert stateful.state is None
+    stateful(x)
+    before = stateful.state
+    torch.export.export(stateful, (x,), strict=strict)
+    assert all(map(torch.equal, stateful.state, before))
+
+
+def test_trace_of_a_stateful_says_that_it_keeps_no_state():
+    stateful, (x, *_) = stream("lstm")
+    with pytest.warns(torch.jit.TracerWarning, match="each call of a trace begins from the state"):
+        torch.jit.trace(stateful, x, check_trace=False)
+    stateful(x)
+
+
+def test_import_leaves_the_compiler_out():
+    """It takes seconds to load."""
+    code = "import sys, fastrnn; sys.exit('torch._dynamo' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

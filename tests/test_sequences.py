@@ -1,7 +1,5 @@
-"""lengths=, return_all_states=, Stateful: results of packed sequences, of the reference, of whole ones."""
+"""lengths=, return_all_states=: results of packed sequences, of the reference."""
 
-import copy
-import pickle
 from itertools import product
 
 import pytest
@@ -432,123 +430,24 @@ def test_all_states_in_bfloat16():
     torch.testing.assert_close(c[:, -1], c_n, rtol=2**-7, atol=2**-8)
 
 
-# ---- Stateful ----
+# ---- another default device ----
 
 
-def build(cell, library=fastrnn, step=False, **changes):
-    case = Case(cell, **(dict(T=12, B=4, I=5, H=9, dtype=DOUBLE) | changes))
-    layer = (case.prepare_step if step else case.prepare)(library)[0]
-    return fastrnn.Stateful(layer), layer, case.inputs(library)[0].detach()
-
-
-@pytest.mark.parametrize("library", [fastrnn, torch.nn], ids=["fastrnn", "torch.nn"])
+@pytest.mark.parametrize(
+    "lengths", [None, LENGTHS, torch.tensor(LENGTHS), [0] * 7], ids=["none", "list", "tensor", "zeros"]
+)
 @each_cell
-def test_stateful_streams(cell, library):
-    """Chunks of any size give what the whole sequence gives; after reset() it starts again."""
-    stateful, layer, x = build(cell, library, L=2)
-    want, last = layer(x)
-    for _ in range(2):
-        got = torch.cat([stateful(chunk) for chunk in x.split([1, 5, 4, 2])])
-        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
-        for a, b in zip(take(stateful.state), take(last), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-        stateful.reset()
-        assert stateful.state is None
-
-
-@each_cell
-def test_stateful_cell(cell):
-    stateful, module, x = build(cell, step=True)
-    layer = getattr(fastrnn, CELLS[cell].layer.__name__)(5, 9, dtype=DOUBLE, **CELLS[cell].kwargs)
-    layer = layer.to(x.device)
-    layer.load_state_dict({f"{name}_l0": p for name, p in module.state_dict().items()})
-    got = torch.stack([stateful(row) for row in x])
-    torch.testing.assert_close(got, layer(x)[0], rtol=1e-12, atol=1e-12)
-    stateful.reset([1])
-    assert all(not s[1].any() and s[0].any() for s in take(stateful.state))
-
-
-@each_cell
-def test_stateful_reset_of_rows(cell):
-    """Rows that are reset go on as if new; the others as if nothing had been, and keep their gradients."""
-    rows = [torch.tensor([False, True, False, True]), [1, 3], torch.tensor([1, 3]), [-3, 3]]
-    for reset in rows:
-        stateful, layer, x = build(cell, L=2)
-        x.requires_grad_()
-        stateful(x[:6])
-        stateful.reset(reset)
-        got = stateful(x[6:])
-        on, new = layer(x)[0][6:], layer(x[6:])[0]
-        torch.testing.assert_close(got[:, ::2], on[:, ::2], rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(got[:, 1::2], new[:, 1::2], rtol=1e-12, atol=1e-12)
-        got.sum().backward()
-        assert x.grad[:6, ::2].any() and not x.grad[:6, 1::2].any()
-    before = stateful.state
-    stateful.reset([])
-    assert all(map(torch.equal, take(stateful.state), take(before)))
-    stateful.reset(2)
-    assert all(not s[:, 2].any() and s[:, 1].any() for s in take(stateful.state))
-    with pytest.raises(IndexError):
-        stateful.reset([4])
-
-
-@each_cell
-def test_stateful_reset_cleans_nan(cell):
-    stateful, _, x = build(cell)
-    stateful(x.masked_fill(torch.arange(4, device=x.device).view(1, 4, 1) == 2, float("nan")))
-    stateful.reset([2])
-    assert stateful(x).isfinite().all()
-
-
-@each_cell
-def test_stateful_detach(cell):
-    """Truncated back-propagation: the gradients of the last chunk alone, from the state so far."""
-    stateful, layer, x = build(cell)
-    stateful(x[:6]).sum().backward()
-    stateful.detach()
-    layer.zero_grad()
-    stateful(x[6:]).sum().backward()
-    got = {name: p.grad.clone() for name, p in layer.named_parameters()}
-    layer.zero_grad()
-    with torch.no_grad():
-        _, state = layer(x[:6])
-    layer(x[6:], state)[0].sum().backward()
-    assert_same_bits(got, {name: p.grad for name, p in layer.named_parameters()}, "detach")
-    stateful.detach()  # again, and before a first call: nothing to do
-    fastrnn.Stateful(layer).detach()
-
-
-@each_cell
-def test_stateful_is_a_module(cell):
-    """State dict and parameters are the layer's; copies start fresh; .to() takes the state along."""
-    stateful, layer, x = build(cell)
-    want = stateful(x)
-    assert list(stateful.state_dict()) == [f"layer.{name}" for name in layer.state_dict()]
-    for copied in (copy.deepcopy(stateful), pickle.loads(pickle.dumps(stateful))):
-        assert copied.state is None
-        assert torch.equal(copied(x), want)
-    assert all(s.dtype == torch.float32 for s in take(stateful.float().state))
-    assert stateful(x.float()).dtype == torch.float32
-
-
-@each_cell
-def test_stateful_takes_options(cell):
-    stateful, layer, x = build(cell)
-    y, every = stateful(x, lengths=[3, 0, 12, 5], return_all_states=True)
-    want = layer(x, lengths=[3, 0, 12, 5], return_all_states=True)
-    assert torch.equal(y, want[0]) and all(map(torch.equal, take(every), take(want[2])))
-    packed = pack_padded_sequence(x, [12, 5, 5, 1])
-    got = stateful(packed)
-    assert torch.equal(got.data, layer(packed, want[1])[0].data)
-
-
-@each_cell
-def test_stateful_errors(cell):
-    stateful, _, x = build(cell)
-    stateful(x)
-    with pytest.raises(RuntimeError, match=r"h_0: expected size \[1, 3, 9\], got \[1, 4, 9\]"):
-        stateful(x[:, :3])
-    stateful.reset()
-    stateful(x[:, 0])
-    with pytest.raises(RuntimeError, match="rows: expected None for a state without a batch"):
-        stateful.reset([0])
+def test_another_default_device(cell, lengths):
+    """What is made on the way is where the input is, or on the CPU."""
+    case = Case(cell, **SIZES, L=2, bidirectional=True)
+    layer, (x, _) = case.build(fastrnn), case.inputs(fastrnn)
+    want = all_states(layer, x, None, lengths=lengths)
+    torch.set_default_device("meta")
+    try:
+        got = all_states(layer, x, None, lengths=lengths)
+        torch.autograd.backward(got, [torch.ones_like(s) for s in got])
+    finally:
+        torch.set_default_device(None)
+    for a, b in zip(got, want, strict=True):
+        assert a.device == x.device and torch.equal(a, b)
+    assert x.grad.isfinite().all()
