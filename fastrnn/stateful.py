@@ -17,7 +17,7 @@ __all__ = ["Stateful"]
 
 
 # Attributes of Stateful that torch.nn.Module has no part in, not even if they are set to a Parameter.
-_STATE = ("state", "_state", "_examples", "_from_autocast")
+_STATE = ("state", "_state", "_examples", "_region")
 
 
 class _Kept:
@@ -26,17 +26,18 @@ class _Kept:
     Attributes:
         _state: outside of torch.vmap
         _examples: under torch.vmap; None if it is that outside
-        _from_autocast: whether the last call was in a region of autocast
+        _region: what surrounded the last call
     """
 
     def _begin(self, other: _Kept | None = None):
         """From zeros, or as `other`."""
         self._state = other and other._state
         self._examples = other and other._examples
-        self._from_autocast = other is not None and other._from_autocast
+        self._region = other._region if other else 0
 
     def _get(self):
-        if torch.compiler.is_compiling():
+        # Where nothing around the calls has changed. Looking at the tensors would take a small step's time.
+        if torch.compiler.is_compiling() or _is_plain(self._region) and _region() == self._region:
             return self._state
         vmaps = _vmaps()
         if self._examples is None or not vmaps:
@@ -47,8 +48,8 @@ class _Kept:
         return examples
 
     def _put(self, state):
-        self._from_autocast = any(map(_left_by_autocast, _tensors(state)))
-        under_vmap = not torch.compiler.is_compiling() and bool(_vmaps())
+        self._region = _ANY if torch.compiler.is_compiling() else _region()
+        under_vmap = self._region != _ANY and not _is_plain(self._region) and bool(_vmaps())
         if under_vmap and any(map(_examples_of, _tensors(state))):
             self._examples = state
             return
@@ -125,7 +126,7 @@ class Stateful(_Kept, torch.nn.Module):
                 "if it runs a forward again, it would go on from a later state"
             )
         before, state = kept._state, kept._get()
-        if kept._from_autocast:
+        if kept._region & _AUTOCAST:
             state = _change(state, self._widen)
         result = self.layer(input, state, **options)
         if isinstance(self.layer, torch.nn.RNNCellBase):
@@ -150,7 +151,9 @@ class Stateful(_Kept, torch.nn.Module):
 
     @state.setter
     def state(self, state):
-        self._find()[0]._put(state)
+        kept = self._find()[0]
+        kept._put(state)
+        kept._region = _ANY  # it may come from anywhere
 
     def detach(self) -> None:
         """Keep the state and cut it off from what it was computed from."""
@@ -207,6 +210,8 @@ class Stateful(_Kept, torch.nn.Module):
         """
         if torch.compiler.is_compiling():
             return _find_between_graphs(self) if _in_checkpoint() else (self, False)
+        if not _may_be_in_checkpoint():  # to read the stack would take as long as a small step
+            return vars(self).get("_origin", self), False
         return self._find_here()
 
     def _find_here(self) -> tuple[_Kept, bool]:
@@ -311,6 +316,16 @@ def _checkpoints() -> Iterator[tuple[Any, Any]]:
         frame = frame.f_back
 
 
+_autograd = torch._C._autograd
+_saved_tensors_hooks = getattr(_autograd, "_top_saved_tensors_default_hooks", lambda ignored: True)
+
+
+def _may_be_in_checkpoint() -> bool:
+    """Checkpoints run again in a backward; their forwards have hooks for saved tensors, or no gradients."""
+    without_gradients = not torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    return without_gradients or _in_backward() or bool(_saved_tensors_hooks(False))
+
+
 def _in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
@@ -338,6 +353,24 @@ def _tensors(state) -> list[Tensor]:
     found: list[Tensor] = []
     _change(state, found.append)
     return found
+
+
+# What may surround a call and leave its mark on the state, as bits.
+_INFERENCE, _AUTOCAST, _FUNCTORCH = 1, 2, 4
+_ANY = 7
+
+
+def _region() -> int:
+    return (
+        torch.is_inference_mode_enabled() * _INFERENCE
+        + torch._C._is_any_autocast_enabled() * _AUTOCAST
+        + (_functorch.maybe_current_level() is not None) * _FUNCTORCH
+    )
+
+
+def _is_plain(region: int) -> bool:
+    """Whether no tensor in it is a wrapper."""
+    return not region & _FUNCTORCH
 
 
 _NARROW = (torch.bfloat16, torch.float16)

@@ -135,7 +135,7 @@ def test_stateful_takes_options(cell):
 def test_stateful_errors(cell):
     stateful, _, x = build(cell)
     stateful(x)
-    with pytest.raises(RuntimeError, match=r"h_0: expected size \[1, 3, 9\], got \[1, 4, 9\]"):
+    with pytest.raises(RuntimeError, match=r"Expected hidden(\[0\])? size \(1, 3, 9\), got \[1, 4, 9\]"):
         stateful(x[:, :3])
     stateful.reset()
     stateful(x[:, 0])
