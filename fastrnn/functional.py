@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
-from torch.overrides import has_torch_function
+from torch.overrides import has_torch_function, is_tensor_like
 
 from . import _C
 from .sequences import in_graph, rows_of, run_layers
@@ -365,7 +365,7 @@ def run_sequence(
         return run_with_more(
             input, states, weights, options, batch_first, lengths, return_all_states, checkpoint_gates
         )
-    if isinstance(input, Tensor):
+    if is_tensor_like(input):
         x, batch_sizes = input, None
     elif isinstance(input, PackedSequence):
         x, batch_sizes, order, restored = input
@@ -403,7 +403,7 @@ def run_with_more(
     """run_sequence with `lengths` or `return_all_states`. What both take is time-major, or packed rows."""
     cell, _, num_layers, _, _, bidirectional = options
     packed = isinstance(input, PackedSequence)
-    if not packed and not isinstance(input, Tensor):
+    if not packed and not is_tensor_like(input):
         raise KindError(f"{cell}: input: expected Tensor or PackedSequence, got {_kind(input)}")
     if not packed and input.dim() not in (2, 3):
         raise ValueError(f"input: expected 2 or 3 dimensions, got {input.dim()}")
@@ -479,7 +479,7 @@ def run_with_more(
 
 def run_step(cell, input, hx, W_ih, W_hh, b_ih, b_hh):
     """The operator fastrnn::cell in torch.nn's calling convention."""
-    if not isinstance(input, Tensor):
+    if not is_tensor_like(input):
         raise KindError(f"{cell}: input: expected Tensor, got {_kind(input)}")
     weights = [W_ih, W_hh]
     if b_ih is not None or b_hh is not None:  # the operator takes both or none
@@ -528,12 +528,12 @@ def _list_states(cell, hx):
         return []
     names = STATES[cell]
     if len(names) == 1:
-        if isinstance(hx, Tensor):
+        if is_tensor_like(hx):
             return [hx]
         expected = "Tensor"
     else:
         is_pair = isinstance(hx, (tuple, list)) and len(hx) == 2
-        if is_pair and isinstance(hx[0], Tensor) and isinstance(hx[1], Tensor):
+        if is_pair and is_tensor_like(hx[0]) and is_tensor_like(hx[1]):
             return hx
         expected = f"tuple ({', '.join(names)}) of {len(names)} Tensors"
     raise KindError(f"{cell}: hx: expected {expected}, got {_kind(hx)}")

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 import fastrnn
 
@@ -316,6 +317,41 @@ def test_tensor_subclass(cell, step, which):
     got = call(x, hx)
     assert [type(t) for t in got] == [Named] * len(want)
     assert all(map(torch.equal, got, want))
+
+
+class Wrapper:
+    """No Tensor, but taken for one because of __torch_function__."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __getattr__(self, name):  # .dim, .shape, ...
+        return getattr(self.tensor, name)
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        args, kwargs = tree_map_only(Wrapper, lambda wrapper: wrapper.tensor, (args, kwargs or {}))
+        return tree_map_only(torch.Tensor, Wrapper, function(*args, **kwargs))
+
+
+@pytest.mark.parametrize("which", ["input", "hx", "both"])
+@each_kind
+@each_cell
+def test_what_is_a_tensor_by_torch_function_only(cell, step, which):
+    case = case_of(cell, step)
+    module, call, x, hx = prepare(case, step, fastrnn)
+    want = call(x, hx)
+    wrapped = Wrapper(x) if which != "hx" else x, give([Wrapper(h) for h in hx] if which != "input" else hx)
+    output, states = module(*wrapped) if not step else (None, module(*wrapped))
+    got = [*([] if step else [output]), *(states if isinstance(states, tuple) else [states])]
+    assert [type(t) for t in got] == [Wrapper] * len(got)
+    assert all(torch.equal(wrapper.tensor, t) for wrapper, t in zip(got, want[step:], strict=True))
+
+
+def test_such_an_input_with_return_all_states():
+    layer, x = fastrnn.GRU(4, 6), torch.ones(5, 3, 4)
+    got = [getattr(result, "tensor", result) for result in layer(Wrapper(x), return_all_states=True)]
+    assert all(map(torch.equal, got, layer(x, return_all_states=True)))
 
 
 @each_kind
