@@ -410,6 +410,9 @@ def run_with_more(
     if lengths is not None and (packed or input.dim() != 3):
         kind = "a PackedSequence, which has its own" if packed else f"{input.dim()} dimensions"
         raise RuntimeError(f"lengths: expected a padded input of 3 dimensions with them, got {kind}")
+    if lengths is not None and any(hasattr(weight, "orig_weight") for weight in weights):
+        # An ExpandedWeight; its gradients of each sample would be in the order of `rows`.
+        raise RuntimeError("lengths: expected None for gradients of each sample; a PackedSequence is taken")
 
     # x: [T, B, I] or packed rows, of which B sequences are run; order: these among all sequences, or None
     unbatched = not packed and input.dim() == 2

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import linear
 
-__all__ = ["Rows", "cell_states", "rows_of", "run_layers"]
+__all__ = ["Rows", "cell_states", "rows_of", "run_each_layer", "run_layers"]
 
 _rnn = torch.ops.fastrnn.rnn.default
 
@@ -142,14 +142,6 @@ def run_layers(
     `[T, B, L*D, P]` and `[T, B, L*D, H]`, or `[R, L*D, …]`.
     """
     D = 1 + bidirectional
-    each, rest = divmod(len(weights), max(num_layers * D, 1))
-    if num_layers < 1:
-        raise ValueError(f"num_layers: expected at least 1, got {num_layers}")
-    if rest:
-        raise RuntimeError(
-            f"weights: expected as many for each of {num_layers} layer(s) and {D} direction(s), "
-            f"got {len(weights)} tensors"
-        )
     if cell != "lstm":
         sizes = None
     elif torch.jit.is_tracing():
@@ -159,31 +151,16 @@ def run_layers(
     else:
         sizes = [x.shape[1]] * x.shape[0] if batch_sizes is None else batch_sizes.tolist()
     every_h, every_c, last = [], [], []
-    for layer in range(num_layers):
-        k = layer * D
-        of_layer = weights[k * each : (k + D) * each]
-        first = [s[k : k + D] for s in states]
-        y, *final = _rnn(
-            x,
-            batch_sizes,
-            first,
-            of_layer,
-            cell,
-            bias,
-            1,
-            0.0,
-            False,
-            bidirectional,
-            False,
-            checkpoint_gates,
-        )
+    options = cell, bias, num_layers, dropout, training, bidirectional, checkpoint_gates
+    for below, first, of_layer, (y, *final) in run_each_layer(x, batch_sizes, states, weights, *options):
         every_h.append(y.unflatten(-1, (D, -1)))
         last.append(final)
         if cell == "lstm":
+            each = len(of_layer) // D
             h_0, c_0 = first or [torch.zeros_like(s) for s in final]
             for d in range(D):
                 c = cell_states(
-                    x.flatten(0, -2),
+                    below.flatten(0, -2),
                     every_h[-1].select(-2, d).flatten(0, -2),
                     h_0[d],
                     c_0[d],
@@ -193,9 +170,44 @@ def run_layers(
                     reverse=d == 1,
                 )
                 every_c.append(c.unflatten(0, y.shape[:-1]).unsqueeze(-2))
-        x = drop(y, dropout) if training and dropout and layer + 1 < num_layers else y
     results = [y, *(torch.cat(s) for s in zip(*last, strict=True))]
     return results, [torch.cat(every, -2) for every in (every_h, every_c) if every]
+
+
+def run_each_layer(
+    x,
+    batch_sizes,
+    states,
+    weights,
+    cell,
+    bias,
+    num_layers,
+    dropout,
+    training,
+    bidirectional,
+    checkpoint_gates,
+):
+    """Run the operator fastrnn::rnn layer by layer, with the arguments of run_layers.
+
+    Yields of each layer `input, first states, weights, results`.
+    """
+    D = 1 + bidirectional
+    each, rest = divmod(len(weights), max(num_layers * D, 1))
+    if num_layers < 1:
+        raise ValueError(f"num_layers: expected at least 1, got {num_layers}")
+    if rest:
+        raise RuntimeError(
+            f"weights: expected as many for each of {num_layers} layer(s) and {D} direction(s), "
+            f"got {len(weights)} tensors"
+        )
+    for layer in range(num_layers):
+        k = layer * D
+        first, of_layer = [s[k : k + D] for s in states], weights[k * each : (k + D) * each]
+        options = cell, bias, 1, 0.0, False, bidirectional, False, checkpoint_gates
+        results = _rnn(x, batch_sizes, first, of_layer, *options)
+        yield x, first, of_layer, results
+        y = results[0]
+        x = drop(y, dropout) if training and dropout and layer + 1 < num_layers else y
 
 
 def cell_states(x, h, h_0, c_0, weights, bias, sizes, *, reverse) -> Tensor:

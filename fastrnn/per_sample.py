@@ -1,0 +1,166 @@
+"""Gradients of the weights for each sample of a batch, for torch.nn.utils._per_sample_grad.
+
+`call_for_per_sample_grads` calls a module with ExpandedWeights as its weights. fastrnn's functions then call
+operators of torch.ops, and torch hands these calls on to here. The forward is that of the whole batch. The
+backward runs once for each sample and puts the gradients of weights into `grad_sample`, as torch does.
+As with torch.nn, samples of packed sequences are in the order in which they are packed.
+"""
+
+from types import SimpleNamespace
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from .late import when_imported
+from .sequences import run_each_layer
+
+
+class _PerSample(torch.autograd.Function):
+    """One layer or one step, `run(x, batch_sizes, hx, weights)`, with ExpandedWeights among its weights.
+
+    x: `[T, B, I]`, packed `[R, I]` with batch_sizes, or one step `[B, I]`
+    """
+
+    @staticmethod
+    def forward(ctx, run, batch_sizes, num_states, x, *rest):
+        hx, weights = rest[:num_states], rest[num_states:]
+        ctx.dim = 0 if batch_sizes is None and x.dim() == 2 else 1  # of the samples, in states too
+        ctx.B = x.shape[ctx.dim] if batch_sizes is None else int(batch_sizes[0])
+        plain = [_unpack(weight, ctx.B, batch_sizes is not None) for weight in weights]
+        ctx.run, ctx.batch_sizes, ctx.num_states, ctx.weights = run, batch_sizes, num_states, weights
+        ctx.save_for_backward(x, *hx, *plain)
+        kind = x.device.type
+        dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+        ctx.autocast = torch.autocast(kind, dtype, enabled, cache_enabled=False)
+        return tuple(run(x, batch_sizes, list(hx), plain))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        from torch.nn.utils._expanded_weights.expanded_weights_utils import set_grad_sample_if_exists
+
+        wanted, n = ctx.needs_input_grad[3:], 1 + ctx.num_states
+        x, *hx = ctx.saved_tensors[:n]
+        weights = ctx.saved_tensors[n:]
+
+        def differentiate(x, hx, grads):  # of one sample
+            arguments = [x, *hx, *weights]
+
+            def run(*chosen):
+                chosen = iter(chosen)
+                every = [next(chosen) if w else a for w, a in zip(wanted, arguments, strict=True)]
+                return tuple(ctx.run(every[0], None, every[1:n], every[n:]))
+
+            return torch.func.vjp(run, *(a for w, a in zip(wanted, arguments, strict=True) if w))[1](grads)
+
+        results = [torch.empty_like(t) for t in (x, *hx)] + [w.new_empty(ctx.B, *w.shape) for w in weights]
+        dims = [ctx.dim] * n + [0] * len(weights)
+        dims = tuple(dim for w, dim in zip(wanted, dims, strict=True) if w)
+        # Samples of one length are mapped over together.
+        if ctx.batch_sizes is not None:
+            groups = _groups(ctx.batch_sizes, x.device)
+        else:
+            groups = [(..., ...)] if ctx.B else []
+        for rows, samples in groups:
+            states = slice(None), samples
+            of_hx, of_grads = [h[states] for h in hx], (grads[0][rows], *(g[states] for g in grads[1:]))
+            with ctx.autocast:
+                found = torch.func.vmap(differentiate, ctx.dim, dims)(x[rows], of_hx, of_grads)
+            found = iter(found)
+            places = [rows, *[states] * len(hx), *[samples] * len(weights)]
+            for w, result, place in zip(wanted, results, places, strict=True):
+                if w:
+                    result[place] = next(found)
+
+        for weight, result in zip(ctx.weights, results[n:], strict=True):
+            set_grad_sample_if_exists(weight, lambda _, result=result: result)
+        given = (result if w else None for w, result in zip(wanted[:n], results, strict=False))
+        return None, None, None, *given, *[None] * len(weights)
+
+
+def _unpack(weight, B, packed):
+    """What an ExpandedWeight stands for; any other weight as it is."""
+    if not hasattr(weight, "orig_weight"):
+        return weight
+    size = weight.batch_size
+    if B != size and not (packed and B < size):
+        raise RuntimeError(
+            "Expected ExpandedWeights to have batch size matching input but got "
+            f"input batch size of {B} with ExpandedWeight of batch size {size}"
+        )
+    return weight.orig_weight
+
+
+def _groups(batch_sizes, device):
+    """The packed samples of each length, the longest first: their rows `[T, n]`, and which they are."""
+    start, sizes = batch_sizes.cumsum(0) - batch_sizes, batch_sizes.tolist()
+    ends = sorted(set(sizes))
+    for first, end in zip([0, *ends], ends, strict=False):
+        T = sum(size >= end for size in sizes)
+        yield (start[:T].unsqueeze(1) + torch.arange(first, end)).to(device), slice(first, end)
+
+
+def _run_rnn(
+    rnn,
+    input,
+    batch_sizes,
+    hx,
+    weights,
+    cell,
+    bias,
+    num_layers,
+    dropout,
+    training,
+    bidirectional,
+    batch_first,
+    checkpoint_gates=False,
+):
+    """The operator fastrnn::rnn."""
+    if batch_sizes is None and input.dim() == 2:
+        states = [h.unsqueeze(1) for h in hx]
+        options = cell, bias, num_layers, dropout, training, bidirectional, False, checkpoint_gates
+        y, *last = rnn(input.unsqueeze(1), None, states, weights, *options)
+        return [t.squeeze(1) for t in (y, *last)]
+    x = input.transpose(0, 1) if batch_first and batch_sizes is None else input
+    if num_layers == 1:
+        options = cell, bias, 1, 0.0, False, bidirectional, False, checkpoint_gates
+
+        def run(x, batch_sizes, hx, weights):
+            return rnn(x, batch_sizes, hx, weights, *options)
+
+        y, *last = _PerSample.apply(run, batch_sizes, len(hx), x, *hx, *weights)
+    else:
+        options = cell, bias, num_layers, dropout, training, bidirectional, checkpoint_gates
+        every = [results for *_, results in run_each_layer(x, batch_sizes, hx, weights, *options)]
+        y = every[-1][0]
+        last = [torch.cat(states) for states in zip(*(states for _, *states in every), strict=True)]
+    return [y.transpose(0, 1) if batch_first and batch_sizes is None else y, *last]
+
+
+def _run_cell(step, input, hx, weights, cell):
+    """The operator fastrnn::cell."""
+    if input.dim() == 1:
+        return [t.squeeze(0) for t in step(input.unsqueeze(0), [h.unsqueeze(0) for h in hx], weights, cell)]
+
+    def run(x, _, hx, weights):
+        return step(x, hx, weights, cell)
+
+    return list(_PerSample.apply(run, None, len(hx), input, *hx, *weights))
+
+
+def register() -> None:
+    """Tell torch. It looks operators up here when they are called with an ExpandedWeight."""
+    from torch.nn.utils._expanded_weights.expanded_weights_impl import ExpandedWeight
+
+    def handle(run):
+        def apply(names, op, *args):  # the last of the arguments have these names
+            split = len(args) - len(names)
+            return run(op, *args[:split], **dict(zip(names, args[split:], strict=True)))
+
+        return SimpleNamespace(apply=apply)
+
+    ExpandedWeight.handled_functions[torch.ops.fastrnn.rnn.default] = handle(_run_rnn)
+    ExpandedWeight.handled_functions[torch.ops.fastrnn.cell.default] = handle(_run_cell)
+
+
+when_imported("torch.nn.utils._expanded_weights.expanded_weights_impl", register)
