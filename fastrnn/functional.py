@@ -405,8 +405,9 @@ def run_with_more(
     packed = isinstance(input, PackedSequence)
     if not packed and not is_tensor_like(input):
         raise KindError(f"{cell}: input: expected Tensor or PackedSequence, got {_kind(input)}")
-    if not packed and input.dim() not in (2, 3):
-        raise ValueError(f"input: expected 2 or 3 dimensions, got {input.dim()}")
+    if not packed and input.dim() not in (2, 3):  # the operator says so
+        rnn = _operator("rnn", input, states, weights)
+        return rnn(input, None, states, weights, *options, batch_first, checkpoint_gates)
     if lengths is not None and (packed or input.dim() != 3):
         kind = "a PackedSequence, which has its own" if packed else f"{input.dim()} dimensions"
         raise RuntimeError(f"lengths: expected a padded input of 3 dimensions with them, got {kind}")
@@ -430,19 +431,20 @@ def run_with_more(
     else:
         x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if batch_first else input
         B = x.shape[1]
+    widths = [weights[1].shape[1], weights[1].shape[0] // 4]  # P; and H of an LSTM, the only one that has c
+    sizes = [(num_layers * (1 + bidirectional), B, width) for width in widths]
     if rows is not None and not states and in_graph():
         # The operator would take their number from batch_sizes, where a graph does not see that it is that
         # of `order`.
-        P, H = weights[1].shape[1], weights[1].shape[0] // 4
-        sizes = [P, H][: len(STATES[cell])]
-        states = [input.new_zeros(num_layers * (1 + bidirectional), B, size) for size in sizes]
+        states = [input.new_zeros(size) for size in sizes[: len(STATES[cell])]]
     initial = states
     tracing = torch.jit.is_tracing()
-    for name, state in zip(STATES[cell], () if tracing else states, strict=False):
-        expected = [num_layers * (1 + bidirectional), *[B] * (not unbatched)]
-        if list(state.shape[:-1]) != expected:
+    for k, state in enumerate(() if tracing else states):
+        size = sizes[k] if not unbatched else (sizes[k][0], widths[k])
+        if tuple(state.shape) != size:  # in torch.nn's words, as the operator
+            index = f"[{k}]" if len(states) > 1 else ""
             raise RuntimeError(
-                f"{name}_0: expected size {[*expected, 'its hidden size']}, got {list(state.shape)}"
+                f"Expected hidden{index} size {size}, got {list(state.shape)} for {STATES[cell][k]}_0"
             )
     states = [s.unsqueeze(1) for s in states] if unbatched else states
     if tracing and rows is not None:  # a trace keeps no check of Python's, but this takes B sequences alone

@@ -13,14 +13,13 @@ NotImplementedError says what ONNX's operators do not have: projections (`proj_s
 float32, float64 and float16, and dropout between layers in training mode.
 """
 
-import importlib.util
-import sys
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .functional import run_with_more
+from .late import when_imported
 
 __all__ = ["translation_table"]
 
@@ -340,26 +339,4 @@ def _register():
     register_custom_op_symbolic("fastrnn::cell", cell, first)
 
 
-class _RegisterWithTorchOnnx:
-    """Registers as soon as torch.onnx is imported, which takes as long as to import fastrnn and few need."""
-
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        if name != "torch.onnx":
-            return None
-        sys.meta_path.remove(cls)
-        spec = importlib.util.find_spec(name)
-        load = spec.loader.exec_module
-
-        def load_and_register(module):
-            load(module)
-            _register()
-
-        spec.loader.exec_module = load_and_register
-        return spec
-
-
-if "torch.onnx" in sys.modules:
-    _register()
-else:
-    sys.meta_path.insert(0, _RegisterWithTorchOnnx)
+when_imported("torch.onnx", _register)  # its import takes as long as fastrnn's, and few need it

@@ -248,12 +248,13 @@ def test_bad_inputs(cell, options):
     layer, (x, hx) = case.build(fastrnn), case.inputs(fastrnn)
     x, hx = x.detach(), [h.detach() for h in hx]
     bad = [
-        ((x[0, 0],), ValueError, "input: expected 2 or 3 dimensions"),
+        ((x[0, 0],), ValueError, "Expected input to be 2D or 3D"),
         ((None,), TypeError, "input: expected Tensor"),
-        ((x[..., :3],), RuntimeError, "input: expected last size"),
-        ((x.double(),), ValueError, "input: expected dtype"),
+        ((x[..., :3],), RuntimeError, "must be equal to input_size"),
+        ((x.double(),), ValueError, "does not match weight dtype"),
         ((x, "zeros"), TypeError, "hx: expected"),
     ]
+    size = r"Expected hidden(\[0\])? size \(2, 7, 17\)"
     for index in [
         (slice(1),),
         (slice(None), slice(3)),
@@ -261,9 +262,9 @@ def test_bad_inputs(cell, options):
         (slice(None), 0),
         (None,),
     ]:
-        bad.append(((x, give([h[index] for h in hx])), RuntimeError, "h_0: expected"))
-    bad.append(((x, give([torch.cat([h, h]) for h in hx])), RuntimeError, "h_0: expected"))
-    bad.append(((x, give([torch.cat([h, h], 1) for h in hx])), RuntimeError, "h_0: expected"))
+        bad.append(((x, give([h[index] for h in hx])), RuntimeError, size))
+    bad.append(((x, give([torch.cat([h, h]) for h in hx])), RuntimeError, size))
+    bad.append(((x, give([torch.cat([h, h], 1) for h in hx])), RuntimeError, size))
     bad.append(((x, give([h.double() for h in hx])), RuntimeError, "h_0: expected dtype"))
     for args, error, message in bad:
         with pytest.raises(error, match=message):
