@@ -44,6 +44,7 @@ def layer_cases():
     for cell in EVERY_CELL:
         cases.append(Case(cell, T=12, B=49, I=33, H=150, P=7 if cell == "lstm" else 0))
         cases.append(Case(cell, T=12, B=5, I=257, H=257, bidirectional=True))
+        cases.append(Case(cell, T=1, B=4500, I=5, H=19, bidirectional=True))  # in parts
     # Integers for relu: its derivative jumps at a sum of 0, which a rounding could move to either side.
     return [case.but(exact=case.cell == "rnn_relu") for case in cases]
 

@@ -30,11 +30,18 @@ pytestmark = [
 
 
 def layer_cases():
-    """Various layers, and for each cell the largest problem in both precisions."""
+    """Various layers; for each cell the largest problem in both precisions, and a step of many sequences,
+    which the kernels take in parts."""
     for case in various_layers(T=(50, 2, 1), dtype=DTYPES):
         yield case.safe()
     for cell, dtype in itertools.product(EVERY_CELL, DTYPES):
         yield Case(cell, T=50, B=17, I=257, H=257, L=2, bidirectional=True, dtype=dtype).safe()
+        for form in ("padded", "batch_first", "packed"):
+            P = 5 if cell == "lstm" and form == "packed" else 0
+            bidirectional = form != "padded"
+            yield Case(
+                cell, T=1, B=4500, I=5, H=19, P=P, bidirectional=bidirectional, form=form, dtype=dtype
+            ).safe()
 
 
 def cell_cases():
