@@ -7,6 +7,7 @@
     fastrnn.functional                                    the same as functions of tensors
     fastrnn.Stateful(layer)                               keeps the state from call to call
     fastrnn.onnx                                          for torch.onnx.export
+    fastrnn.KindError                                     raised for an argument that is no Tensor, say
 
 `python -m fastrnn` prints what was built and what was chosen on this machine.
 """
@@ -58,6 +59,7 @@ _load()
 # These need the operators; some of them register what torch looks up.
 from . import flops, functional, onnx, per_sample, quantization, vmap  # noqa: E402, F401
 from .conversion import convert, revert, summary  # noqa: E402
+from .functional import KindError  # noqa: E402
 from .installation import install, uninstall  # noqa: E402
 from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell  # noqa: E402
 from .stateful import Stateful  # noqa: E402
@@ -74,6 +76,7 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "RNNCell",
+    "KindError",
     "Stateful",
     "convert",
     "functional",

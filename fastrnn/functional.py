@@ -12,7 +12,8 @@ Every tensor of a call has one dtype, float32, float64, bfloat16 or float16, whi
 float32, and one device, the CPU or a CUDA device; only the batch sizes of a PackedSequence stay on the CPU,
 and `lengths` may be anywhere. Outputs have that dtype. In a region of torch.autocast dtypes other than
 float64 may be mixed: all are cast to its dtype. Strides are free. Gradients flow to the input, the states and
-the weights.
+the weights. Complex and sparse tensors are computed with torch's own operations where torch.nn takes them,
+but without `lengths` and `return_all_states`.
 """
 
 from collections.abc import Sequence
@@ -23,9 +24,12 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import has_torch_function, is_tensor_like
 
 from . import _C
+from .plain import OPERATORS, is_foreign
 from .sequences import in_graph, rows_of, run_layers
 
 __all__ = ["KindError", "gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
+
+_is_tracing = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)  # the same thing, several times as quick
 
 # The cells and the names of their states; the first is the one that the layer above sees.
 STATES = {"lstm": ("h", "c"), "gru": ("h",), "rnn_tanh": ("h",), "rnn_relu": ("h",)}
@@ -34,8 +38,8 @@ STATES = {"lstm": ("h", "c"), "gru": ("h",), "rnn_tanh": ("h",), "rnn_relu": ("h
 class KindError(TypeError, AttributeError, IndexError, RuntimeError, ValueError):
     """An argument is of the wrong kind, say a Tensor where a tuple of two is wanted.
 
-    It is a TypeError. torch.nn checks no kinds: what it raises depends on the shapes and may be any of
-    these; being all of them, this is caught wherever torch.nn's exception was.
+    torch.nn checks no kinds: what it raises depends on the shapes and may be any of these; being all of them,
+    this is caught wherever torch.nn's exception was.
     """
 
 
@@ -107,7 +111,8 @@ def lstm(
         RuntimeError: any other size or dtype that does not fit, or a count of weights that does not; a length
             out of range; `lengths` with an unbatched or packed input.
         TypeError: `lengths` are not integers.
-        KindError: `input` or `hx` is something else than stated above (a TypeError).
+        KindError: `input` or `hx` is something else than stated above. It is caught by any `except` that
+            catches what torch.nn raises then.
     """
     return run_sequence(
         "lstm",
@@ -271,7 +276,8 @@ def lstm_cell(
     Raises:
         ValueError: `input` or a state has not 1 or 2 dimensions.
         RuntimeError: any other size or dtype that does not fit.
-        KindError: `input` or `hx` is something else than stated above (a TypeError).
+        KindError: `input` or `hx` is something else than stated above. It is caught by any `except` that
+            catches what torch.nn raises then.
     """
     return run_step("lstm", input, hx, W_ih, W_hh, b_ih, b_hh)
 
@@ -376,7 +382,7 @@ def run_sequence(
             states = [state.index_select(1, order) for state in states]
     else:
         raise KindError(f"{cell}: input: expected Tensor or PackedSequence, got {_kind(input)}")
-    output, *states = _operator("rnn", x, states, weights)(
+    arguments = (
         x,
         batch_sizes,
         states,
@@ -390,6 +396,12 @@ def run_sequence(
         batch_first,
         checkpoint_gates,
     )
+    try:
+        output, *states = _operator("rnn", x, states, weights)(*arguments)
+    except NotImplementedError:
+        if not is_foreign((x, *states, *weights)):
+            raise
+        output, *states = OPERATORS["rnn"](*arguments)
     if batch_sizes is not None:
         output = PackedSequence(output, batch_sizes, order, restored)
         if restored is not None:
@@ -491,7 +503,13 @@ def run_step(cell, input, hx, W_ih, W_hh, b_ih, b_hh):
         weights.append(torch.zeros_like(b_hh) if b_ih is None else b_ih)
         weights.append(torch.zeros_like(b_ih) if b_hh is None else b_hh)
     states = _list_states(cell, hx)
-    return _join_states(_operator("cell", input, states, weights)(input, states, weights, cell))
+    try:
+        states = _operator("cell", input, states, weights)(input, states, weights, cell)
+    except NotImplementedError:
+        if not is_foreign((input, *states, *weights)):
+            raise
+        states = OPERATORS["cell"](input, states, weights, cell)
+    return _join_states(states)
 
 
 def _operator(name, input, hx, weights):
@@ -500,7 +518,10 @@ def _operator(name, input, hx, weights):
     Both calls go through torch's dispatcher. That of `_C` is quicker by more than a small step takes; that of
     torch.ops is seen by what records Python's calls (Dynamo) or overrides them (__torch_function__).
     """
-    if torch.compiler.is_compiling() or has_torch_function((input, *hx, *weights)):
+    is_compiling = torch.compiler.is_compiling()
+    if (is_compiling or _is_tracing()) and is_foreign((input, *hx, *weights)):
+        return OPERATORS[name]  # an error of the operator could not be caught: a graph has it then
+    if is_compiling or has_torch_function((input, *hx, *weights)):
         return getattr(torch.ops.fastrnn, name).default
     return getattr(_C, name)
 

@@ -353,3 +353,16 @@ def test_build_without_cuda_says_so():
     )
     with pytest.raises(NotImplementedError, match="input: .* CUDA .* FASTRNN_CUDA=1"):
         torch.ops.fastrnn.layer.default.redispatch(cuda, *arguments)
+
+
+@pytest.mark.parametrize("step", [False, True], ids=["layer", "cell"])
+@pytest.mark.parametrize("cell", EVERY_CELL)
+def test_kind_error(cell, step):
+    """It has a name to catch it by, and is what torch.nn may raise."""
+    case = Case(cell)
+    module = case.prepare_step(fastrnn)[0] if step else case.build(fastrnn)
+    for args in ((None,), ([0.0],), (torch.zeros(2, 2, case.I)[0 if step else ...], 5)):
+        with pytest.raises(fastrnn.KindError, match=r"(input|hx): expected .*, got (NoneType|list|int)"):
+            module(*args)
+    for kind in (TypeError, AttributeError, IndexError, RuntimeError, ValueError):
+        assert issubclass(fastrnn.KindError, kind)

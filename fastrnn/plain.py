@@ -1,0 +1,49 @@
+"""The operators in torch's own operations, for tensors that torch.nn's modules take and kernels do not."""
+
+import torch
+
+from .reference import CELLS, rnn
+
+__all__ = ["OPERATORS", "is_foreign"]
+
+
+def is_foreign(tensors):
+    """Whether one of them is complex or not strided, say sparse."""
+    return any(t.is_complex() or t.layout is not torch.strided for t in tensors)
+
+
+def _shapes(tensors):
+    """What the operators check the sizes of: torch's operations would broadcast."""
+    return [torch.empty(t.shape, device="meta") for t in tensors]
+
+
+def _cell(input, states, weights, cell):
+    torch.ops.fastrnn.cell(*_shapes([input]), _shapes(states), _shapes(weights), cell)
+    if input.dim() == 1:
+        states = _cell(input.unsqueeze(0), [s.unsqueeze(0) for s in states], weights, cell)
+        return [s.squeeze(0) for s in states]
+    row = CELLS[cell]
+    if not states:
+        zeros = torch.zeros(input.shape[0], weights[1].shape[1], dtype=input.dtype, device=input.device)
+        states = [zeros] * row.states
+    return row.step(input, states, *weights)
+
+
+def _rnn(x, batch_sizes, states, weights, *options):
+    torch.ops.fastrnn.rnn(*_shapes([x]), batch_sizes, _shapes(states), _shapes(weights), *options)
+    cell, bias, num_layers, dropout, training, bidirectional, batch_first, _ = options
+    return rnn(
+        x,
+        states,
+        weights,
+        cell,
+        bias=bias,
+        num_layers=num_layers,
+        dropout=dropout if training else 0.0,
+        bidirectional=bidirectional,
+        batch_first=batch_first,
+        batch_sizes=batch_sizes,
+    )
+
+
+OPERATORS = {"cell": _cell, "rnn": _rnn}
