@@ -6,21 +6,21 @@ parameters, initial values, state dict, repr and pickling are torch.nn's own.
 
 import functools
 import inspect
+import weakref
 from abc import ABCMeta
+from operator import is_
 
 import torch
-import torch.fx
 from torch import Tensor
 from torch._jit_internal import _overload_method
+from torch.fx import Proxy
+from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 from .functional import name_rnn, run_sequence, run_step
+from .fx import Leaf, forward_error
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
-
-# torch.fx records these two as one call each; torch.nn's own layers are leaves to it in the same way
-torch.fx.wrap("run_sequence")
-torch.fx.wrap("run_step")
 
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -55,22 +55,117 @@ class _Class(ABCMeta):
         return super().__subclasscheck__(subclass) if own is None else issubclass(subclass, own)
 
 
-class _Layer(metaclass=_Class):
+_NOTHING = weakref.ref(Parameter())  # which is gone at once
+
+
+def _gather_flat(layer):
+    """The weights of a layer in order, by torch.nn's rule.
+
+    They are the list `_flat_weights`, which anyone may change. But when a name of a weight holds another
+    tensor than in the last call, they are what the names hold, and the list is made again.
+    """
+    held, flat = layer._parameters, layer._flat_weights
+    if not layer._weight_was_set and len(held) >= len(flat) and all(map(is_, flat, held.values())):
+        return flat  # the quick way: the list is what the names hold, and was it in the last call
+    names, refs = layer._flat_weights_names, layer._flat_weight_refs
+    weights = _gather(layer, names)
+    is_same = all(ref is not None and ref() is w for ref, w in zip(refs, weights, strict=True))
+    if torch.compiler.is_compiling():
+        return flat if is_same else weights
+    if not is_same:
+        # torch.nn's list keeps what functional_call passed or a parametrization computed until the next call.
+        # Here it is not made of these, as what they were computed from would stay in memory.
+        attributes = vars(layer)
+        lasts = all(isinstance(w, Parameter) or n in attributes for w, n in zip(weights, names, strict=True))
+        layer._flat_weight_refs = [weakref.ref(w) if lasts else _NOTHING for w in weights]
+        if not lasts:
+            layer._weight_was_set = True
+            return weights
+        layer._flat_weights = weights
+    layer._weight_was_set = False
+    return layer._flat_weights
+
+
+# What torch.nn's forward calls: a subclass, or one object, may have its own
+_METHODS = {
+    "check_forward_args",
+    "check_hidden_size",
+    "check_input",
+    "get_expected_cell_size",
+    "get_expected_hidden_size",
+    "permute_hidden",
+}
+
+
+def _each(states, change):
+    return tuple(map(change, states)) if type(states) in (tuple, list) else change(states)
+
+
+class _Layer(Leaf, metaclass=_Class):
     """`forward` of a whole-sequence layer, for a subclass of torch.nn.RNNBase.
 
     Set `checkpoint_gates` on a layer to train with less memory and more time; see `fastrnn.functional.lstm`.
     """
 
     checkpoint_gates = False
+    _has_own_methods = False
+    _weight_was_set = False  # under its name, since the last call
 
     __constants__ = [*torch.nn.RNNBase.__constants__, "checkpoint_gates"]  # for TorchScript
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        own = {name for c in cls.__mro__ if c.__module__ != torch.nn.RNNBase.__module__ for name in vars(c)}
+        if own & _METHODS:
+            cls._has_own_methods = True
+            cls._script_rows = None  # TorchScript, whose code calls none of them, refuses
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if name in _METHODS:
+            self._has_own_methods = True
+        elif name in vars(self).get("_flat_weights_names", ()):
+            self._weight_was_set = True
+
+    def _run_with_own_methods(self, input, hx, lengths, return_all_states):
+        """`_run` that calls _METHODS as torch.nn's forward does."""
+        packed = isinstance(input, PackedSequence)
+        x, batch_sizes, order, restored = input if packed else (input, None, None, None)
+        if not isinstance(x, Tensor) or not packed and x.dim() not in (2, 3):
+            return self._run(input, hx, lengths, return_all_states)  # an error
+        unbatched, batch_dim = not packed and x.dim() == 2, 0 if self.batch_first else 1
+        if unbatched:
+            x = x.unsqueeze(batch_dim)
+        if hx is None:
+            B = int(batch_sizes[0]) if packed else x.shape[batch_dim]
+            LD = self.num_layers * (1 + self.bidirectional)
+            hx = x.new_zeros(LD, B, self.proj_size or self.hidden_size)
+            if self.mode == "LSTM":
+                hx = hx, x.new_zeros(LD, B, self.hidden_size)
+        else:
+            hx = _each(hx, lambda s: s.unsqueeze(1)) if unbatched else hx
+            hx = self.permute_hidden(hx, order)
+        if not (packed and self.mode == "LSTM"):  # torch.nn.LSTM checks no packed input
+            self.check_forward_args(x, hx, batch_sizes)
+        hx = _each(hx, lambda s: s.squeeze(1)) if unbatched else hx
+        results = self._run(
+            PackedSequence(x, batch_sizes) if packed else input, hx, lengths, return_all_states
+        )
+        output, last, *every = results
+        if packed:
+
+            def reorder(p):
+                return PackedSequence(p.data, batch_sizes, order, restored)
+
+            output, every = reorder(output), [_each(s, reorder) for s in every]
+        return output, self.permute_hidden(last, restored), *every
 
     def _run(self, input, hx, lengths, return_all_states):
         return run_sequence(
             self.mode.lower(),
             input,
             hx,
-            _gather(self, self._flat_weights_names),
+            _gather_flat(self),
             self.bias,
             self.num_layers,
             self.dropout,
@@ -114,10 +209,12 @@ class _Layer(metaclass=_Class):
         return y, states
 
 
-class _Cell(metaclass=_Class):
+class _Cell(Leaf, metaclass=_Class):
     """`forward` of a single step, for a subclass of torch.nn.RNNCellBase; `_cell` names the cell."""
 
     def _run(self, input, hx):
+        if isinstance(input, Proxy):
+            raise forward_error(self)
         return run_step(self._cell, input, hx, *_gather(self, _CELL_WEIGHTS))
 
     def _script(self, input: Tensor, states: list[Tensor], cell: str) -> list[Tensor]:
@@ -133,6 +230,10 @@ def _with_sequences(script):
 
     # Not keyword-only: torch.onnx.export(dynamo=False) gives every argument by its position.
     def forward(self, input, hx=None, lengths=None, return_all_states=False):
+        if isinstance(input, Proxy):
+            raise forward_error(self)
+        if self._has_own_methods:
+            return self._run_with_own_methods(input, hx, lengths, return_all_states)
         return self._run(input, hx, lengths, return_all_states)
 
     signature = inspect.signature(forward)
@@ -196,6 +297,9 @@ class LSTM(_Layer, torch.nn.LSTM):
 
         Returns `output, (h_n, c_n)`; with return_all_states a third result `(h, c)` of every step,
         `[L*D, T, B, P]` and `[L*D, T, B, H]`.
+
+        Raises KindError if `input` or `hx` is something else, torch.fx.proxy.TraceError if a Tracer of
+        torch.fx runs this itself (it may only record calls of the layer), else as the function.
         """
         states: list[Tensor] = [] if hx is None else [hx[0], hx[1]]
         if isinstance(input, PackedSequence):
@@ -275,7 +379,7 @@ class LSTMCell(_Cell, torch.nn.LSTMCell):
         input: `[B, I]` or `[I]`
         hx: state `(h, c)`, None for zeros
 
-        Returns the next state `(h', c')`.
+        Returns the next state `(h', c')`. Raises as LSTM.forward.
         """
         if torch.jit.is_scripting():
             h, c = self._script(input, [] if hx is None else [hx[0], hx[1]], "lstm")

@@ -13,6 +13,8 @@ import torch.utils.checkpoint
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from .fx import Leaf
+
 __all__ = ["Stateful"]
 
 
@@ -62,7 +64,7 @@ class _Kept:
         self._examples = _change(self._examples, lambda t: _inside(t, change))
 
 
-class Stateful(_Kept, torch.nn.Module):
+class Stateful(_Kept, Leaf):
     """Keeps the state of a recurrent layer or cell between calls: each call goes on where the last one ended.
 
         rnn = fastrnn.Stateful(fastrnn.LSTM(128, 256))

@@ -2,13 +2,16 @@
 
 import copy
 import pickle
+import random
+import weakref
 
 import pytest
 import torch
-from cases import EVERY_CELL, Case, evaluate, give, take
+from cases import EVERY_CELL, FORMS, Case, evaluate, give, take
 from tolerance import assert_close, assert_same_bits, on_cpu
 from torch.nn import Parameter
 from torch.nn.utils import parametrizations, weight_norm
+from torch.utils._pytree import tree_leaves
 
 import fastrnn
 from fastrnn.reference import CELLS
@@ -222,6 +225,246 @@ def args_of(case, step):
     if step:
         x, hx = x[0], [h[0] for h in hx]
     return x, give(hx)
+
+
+# ---- the flat list of weights, and methods, that torch.nn looks at in each call ----
+
+
+def value_for(layer, name, k):
+    p = getattr(layer, name)
+    return 0.3 * torch.randn(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(k)).to(p.device)
+
+
+def set_tensor(layer, name, k):
+    value = value_for(layer, name, k)
+    layer._parameters.pop(name, None)
+    setattr(layer, name, value)
+
+
+def register_again(layer, name, k):
+    value = value_for(layer, name, k)
+    delattr(layer, name)
+    layer.register_parameter(name, Parameter(value))
+
+
+def replace_in_dict(layer, name, k):
+    if name in layer._parameters:
+        layer._parameters[name] = Parameter(value_for(layer, name, k))
+
+
+def load_by_assignment(layer, name, k):
+    layer.load_state_dict({n: value_for(layer, n, k) for n in layer.state_dict()}, assign=True)
+
+
+def set_list(layer, name, k):
+    layer._flat_weights = [value_for(layer, n, k + i) for i, n in enumerate(layer._flat_weights_names)]
+
+
+def halve_list(layer, name, k):
+    layer._flat_weights = [w.detach() * 0.5 for w in layer._flat_weights]
+
+
+def set_item(layer, name, k):
+    layer._flat_weights[layer._flat_weights_names.index(name)] = value_for(layer, name, k)
+
+
+def there_and_back(layer, name, k):
+    layer.double().float()
+
+
+def copied(layer, name, k):
+    return copy.deepcopy(layer)
+
+
+def pass_weights(layer, name, k):
+    given = {n: value_for(layer, n, k) for n in layer._parameters}
+    return layer, torch.func.functional_call(layer, given, (input_of(layer),))[0]
+
+
+def pass_computed_weights(layer, name, k):
+    given = {n: value_for(layer, n, k).requires_grad_() * 2 for n in layer._parameters}
+    return layer, torch.func.functional_call(layer, given, (input_of(layer),))[0]
+
+
+def call_layer(layer, name, k):
+    return layer, layer(input_of(layer))[0]
+
+
+def input_of(layer):
+    return torch.linspace(-1, 1, 24).view(3, 2, 4).to(next(iter(layer._flat_weights)).device)
+
+
+CHANGES = [
+    lambda layer, name, k: setattr(layer, name, Parameter(value_for(layer, name, k))),
+    set_tensor,
+    register_again,
+    replace_in_dict,
+    load_by_assignment,
+    set_list,
+    halve_list,
+    set_item,
+    there_and_back,
+    copied,
+    pass_weights,
+    pass_computed_weights,
+    call_layer,
+    call_layer,
+    call_layer,
+]
+
+
+@pytest.mark.usefixtures("target")
+@pytest.mark.parametrize("converted", [False, True], ids=["built", "converted"])
+@each_cell
+def test_flat_weights_as_in_torch(cell, converted):
+    """Whatever sequence of changes: the next call computes with the weights that torch.nn computes with."""
+    case = Case(cell, I=4, H=6, L=1)
+
+    def solve(library, changes):
+        layer, outputs = case.build(library), []
+        for step, (change, which, k) in enumerate([*changes, (call_layer, 0, 0)]):
+            if converted and library is fastrnn:
+                (fastrnn.convert if step % 3 else fastrnn.revert)(layer)
+            try:
+                changed = change(layer, layer._flat_weights_names[which], k)
+            except RuntimeError:  # a copy of what is no leaf
+                continue
+            if isinstance(changed, tuple):
+                outputs.append(changed[1].detach().cpu())
+            layer = changed if isinstance(changed, torch.nn.Module) else layer
+        return outputs
+
+    draw = random.Random(cell)
+    for _ in range(150):
+        changes = [
+            (draw.choice(CHANGES), draw.randrange(4), draw.randrange(1000))
+            for _ in range(draw.randrange(2, 9))
+        ]
+        got, want = solve(fastrnn, changes), solve(torch.nn, changes)
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=lambda m, c=changes: f"{c}: {m}")
+
+
+@pytest.mark.usefixtures("target")
+@each_cell
+def test_flat_weights_get_the_gradients(cell):
+    layer, call, x, hx = Case(cell, T=4, L=2).prepare(fastrnn)
+    layer._flat_weights = [w.detach().requires_grad_() for w in layer._flat_weights]
+    sum(v.sum() for v in call(x, hx)).backward()
+    assert all(w.grad is not None for w in layer._flat_weights)
+    assert all(p.grad is None for p in layer.parameters())
+
+
+@each_cell
+def test_computed_weights_are_not_kept(cell):
+    """What functional_call is given goes when the call's results go."""
+    layer = Case(cell, L=1, I=4, H=6).build(fastrnn)
+    given = {name: p.detach().requires_grad_() * 2 for name, p in layer.named_parameters()}
+    gone = [weakref.ref(w) for w in given.values()]
+    torch.func.functional_call(layer, given, (input_of(layer),))
+    del given
+    assert all(ref() is None for ref in gone)
+
+
+@each_cell
+def test_flat_weights_when_compiled(cell):
+    layer = Case(cell, L=1, I=4, H=6).build(fastrnn)
+    x = input_of(layer)
+    before = layer(x)[0]
+    layer._flat_weights = [w.detach() * 0.5 for w in layer._flat_weights]
+    want = layer(x)[0]
+    torch._dynamo.reset()  # its limit of compilations
+    with torch._dynamo.config.patch(allow_rnn=True):
+        got = torch.compile(layer, backend="eager", fullgraph=True)(x)[0]
+    assert torch.equal(got, want) and not torch.equal(got, before)
+
+
+def shapes_of(value):
+    return [tuple(v.shape) if isinstance(v, torch.Tensor) else v for v in value]
+
+
+def with_methods(layer, seen):
+    """A subclass of the layer's class that notes and changes what torch.nn's forward asks it."""
+
+    class Mine(layer):
+        def permute_hidden(self, hx, permutation):
+            seen.append(("permute", permutation is None))
+            return give([0.5 * h for h in take(super().permute_hidden(hx, permutation))])
+
+        def check_input(self, input, batch_sizes):
+            seen.append(("input", tuple(input.shape), batch_sizes is None))
+            super().check_input(input, batch_sizes)
+
+        def check_hidden_size(self, hx, expected, msg="{} {}"):
+            seen.append(("hidden", *shapes_of([hx]), tuple(expected)))
+            super().check_hidden_size(hx, expected, msg)
+
+    return Mine
+
+
+@pytest.mark.usefixtures("target")
+@pytest.mark.parametrize("with_hx", [True, False], ids=["hx", "zeros"])
+@pytest.mark.parametrize("form", FORMS)
+@each_cell
+def test_own_methods(cell, form, with_hx):
+    """Methods that torch.nn's forward calls are called where a subclass has its own."""
+    case = Case(cell, T=4, L=2, bidirectional=True, form=form, P=3 if cell == "lstm" else 0, dtype=DOUBLE)
+
+    def solve(library):
+        seen, (x, hx) = [], case.inputs(library)
+        layer = case.build(library)
+        layer.__class__ = with_methods(type(layer), seen)
+        result = evaluate(case.call(layer), x, hx if with_hx else None, dict(layer.named_parameters()), case)
+        return result, sorted(map(str, seen))
+
+    (got, seen), (want, expected) = solve(fastrnn), solve(torch.nn)
+    assert_close(got, want, case)
+    assert seen == expected
+
+
+@each_cell
+def test_own_method_of_an_object(cell):
+    case = Case(cell, T=4, L=2)
+
+    def solve(library):
+        layer, call, x, hx = case.prepare(library)
+        layer.permute_hidden = lambda hx, permutation: give([0.5 * h for h in take(hx)])
+        return evaluate(call, x, hx, dict(layer.named_parameters()), case)
+
+    assert_close(solve(fastrnn), solve(torch.nn), case)
+
+
+@pytest.mark.parametrize("form", ["padded", "unbatched", "unsorted"])
+@each_cell
+def test_own_methods_and_more(cell, form):
+    """They are called around what torch.nn has not, too; here they change nothing."""
+    case = Case(cell, T=4, L=2, form=form)
+    layer, (x, hx) = case.build(fastrnn), case.inputs(fastrnn)
+    own = copy.deepcopy(layer)
+    own.check_forward_args = lambda *args: seen.append(args)
+    seen = []
+    for options in [
+        dict(return_all_states=True),
+        *([dict(lengths=[2] * case.B)] if form == "padded" else []),
+    ]:
+        got, want = own(case.pack(x), give(hx), **options), layer(case.pack(x), give(hx), **options)
+        for a, b in zip(tree_leaves(got), tree_leaves(want), strict=True):
+            assert type(a) is type(b)
+            assert all(map(torch.equal, a, b))
+    assert len(seen) > 0 or form == "unsorted"
+    if form == "unbatched":
+        with pytest.raises(RuntimeError, match="lengths: expected a padded input"):
+            own(x, give(hx), lengths=[2])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
+@each_cell
+def test_own_methods_are_refused_by_torchscript(cell):
+    layer = Case(cell).build(fastrnn)
+    torch.jit.script(copy.deepcopy(layer))
+    layer.__class__ = with_methods(type(layer), [])
+    with pytest.raises(RuntimeError, match="_script_rows"):
+        torch.jit.script(layer)
 
 
 # ---- weights shared, computed, passed ----

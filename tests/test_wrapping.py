@@ -1,6 +1,8 @@
 """What torch and its users wrap around a module works as with torch.nn's: values, gradients, no warnings."""
 
 import copy
+import importlib
+import pickle
 import warnings
 
 import pytest
@@ -8,10 +10,12 @@ import torch
 from cases import EVERY_CELL, Case, cotangents, device_of, evaluate, give, take
 from tolerance import assert_close, assert_same_bits
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrizations, parametrize, prune
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 import fastrnn
 
@@ -367,6 +371,389 @@ def test_torch_function_mode_sees_the_operator(cell, step):
     with Record():
         call(x, hx)
     assert (torch.ops.fastrnn.cell if step else torch.ops.fastrnn.rnn).default in seen
+
+
+# ---- torch.fx ----
+
+
+class Chain(torch.nn.Module):
+    """A layer with dropout, given its states, then cells in a loop."""
+
+    def __init__(self, library, case):
+        super().__init__()
+        self.pair = case.row.states == 2
+        self.layer = case.build(library)
+        self.cell = case.prepare_step(library)[0]
+
+    def forward(self, x, h, c):
+        y, states = self.layer(x, hx=(h, c) if self.pair else h)
+        state = None
+        for t in range(3):
+            state = self.cell(y[t], state)
+        return y, states, state
+
+
+def chain_of(cell, library):
+    case = case_of(cell, False).but(dropout=0.5)
+    x, hx = case.inputs(library)
+    model = Chain(library, case)
+    return model, (x.detach(), hx[0].detach(), hx[-1].detach())
+
+
+def calls_of(traced):
+    return [(node.op, node.name, node.target) for node in traced.graph.nodes]
+
+
+def assert_equal_results(got, want):
+    for a, b in zip(tree_leaves(got), tree_leaves(want), strict=True):
+        assert torch.equal(a, b)
+
+
+@each_cell
+def test_fx_graph(cell):
+    """A layer and a cell are one node a call, as torch.nn's, and what they are is looked up when it runs."""
+    model, args = chain_of(cell, fastrnn)
+    traced = torch.fx.symbolic_trace(model)
+    assert calls_of(traced) == calls_of(torch.fx.symbolic_trace(chain_of(cell, torch.nn)[0]))
+    stacks = [list(n.meta["nn_module_stack"]) for n in traced.graph.nodes if n.op == "call_module"]
+    assert stacks == [["layer"], ["cell"], ["cell@1"], ["cell@2"]]
+    for training in (False, True, False):
+        traced.train(training)
+        model.train(training)
+        torch.manual_seed(3)
+        want = model(*args)
+        torch.manual_seed(3)
+        assert_equal_results(traced(*args), want)
+    with torch.no_grad():
+        model.layer.weight_ih_l0.mul_(0.5)
+    assert_equal_results(traced(*args), model(*args))
+    assert_equal_results(torch.fx.Interpreter(traced).run(*args), model(*args))
+    assert calls_of(torch.fx.Transformer(traced).transform()) == calls_of(traced)
+    assert calls_of(torch.fx.symbolic_trace(traced)) == calls_of(traced)
+    fastrnn.revert(traced)
+    assert type(model.layer) is model_class(cell, torch.nn)
+
+
+def model_class(cell, library):
+    return getattr(library, Case(cell).row.layer.__name__)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated", "ignore:Was not able to save")
+@pytest.mark.parametrize("how", ["script", "folder", "pickle", "deepcopy"])
+@each_cell
+def test_fx_graph_is_copied(cell, how, tmp_path, monkeypatch):
+    model, args = chain_of(cell, fastrnn)
+    traced = torch.fx.symbolic_trace(model).eval()
+    want = traced(*args)
+    if how == "script":
+        copied = torch.jit.script(traced)
+    elif how == "folder":
+        traced.to_folder(tmp_path / f"saved_{cell}", "Saved")
+        monkeypatch.syspath_prepend(tmp_path)
+        copied = importlib.import_module(f"saved_{cell}").Saved().eval()
+    elif how == "pickle":
+        copied = pickle.loads(pickle.dumps(traced))
+    else:
+        copied = copy.deepcopy(traced)
+    assert_equal_results(copied(*args), want)
+
+
+@each_kind
+@each_cell
+def test_fx_runs_no_hooks(cell, step):
+    """They run with the node, once."""
+    case = case_of(cell, step)
+    module, _, x, hx = prepare(case, step, fastrnn)
+    prune.l1_unstructured(module, name_of(step), amount=0.4)  # a hook that sets the weight
+    seen = []
+    module.register_forward_pre_hook(lambda m, args: (2 * args[0], *args[1:]))
+    module.register_forward_hook(lambda m, args, result: seen.append(args[0]))
+    model = torch.nn.Sequential(module)
+    traced = torch.fx.symbolic_trace(model)
+    assert not seen and not any(isinstance(value, torch.fx.Proxy) for value in vars(module).values())
+    assert [op for op, *_ in calls_of(traced)] == ["placeholder", "call_module", "output"]
+    assert_equal_results(traced(x), model(x))
+    assert len(seen) == 2
+
+
+@each_kind
+@each_cell
+def test_fx_of_a_subclass(cell, step):
+    """It is one node with all that it does, and done once."""
+    module, _, x, _ = prepare(case_of(cell, step), step, fastrnn)
+
+    class Doubling(type(module)):
+        def forward(self, input, hx=None):
+            return super().forward(2 * input, hx)
+
+    module.__class__ = Doubling
+    model = torch.nn.Sequential(module)
+    assert_equal_results(torch.fx.symbolic_trace(model)(x), model(x))
+
+
+@pytest.mark.parametrize("what", ["buffer", "new tensor"])
+@each_cell
+def test_fx_of_constant_arguments(cell, what):
+    """Without any Proxy among the arguments, too, weights are those of the moment."""
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, _, x, _ = case_of(cell, False).prepare(fastrnn)
+            self.register_buffer("x", x.detach())
+
+        def forward(self, scale):
+            return scale * self.layer(self.x if what == "buffer" else torch.ones_like(self.x))[0]
+
+    model, scale = Model(), torch.tensor(2.0, device=device_of(fastrnn))
+    traced = torch.fx.symbolic_trace(model)
+    with torch.no_grad():
+        model.layer.weight_ih_l0.mul_(0.5)
+    assert torch.equal(traced(scale), model(scale))
+
+
+@each_cell
+def test_fx_of_options(cell):
+    """What fastrnn's layers have beyond torch.nn's, and arguments that torch.fx is told the values of."""
+    layer, _, x, hx = case_of(cell, False).prepare(fastrnn)
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.stateful = layer, fastrnn.Stateful(layer)
+
+        def forward(self, x, lengths, hx=None):
+            results = self.layer(x, hx, lengths=lengths, return_all_states=True)
+            return results, self.stateful(x), self.stateful(x)
+
+    model, lengths = Model(), torch.tensor([2, 4, 0, 1][: x.shape[1]])
+    traced = torch.fx.symbolic_trace(model, concrete_args={"hx": None})
+    assert model.stateful.state is None
+    want = model(x, lengths)
+    model.stateful.reset()
+    assert_equal_results(traced(x, lengths, None), want)
+
+
+class EveryLeaf(torch.fx.Tracer):
+    def is_leaf_module(self, module, name):
+        return True
+
+
+class NoLeaf(torch.fx.Tracer):
+    def is_leaf_module(self, module, name):
+        return False
+
+
+class Naming(torch.fx.Tracer):
+    """As torchvision's, which notes which module a node comes from."""
+
+    def call_module(self, module, forward, args, kwargs):
+        self.called = [*getattr(self, "called", []), self.path_of_module(module)]
+        return super().call_module(module, forward, args, kwargs)
+
+
+@pytest.mark.parametrize("tracer", [EveryLeaf, NoLeaf, Naming])
+@each_kind
+@each_cell
+def test_fx_with_other_tracers(cell, step, tracer):
+    module, _, x, _ = prepare(case_of(cell, step), step, fastrnn)
+    model, tracer = torch.nn.Sequential(module), tracer()
+    traced = torch.fx.GraphModule(model, tracer.trace(model))
+    assert [op for op, *_ in calls_of(traced)] == ["placeholder", "call_module", "output"]
+    assert getattr(tracer, "called", ["0"]) == ["0"]
+    assert_equal_results(traced(x), model(x))
+
+
+@each_kind
+@each_cell
+def test_fx_cannot_trace_the_layer_itself(cell, step):
+    """As the root it would have to say what is inside. Nor can torch.nn's."""
+    for library in (torch.nn, fastrnn):
+        with pytest.raises(
+            torch.fx.proxy.TraceError, match="torch.fx cannot" if library is fastrnn else None
+        ):
+            torch.fx.symbolic_trace(prepare(case_of(cell, step), step, library)[0])
+
+
+@each_kind
+@each_cell
+def test_fx_after_a_trace(cell, step):
+    """Nothing stays behind, also if the trace fails."""
+    module, call, x, hx = prepare(case_of(cell, step), step, fastrnn)
+    want = call(x, hx)
+
+    class Failing(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = module
+
+        def forward(self, x):
+            return 1 if self.inner(x)[0] > 0 else 2
+
+    with pytest.raises(torch.fx.proxy.TraceError):
+        torch.fx.symbolic_trace(Failing())
+    assert all(map(torch.equal, call(x, hx), want))
+
+
+@each_kind
+@each_cell
+def test_make_fx_sees_the_operators(cell, step):
+    """It records what a call does, and no call of a module."""
+    module, _, x, _ = prepare(case_of(cell, step), step, fastrnn)
+    model = torch.nn.Sequential(module)
+    traced = make_fx(model)(x)
+    assert not [n for n in traced.graph.nodes if n.op == "call_module"]
+    assert [n for n in traced.graph.nodes if "fastrnn" in str(n.target)]
+    assert_equal_results(traced(x), model(x))
+
+
+def test_call_goes_on_to_who_replaces_it(monkeypatch):
+    """Others than torch.fx replace torch.nn.Module.__call__, too."""
+    call, seen = torch.nn.Module.__call__, []
+
+    def replaced(self, *args, **kwargs):
+        seen.append(self)
+        return call(self, *args, **kwargs)
+
+    layer, x = fastrnn.GRU(3, 4), torch.ones(2, 1, 3)
+    want = layer(x)
+    monkeypatch.setattr(torch.nn.Module, "__call__", replaced)
+    assert_equal_results(layer(x), want)
+    assert seen == [layer]
+
+
+# ---- complex and sparse tensors, which torch's own operations compute ----
+
+LAYOUTS = {
+    "coo": torch.Tensor.to_sparse,
+    "csr": torch.Tensor.to_sparse_csr,
+    "csc": torch.Tensor.to_sparse_csc,
+}
+
+
+def outcome(module, args):
+    """The results and the gradients of the parameters, or the type of the error."""
+    try:
+        values = [v.data if isinstance(v, PackedSequence) else v for v in flatten(module(*args))]
+        loss = sum((v * v.conj()).real.sum() for v in values)
+        return [*values, *torch.autograd.grad(loss, [*module.parameters()])]
+    except (RuntimeError, ValueError) as error:
+        return type(error)
+
+
+def flatten(values):
+    for value in values if type(values) is tuple else (values,):
+        yield from flatten(value) if type(value) is tuple else (value,)
+
+
+def assert_same_outcome(modules, args):
+    theirs, ours = modules
+    ours.load_state_dict(theirs.state_dict())
+    got, want = outcome(ours, args), outcome(theirs, args)
+    if isinstance(want, type):
+        assert isinstance(got, type) and issubclass(got, want)
+    else:
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "nobias"])
+@each_cell
+def test_complex(cell, bias):
+    """Values, gradients and errors of torch.nn."""
+    row, dtype = Case(cell).row, torch.complex128
+
+    def build(kind, **options):
+        kind, options = getattr(row, kind).__name__, dict(dtype=dtype, bias=bias, **row.kwargs, **options)
+        return [getattr(library, kind)(4, 6, **options) for library in (torch.nn, fastrnn)]
+
+    def draw(*sizes):
+        return torch.randn(*sizes, dtype=dtype)
+
+    torch.manual_seed(0)
+    hx = give([draw(3, 6) for _ in range(row.states)])
+    for args in (
+        (draw(3, 4),),
+        (draw(3, 4), hx),
+        (draw(4),),
+        (draw(4), give([draw(6) for _ in range(row.states)])),
+        (draw(0, 4),),
+        (draw(3, 4).conj(), hx),
+        (draw(3, 5),),
+        (draw(1, 4), hx),
+        (draw(3, 4).real, hx),
+        (draw(3, 4), give([draw(3, 6).real for _ in range(row.states)])),
+    ):
+        assert_same_outcome(build("cell"), args)
+    hx = give([draw(4, 3, 6) for _ in range(row.states)])
+    packed = pack_sequence([draw(n, 4) for n in (2, 5, 3)], enforce_sorted=False)
+    for args in ((draw(5, 3, 4),), (draw(5, 3, 4), hx), (packed, hx), (draw(5, 4),), (draw(5, 1, 4), hx)):
+        assert_same_outcome(build("layer", num_layers=2, bidirectional=True), args)
+    assert_same_outcome(build("layer", batch_first=True), (draw(3, 5, 4),))
+    if row.projection:
+        assert_same_outcome(build("layer", proj_size=3), (draw(5, 3, 4),))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CS. tensor support is in beta state")
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "nobias"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@each_cell
+def test_sparse_input_of_a_cell(cell, layout, bias):
+    row, change = Case(cell).row, LAYOUTS[layout]
+
+    def build():
+        options = dict(bias=bias, dtype=DOUBLE, **row.kwargs)
+        return [getattr(library, row.cell.__name__)(4, 6, **options) for library in (torch.nn, fastrnn)]
+
+    torch.manual_seed(0)
+    x, hx = (
+        torch.randn(3, 4, dtype=DOUBLE),
+        give([torch.randn(3, 6, dtype=DOUBLE) for _ in range(row.states)]),
+    )
+    for args in (
+        (change(x),),
+        (change(x), hx),
+        (change(x.float()), hx),
+        (change(x[:, :3]), hx),
+        (change(x[:1]), hx),
+    ):
+        assert_same_outcome(build(), args)
+    if layout == "coo":
+        h = give([torch.randn(6, dtype=DOUBLE) for _ in range(row.states)])
+        assert_same_outcome(build(), (change(x[0]), h))
+    if layout == "csr":  # a weight, too
+        for module in (modules := build()):
+            module.weight_hh = torch.nn.Parameter(module.weight_hh.detach().clone())
+        modules[1].load_state_dict(modules[0].state_dict())
+        for module in modules:
+            module.weight_hh = torch.nn.Parameter(
+                module.weight_hh.detach().to_sparse_csr(), requires_grad=False
+            )
+        got, want = modules[1](x, hx), modules[0](x, hx)
+        for a, b in zip(take(got), take(want), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.* is deprecated")
+@each_kind
+@each_cell
+def test_complex_when_wrapped(cell, step):
+    if cell == "rnn_relu":
+        return  # complex numbers have no relu
+    row = Case(cell).row
+    kind = getattr(fastrnn, (row.cell if step else row.layer).__name__)
+    module, x = kind(4, 6, dtype=torch.complex64, **row.kwargs), torch.randn(3, 2, 4, dtype=torch.complex64)
+    x = x[0] if step else x
+    want = module(x)
+    torch._dynamo.reset()  # its limit of compilations
+    with torch._dynamo.config.patch(allow_rnn=True):
+        assert_equal_results(torch.compile(module, backend="aot_eager", fullgraph=True)(x), want)
+    shapes = copy.deepcopy(module).to("meta")(x.to("meta"))
+    assert [t.shape for t in flatten(shapes)] == [t.shape for t in flatten(want)]
+    if step:
+        for a, b in zip(flatten(torch.vmap(module)(x.unsqueeze(1))), flatten(want), strict=True):
+            torch.testing.assert_close(a.squeeze(1), b)
+    assert_equal_results(torch.jit.trace(module, (x,))(x), want)
 
 
 # ---- switches of torch ----

@@ -1,0 +1,52 @@
+"""What makes a module one node in a graph of torch.fx, as torch.nn's layers are."""
+
+import torch
+from torch.fx import Proxy
+from torch.fx.proxy import TraceError
+
+__all__ = ["Leaf", "forward_error"]
+
+_Module = torch.nn.Module
+_call = _Module.__call__
+
+
+class Leaf(_Module):
+    """A module that torch.fx records as one `call_module`.
+
+    A Tracer takes only modules of torch's own namespace for leaves. It runs all others, so that what they are
+    at that moment, say in training, stays in the graph. The node runs a leaf's hooks, the Tracer does not, so
+    this class steps in before them.
+    """
+
+    def __call__(self, *args, **kwargs):
+        if _Module.__call__ is _call:
+            # as _call does, but its frame would take 3 % of a small step
+            compiled = self._compiled_call_impl
+            return (self._call_impl if compiled is None else compiled)(*args, **kwargs)
+        # A Tracer replaces Module.__call__ while it traces. Others may, too.
+        tracer = _find_tracer(self, args, kwargs)
+        if tracer is None:
+            return super().__call__(*args, **kwargs)
+
+        def record(*args, **kwargs):
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
+
+        return tracer.call_module(self, record, args, kwargs)
+
+
+def _find_tracer(module, args, kwargs):
+    """The Tracer that a call with these arguments is recorded by, or None."""
+    given = [*args, *kwargs.values()]
+    given += [item for value in given if isinstance(value, (tuple, list)) for item in value]
+    found = next((value for value in given if isinstance(value, Proxy)), None)
+    if found is None:  # all arguments are constants; under a Tracer the parameters are Proxies
+        found = next((getattr(module, name) for name in module._parameters), None)
+    return found.tracer if isinstance(found, Proxy) else None
+
+
+def forward_error(module):
+    """What to raise if a Tracer runs `module.forward` itself, as it does with its root."""
+    return TraceError(
+        f"{type(module).__name__}: torch.fx cannot trace its forward, only calls of it in another module: "
+        "trace torch.nn.Sequential(layer), and call layer(input) there"
+    )
