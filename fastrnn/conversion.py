@@ -25,7 +25,7 @@ _TO_TORCH = {fast: plain for plain, fast in _TO_FAST.items()}
 # What either forward, fastrnn's or torch.nn's, looks up on the module. Where a subclass gives such a name a
 # meaning of its own, the two may differ.
 _HARMLESS = ("__constants__", "__jit_unused_properties__", "all_weights", "checkpoint_gates")
-_HARMLESS += ("flatten_parameters", "reset_parameters")
+_HARMLESS += ("flatten_parameters", "reset_parameters", "_has_own_methods", "_weight_was_set")
 _MEANINGS = {fast: set(dir(fast)).difference(dir(torch.nn.Module), dir(ABC), _HARMLESS) for fast in _TO_TORCH}
 _ATTRIBUTES = {"_flat_weights", "__getattr__", "__getattribute__"}
 
@@ -117,6 +117,8 @@ def convert(module: M, *, subclasses: bool = False) -> M:
             try:
                 _set_class(m, _TO_FAST.get(old) or _rebase(old))
                 switched.add(m)
+                if isinstance(m, torch.nn.RNNBase):
+                    m._take_over()
             except TypeError as error:  # of a metaclass, or of an __init_subclass__ that wants arguments
                 left.append(_name(path, m, f"a subclass that cannot be derived from ({error})"))
         elif runs_on == "left":

@@ -127,6 +127,14 @@ class _Layer(Leaf, metaclass=_Class):
         elif name in vars(self).get("_flat_weights_names", ()):
             self._weight_was_set = True
 
+    def _take_over(self):
+        """Catch up on what __setattr__ would have noted while this was an object of torch.nn's class."""
+        if vars(self).keys() & _METHODS:
+            self._has_own_methods = True
+        pairs = zip(self._flat_weight_refs, self._flat_weights, strict=False)
+        if any(ref is None or ref() is not w for ref, w in pairs):
+            self._weight_was_set = True
+
     def _run_with_own_methods(self, input, hx, lengths, return_all_states):
         """`_run` that calls _METHODS as torch.nn's forward does."""
         packed = isinstance(input, PackedSequence)

@@ -422,16 +422,19 @@ def test_own_methods(cell, form, with_hx):
     assert seen == expected
 
 
+@pytest.mark.parametrize("converted", [False, True], ids=["built", "converted"])
 @each_cell
-def test_own_method_of_an_object(cell):
+def test_own_method_of_an_object(cell, converted):
     case = Case(cell, T=4, L=2)
 
-    def solve(library):
-        layer, call, x, hx = case.prepare(library)
+    def solve(library, convert=False):
+        layer, call, x, hx = case.prepare(torch.nn if convert else library)
         layer.permute_hidden = lambda hx, permutation: give([0.5 * h for h in take(hx)])
+        layer = fastrnn.convert(layer) if convert else layer
+        assert type(layer) is getattr(library, case.row.layer.__name__)
         return evaluate(call, x, hx, dict(layer.named_parameters()), case)
 
-    assert_close(solve(fastrnn), solve(torch.nn), case)
+    assert_close(solve(fastrnn, converted), solve(torch.nn), case)
 
 
 @pytest.mark.parametrize("form", ["padded", "unbatched", "unsorted"])
