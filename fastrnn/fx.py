@@ -1,10 +1,14 @@
 """What makes a module one node in a graph of torch.fx, as torch.nn's layers are."""
 
+import warnings
+
 import torch
 from torch.fx import Proxy
 from torch.fx.proxy import TraceError
 
-__all__ = ["Leaf", "forward_error"]
+__all__ = ["INSTALLED", "Leaf", "forward_error"]
+
+INSTALLED = {}  # fastrnn's classes that have a name of torch.nn now (fastrnn.install), and torch.nn's own
 
 _Module = torch.nn.Module
 _call = _Module.__call__
@@ -27,6 +31,12 @@ class Leaf(_Module):
         tracer = _find_tracer(self, args, kwargs)
         if tracer is None:
             return super().__call__(*args, **kwargs)
+        if type(tracer).__module__.startswith("torch.ao.quantization") and not INSTALLED:
+            warnings.warn(
+                "torch.ao.quantization's FX mode leaves fastrnn's layers in float: call it under "
+                "fastrnn.install(), or fastrnn.revert(model) before it",
+                stacklevel=2,
+            )
 
         def record(*args, **kwargs):
             return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)

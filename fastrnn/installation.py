@@ -5,7 +5,7 @@ import copyreg
 import torch
 
 from .conversion import _TO_FAST, _TO_TORCH
-from .modules import INSTALLED
+from .fx import INSTALLED
 
 __all__ = ["install", "uninstall"]
 

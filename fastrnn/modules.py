@@ -18,7 +18,7 @@ from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 from .functional import name_rnn, run_sequence, run_step
-from .fx import Leaf, forward_error
+from .fx import INSTALLED, Leaf, forward_error
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -37,9 +37,6 @@ def _gather(module, names):
         return [parameters[name] for name in names]
     except KeyError:  # some weight is not a Parameter of the module: a plain tensor or computed from others
         return [getattr(module, name) for name in names]
-
-
-INSTALLED = {}  # the classes here that have a name of torch.nn now (fastrnn.install), and torch.nn's own
 
 
 class _Class(ABCMeta):

@@ -1,6 +1,7 @@
 """torch.ao.quantization treats fastrnn's layers as torch.nn's."""
 
 import copy
+import warnings
 from collections import Counter
 
 import pytest
@@ -19,6 +20,7 @@ from torch.ao.quantization import (
     get_dynamic_quant_module_class,
     prepare,
     quantize_dynamic,
+    quantize_fx,
 )
 
 import fastrnn
@@ -156,3 +158,30 @@ def test_numeric_suite():
         outputs = numeric_suite.compare_model_outputs(copy.deepcopy(model), copy.deepcopy(quantized), X)
         found.append((sorted(weights), sorted(outputs)))
     assert found[0] == found[1] and found[0][0] and found[0][1]
+
+
+# ---- FX mode ----
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_fx_mode(installed):
+    """It compares types and has no table, so it finds the layers under fastrnn.install(); else it warns."""
+    mapping = torch.ao.quantization.QConfigMapping().set_global(torch.ao.quantization.default_dynamic_qconfig)
+    x = torch.randn(5, 3, 4)
+
+    def quantize(library):
+        torch.manual_seed(0)
+        model = nn.Sequential(library.LSTM(4, 6))
+        return quantize_fx.convert_fx(quantize_fx.prepare_fx(model.eval(), mapping, (x,)))
+
+    want = quantize(nn)
+    if installed:
+        with fastrnn.install(), warnings.catch_warnings():
+            warnings.filterwarnings("error", "torch.ao.quantization's FX mode")
+            got = quantize(fastrnn)
+        assert type(got.get_submodule("0")) is type(want.get_submodule("0"))
+        assert torch.equal(got(x)[0], want(x)[0])
+    else:
+        with pytest.warns(UserWarning, match="FX mode leaves fastrnn's layers in float"):
+            got = quantize(fastrnn)
+        assert type(got.get_submodule("0")) is fastrnn.LSTM
