@@ -371,7 +371,7 @@ def run_sequence(
         return run_with_more(
             input, states, weights, options, batch_first, lengths, return_all_states, checkpoint_gates
         )
-    if is_tensor_like(input):
+    if isinstance(input, Tensor) or is_tensor_like(input):
         x, batch_sizes = input, None
     elif isinstance(input, PackedSequence):
         x, batch_sizes, order, restored = input
@@ -496,7 +496,7 @@ def run_with_more(
 
 def run_step(cell, input, hx, W_ih, W_hh, b_ih, b_hh):
     """The operator fastrnn::cell in torch.nn's calling convention."""
-    if not is_tensor_like(input):
+    if not (isinstance(input, Tensor) or is_tensor_like(input)):
         raise KindError(f"{cell}: input: expected Tensor, got {_kind(input)}")
     weights = [W_ih, W_hh]
     if b_ih is not None or b_hh is not None:  # the operator takes both or none
@@ -554,11 +554,13 @@ def _list_states(cell, hx):
         return []
     names = STATES[cell]
     if len(names) == 1:
-        if is_tensor_like(hx):
+        if isinstance(hx, Tensor) or is_tensor_like(hx):
             return [hx]
         expected = "Tensor"
     else:
         is_pair = isinstance(hx, (tuple, list)) and len(hx) == 2
+        if is_pair and isinstance(hx[0], Tensor) and isinstance(hx[1], Tensor):
+            return hx
         if is_pair and is_tensor_like(hx[0]) and is_tensor_like(hx[1]):
             return hx
         expected = f"tuple ({', '.join(names)}) of {len(names)} Tensors"

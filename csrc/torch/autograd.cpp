@@ -59,6 +59,9 @@ bool are_plain(const variable_list& tensors) {
                      [](const Tensor& t) { return !t.defined() || is_plain(t); });
 }
 
+// One for each input of a layer, undefined for most.
+using StandIns = c10::SmallVector<Tensor, 8>;
+
 // What the nodes of both derivatives keep of a call. Nodes of their own: torch::autograd::Function keeps what is
 // no tensor in a map from names to IValues and copies lists several times, which costs more than a small step.
 class LayerNode : public Node {
@@ -68,7 +71,7 @@ class LayerNode : public Node {
   // place until then.
   LayerNode(torch::autograd::edge_list edges, const variable_list& inputs, size_t states,
             const optional<Tensor>& batch_sizes, const std::string& cell, bool bidirectional,
-            bool batch_first, variable_list stand_ins = {})
+            bool batch_first, StandIns stand_ins = {})
       : Node(std::move(edges)),
         count_(inputs.size()),
         states_(states),
@@ -134,7 +137,7 @@ class LayerNode : public Node {
   const std::string cell_;
   const bool bidirectional_, batch_first_, packed_;
   std::vector<torch::autograd::SavedVariable> saved_;  // inputs, batch_sizes, the rest
-  variable_list stand_ins_;                            // one for each input, undefined for most
+  StandIns stand_ins_;                                 // one for each input, undefined for most
 };
 
 // The derivative of layer_backward. Gradients go to those of the gradients it was given, then to the layer's
@@ -207,7 +210,7 @@ class LayerBackward : public LayerNode {
       : LayerNode(torch::autograd::collect_next_edges(inputs), inputs, states, batch_sizes, cell,
                   bidirectional, batch_first,
                   checkpoint_gates
-                      ? variable_list()
+                      ? StandIns()
                       : make_stand_ins(inputs, states, batch_sizes, cell, bidirectional, batch_first)),
         checkpoint_gates_(checkpoint_gates) {}
 
@@ -247,19 +250,18 @@ class LayerBackward : public LayerNode {
  private:
   // torch.nn's layers let be changed what their backward does not need, so that a buffer for the input can be
   // used again while the weights are frozen, or an optimizer can step.
-  static variable_list make_stand_ins(const variable_list& inputs, size_t states,
-                                      const optional<Tensor>& batch_sizes, const std::string& cell,
-                                      bool bidirectional, bool batch_first) {
+  static StandIns make_stand_ins(const variable_list& inputs, size_t states,
+                                 const optional<Tensor>& batch_sizes, const std::string& cell,
+                                 bool bidirectional, bool batch_first) {
     if (!are_plain(inputs)) return {};
-    std::vector<bool> wanted;
-    for (const Tensor& input : inputs) wanted.push_back(input.requires_grad());
+    Which wanted = 0;
+    for (const auto i : c10::irange(inputs.size())) wanted |= Which{inputs[i].requires_grad()} << i;
     const at::TensorList all(inputs);
-    const std::vector<bool> kept =
-        kept_for_backward(inputs[0], batch_sizes, all.slice(1, states), all.slice(1 + states), bidirectional,
-                          batch_first, wanted);
-    variable_list stand_ins(inputs.size());
+    const Which kept = kept_for_backward(inputs[0], batch_sizes, all.slice(1, states), all.slice(1 + states),
+                                         bidirectional, batch_first, wanted);
+    StandIns stand_ins(inputs.size());
     for (const auto i : c10::irange(inputs.size())) {
-      if (kept[i]) continue;
+      if (kept >> i & 1) continue;
       const bool is_weight = i > states;
       if (is_weight) {
         stand_ins[i] = inputs[i];  // which others hold as well

@@ -177,12 +177,17 @@ class Arguments {
   template <class T>
   const T* read(const Tensor& tensor, const char* name) {
     if (!tensor.defined()) return nullptr;
+    if (tensor.is_contiguous() && !tensor.is_neg() && !tensor._is_zerotensor()) {
+      check_storage(tensor, tensor.numel(), name);
+      return static_cast<const T*>(tensor.const_data_ptr());
+    }
     // torch's fallbacks for tensors that are only marked as zero or negative pass over lists of optional ones.
     if (tensor._is_zerotensor()) {
       kept_.push_back(at::zeros(tensor.sizes(), tensor.options()));
     } else {
-      check_storage(tensor, name);
-      if (tensor.is_contiguous() && !tensor.is_neg()) return static_cast<const T*>(tensor.const_data_ptr());
+      const size_t bytes =
+          at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(), tensor.itemsize());
+      check_storage(tensor, bytes / tensor.itemsize(), name);
       kept_.push_back(tensor.resolve_neg().contiguous());
     }
     return static_cast<const T*>(kept_.back().const_data_ptr());
@@ -191,10 +196,10 @@ class Arguments {
   Rows rows;
 
  private:
-  // A storage can be given back, or made smaller, under a tensor (untyped_storage().resize_).
-  static void check_storage(const Tensor& tensor, const char* name) {
-    const size_t needed = at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(),
-                                                           tensor.itemsize(), tensor.storage_offset());
+  // A storage can be given back, or made smaller, under a tensor (untyped_storage().resize_). span: from its first
+  // number to its last.
+  static void check_storage(const Tensor& tensor, size_t span, const char* name) {
+    const size_t needed = span == 0 ? 0 : (tensor.storage_offset() + span) * tensor.itemsize();
     const size_t there = tensor.storage().nbytes();
     TORCH_CHECK(needed <= there, name, ": expected a storage of at least ", needed, " bytes for its size ",
                 tensor.sizes(), ", got one of ", there, ": it was resized");
@@ -442,23 +447,22 @@ void check_layer(const Tensor& x, const optional<Tensor>& batch_sizes, at::Tenso
   check_shape(x, batch_sizes, hx, weights, find_cell(cell), bidirectional, batch_first);
 }
 
-std::vector<bool> kept_for_backward(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
-                                    at::TensorList weights, bool bidirectional, bool batch_first,
-                                    const std::vector<bool>& wanted) {
+Which kept_for_backward(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
+                        at::TensorList weights, bool bidirectional, bool batch_first, Which wanted) {
   const WeightLayout layout = weight_layout(weights, bidirectional);
   const bool step = x.dim() == 2 && !batch_sizes;
   const bool several_steps = batch_sizes || (!step && x.sym_size(batch_first ? 1 : 0) > 1);
-  const bool wants_dx = wanted[0], wants_dh0 = !hx.empty() && wanted[1];
-  std::vector<bool> kept(wanted.size());
+  const Which x_bit = 1, h_0_bit = hx.empty() ? 0 : 2, c_0_bit = hx.size() == 2 ? 4 : 0;
+  Which kept = c_0_bit;
   for (const auto d : c10::irange(layout.D)) {
-    const size_t w = 1 + hx.size() + d * layout.each;
-    if (wanted[w]) kept[0] = true;                     // dW_ih = dgates^T x
-    if (wanted[w + 1] && !hx.empty()) kept[1] = true;  // dW_hh = dgates^T h
-    kept[w] = wants_dx;                                // dx = dgates W_ih
-    kept[w + 1] = several_steps || wants_dh0;          // dh = dgates W_hh
-    if (layout.projected()) kept[w + layout.each - 1] = true;
+    const size_t first = 1 + hx.size() + d * layout.each;
+    const Which W_ih = Which{1} << first, W_hh = W_ih << 1, W_hr = W_ih << (layout.each - 1);
+    if (wanted & W_ih) kept |= x_bit;                       // dW_ih = dgates^T x
+    if (wanted & W_hh) kept |= h_0_bit;                     // dW_hh = dgates^T h
+    if (wanted & x_bit) kept |= W_ih;                       // dx = dgates W_ih
+    if (several_steps || (wanted & h_0_bit)) kept |= W_hh;  // dh = dgates W_hh
+    if (layout.projected()) kept |= W_hr;
   }
-  if (hx.size() == 2) kept[2] = true;
   return kept;
 }
 

@@ -44,11 +44,12 @@ const cpu::CellKernels& find_cell(const std::string& name);
 void check_layer(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
                  at::TensorList weights, const std::string& cell, bool bidirectional, bool batch_first);
 
-// Which of x, hx and weights must be as they were in the forward when the backward looks for the gradients that
-// `wanted` marks. Of the others it needs no more than the form, and of h_0 perhaps a copy.
-std::vector<bool> kept_for_backward(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
-                                    at::TensorList weights, bool bidirectional, bool batch_first,
-                                    const std::vector<bool>& wanted);
+// Some of x, hx and weights, counted in this order: bit i is the i-th.
+using Which = uint32_t;
+// Those that must be as they were in the forward when the backward looks for the gradients of `wanted`. Of the
+// others it needs no more than the form, and of h_0 perhaps a copy.
+Which kept_for_backward(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
+                        at::TensorList weights, bool bidirectional, bool batch_first, Which wanted);
 
 // Has this tensor memory of its own, and is no wrapper of a transform, a trace or a subclass?
 inline bool is_plain(const Tensor& tensor) {

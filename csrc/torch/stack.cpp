@@ -194,7 +194,7 @@ variable_list cell_step(const Tensor& input, at::TensorList hx, at::TensorList w
               input.sym_size(-1), " expected ", weights[0].sym_size(1));
   for (const auto i : c10::irange(hx.size())) {
     const Tensor& state = hx[i];
-    const std::string torchs_name = hx.size() == 1 ? "hidden" : "hx[" + std::to_string(i) + "]";
+    const char* torchs_name = hx.size() == 1 ? "hidden" : i == 0 ? "hx[0]" : "hx[1]";
     TORCH_CHECK_VALUE(state.dim() == 1 || state.dim() == 2, class_name(cell), "Cell: Expected ", torchs_name,
                       " to be 1D or 2D, got ", state.dim(), "D instead for ", state_name(i));
     TORCH_CHECK(state.dim() == input.dim(), state_name(i), ": expected ", input.dim(),
