@@ -26,6 +26,7 @@ _TO_TORCH = {fast: plain for plain, fast in _TO_FAST.items()}
 # meaning of its own, the two may differ.
 _HARMLESS = ("__constants__", "__jit_unused_properties__", "all_weights", "checkpoint_gates")
 _HARMLESS += ("flatten_parameters", "reset_parameters", "_has_own_methods", "_weight_was_set")
+_HARMLESS += ("_size_was_set",)
 _MEANINGS = {fast: set(dir(fast)).difference(dir(torch.nn.Module), dir(ABC), _HARMLESS) for fast in _TO_TORCH}
 _ATTRIBUTES = {"_flat_weights", "__getattr__", "__getattribute__"}
 

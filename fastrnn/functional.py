@@ -379,6 +379,7 @@ def run_sequence(
             _refuse_packing(batch_sizes)
         batch_first = False
         if order is not None:
+            _check_storage(states)
             states = [state.index_select(1, order) for state in states]
     else:
         raise KindError(f"{cell}: input: expected Tensor or PackedSequence, got {_kind(input)}")
@@ -459,6 +460,7 @@ def run_with_more(
                 f"Expected hidden{index} size {size}, got {list(state.shape)} for {STATES[cell][k]}_0"
             )
     states = [s.unsqueeze(1) for s in states] if unbatched else states
+    _check_storage(states if order is not None else ())
     if tracing and rows is not None:  # a trace keeps no check of Python's, but this takes B sequences alone
         states = [s.split([B], 1)[0] for s in states]
     if order is not None:
@@ -524,6 +526,14 @@ def _operator(name, input, hx, weights):
     if is_compiling or has_torch_function((input, *hx, *weights)):
         return getattr(torch.ops.fastrnn, name).default
     return getattr(_C, name)
+
+
+def _check_storage(states):
+    """Refuse states whose storage was given back, before torch gathers their rows from what is not there."""
+    if not in_graph():
+        for k, state in enumerate(states):
+            if isinstance(state, Tensor):
+                _C.check_storage(state, f"{'hc'[k]}_0")
 
 
 def _refuse_packing(batch_sizes):

@@ -65,7 +65,10 @@ def _gather_flat(layer):
     if not layer._weight_was_set and len(held) >= len(flat) and all(map(is_, flat, held.values())):
         return flat  # the quick way: the list is what the names hold, and was it in the last call
     names, refs = layer._flat_weights_names, layer._flat_weight_refs
-    weights = _gather(layer, names)
+    try:
+        weights = _gather(layer, names)
+    except AttributeError:  # a replica that nobody has given its weights: torch.nn passes over such names
+        return flat
     is_same = all(ref is not None and ref() is w for ref, w in zip(refs, weights, strict=True))
     if torch.compiler.is_compiling():
         return flat if is_same else weights
@@ -83,7 +86,9 @@ def _gather_flat(layer):
     return layer._flat_weights
 
 
-# What torch.nn's forward calls: a subclass, or one object, may have its own
+# What torch.nn's forward compares with its input
+_SIZES = {"input_size", "hidden_size", "proj_size"}
+# What it calls: a subclass, or one object, may have its own
 _METHODS = {
     "check_forward_args",
     "check_hidden_size",
@@ -119,18 +124,23 @@ class _Layer(Leaf, metaclass=_Class):
 
     def __setattr__(self, name, value):
         super().__setattr__(name, value)
-        if name in _METHODS:
+        if name in _METHODS or name in _SIZES and "_flat_weights" in vars(self):
             self._has_own_methods = True
         elif name in vars(self).get("_flat_weights_names", ()):
             self._weight_was_set = True
 
     def _take_over(self):
         """Catch up on what __setattr__ would have noted while this was an object of torch.nn's class."""
-        if vars(self).keys() & _METHODS:
+        if vars(self).keys() & _METHODS or not self._has_its_sizes():
             self._has_own_methods = True
         pairs = zip(self._flat_weight_refs, self._flat_weights, strict=False)
         if any(ref is None or ref() is not w for ref, w in pairs):
             self._weight_was_set = True
+
+    def _has_its_sizes(self):
+        """Whether the sizes are those of the weights; they may be changed afterwards."""
+        W_ih, W_hh, width = *self._flat_weights[:2], self.proj_size or self.hidden_size
+        return (W_ih.shape[-1], W_hh.shape[-1]) == (self.input_size, width)
 
     def _run_with_own_methods(self, input, hx, lengths, return_all_states):
         """`_run` that calls _METHODS as torch.nn's forward does."""
@@ -217,9 +227,21 @@ class _Layer(Leaf, metaclass=_Class):
 class _Cell(Leaf, metaclass=_Class):
     """`forward` of a single step, for a subclass of torch.nn.RNNCellBase; `_cell` names the cell."""
 
+    _size_was_set = False
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if name == "hidden_size" and "weight_hh" in self._parameters:
+            self._size_was_set = True
+
     def _run(self, input, hx):
         if isinstance(input, Proxy):
             raise forward_error(self)
+        if self._size_was_set and hx is None and self.hidden_size != self.weight_hh.shape[1]:
+            raise RuntimeError(
+                f"hidden0 has inconsistent hidden_size: got {self.hidden_size}, "
+                f"expected {self.weight_hh.shape[1]} as weight_hh has"
+            )
         return run_step(self._cell, input, hx, *_gather(self, _CELL_WEIGHTS))
 
     def _script(self, input: Tensor, states: list[Tensor], cell: str) -> list[Tensor]:

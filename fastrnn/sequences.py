@@ -233,6 +233,7 @@ def cell_states(x, h, h_0, c_0, weights, bias, sizes, *, reverse) -> Tensor:
         x, h, h_0, c_0 = (t.to(dtype).to(wide) for t in (x, h, h_0, c_0))
         ifg = [w[: 3 * H].to(dtype).to(wide) for w in weights[: 4 if bias else 2]]  # o makes h, not c
         W_ih, W_hh, b_ih, b_hh = ifg if bias else (*ifg, None, None)
+        c_0 = c_0.clone()  # addcmul saves it, and its backward does not ask whether its memory is still there
         before = torch.cat([h_0, h]).index_select(0, _previous(sizes, reverse).to(h.device))
         i, f, g = (linear(x, W_ih, b_ih) + linear(before, W_hh, b_hh)).chunk(3, -1)
 

@@ -113,13 +113,14 @@ def test_what_the_backward_does_not_need(cell, step, trained, form, inference):
 
 
 @pytest.mark.usefixtures("target")
+@pytest.mark.parametrize("form", [None, "padded", "packed"])
 @each_cell
-def test_first_step_needs_no_weight_hh(cell):
+def test_first_step_needs_no_weight_hh(cell, form):
     """From zeros, while only weights are trained: an optimizer may step between forward and backward."""
-    case = Case(cell, T=1, B=3, I=5, H=19, hx=False, dtype=DOUBLE)
+    case = Case(cell, T=1, B=3, I=5, H=19, form=form or "padded", hx=False, dtype=DOUBLE)
 
     def solve(spoil):
-        layer, call, x, _ = case.prepare_step(fastrnn)
+        layer, call, x, _ = case.prepare(fastrnn) if form else case.prepare_step(fastrnn)
         values = call(x.detach(), None)
         if spoil:
             with torch.no_grad():

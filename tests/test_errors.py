@@ -65,6 +65,11 @@ LAYER_INPUTS = {
     "packed-hx-batch": (lambda cell: (packed(5, 3, 2), make_states(cell, L, 2, H)), HX + "|" + BATCH_SIZES),
     "packed-growing": (lambda cell: (packed(5, 2, 3),), BATCH_SIZES),
     "packed-negative": (lambda cell: (packed(3, 3, 1, -1),), BATCH_SIZES),
+    "packed-none": (lambda cell: (packed(0, *()),), BATCH_SIZES),
+    "packed-float64": (
+        lambda cell: (PackedSequence(torch.zeros(5, I, dtype=torch.float64), torch.tensor([3, 2])),),
+        INPUT,
+    ),
     "packed-int32": (lambda cell: (packed(5, 3, 2, dtype=torch.int32),), BATCH_SIZES),
     # torch.nn reads rows that no sequence has, or leaves some out, without a word
     "packed-too-many-rows": (lambda cell: (packed(6, 3, 2),), BATCH_SIZES, RuntimeError),
@@ -100,7 +105,10 @@ STEP_INPUTS = {
         HX,
     ),
 }
-SAME_WORDS_OF_STEP = {"input-0d", "input-3d", "input-size", "hx-3d", "hx-batch", "hx-batch-of-1", "hx-hidden"}
+SAME_WORDS_OF_STEP = {
+    *("input-0d", "input-3d", "input-size", "hx-3d", "hx-1d", "hx-2d-unbatched"),
+    *("hx-batch", "hx-batch-of-1", "hx-hidden"),
+}
 
 
 def place(args):

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from cases import EVERY_CELL, FORMS, Case, evaluate, give, take
+from cases import EVERY_CELL, FORMS, Case, device_of, evaluate, give, take
 from tolerance import assert_close, assert_same_bits, on_cpu
 from torch.nn import Parameter
 from torch.nn.utils import parametrizations, weight_norm
@@ -586,3 +586,39 @@ def test_training_follows_torch(cell):
         torch.testing.assert_close(
             got[name], want[name], rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+@pytest.mark.parametrize("name, value", [("hidden_size", 7), ("input_size", 9)])
+@pytest.mark.parametrize("cell", EVERY_CELL)
+def test_sizes_changed_afterwards(cell, name, value):
+    """torch.nn's layers compare them with what they are given: an error, not something else in silence."""
+    for convert in (False, True):
+        case = Case(cell, I=5, H=6)
+        theirs, ours = case.build(torch.nn), case.build(torch.nn if convert else fastrnn)
+        setattr(theirs, name, value)
+        setattr(ours, name, value)
+        ours = fastrnn.convert(ours) if convert else ours
+        x, hx = case.inputs()
+        with pytest.raises(RuntimeError) as expected:
+            theirs(x, give(hx))
+        with pytest.raises(RuntimeError) as error:
+            ours(x.to(device_of(fastrnn)), give([h.to(device_of(fastrnn)) for h in hx]))
+        assert str(error.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("cell", EVERY_CELL)
+def test_hidden_size_of_a_cell_changed_afterwards(cell):
+    module, _, x, _ = Case(cell, T=1, H=6).prepare_step(fastrnn)
+    module.hidden_size = 7
+    with pytest.raises(RuntimeError, match="hidden0 has inconsistent hidden_size: got 7, expected 6"):
+        module(x)
+
+
+@pytest.mark.parametrize("cell", EVERY_CELL)
+def test_replica_without_its_weights(cell):
+    """Runs on the list of weights that it has copied, as torch.nn's."""
+    layer, call, x, hx = Case(cell).prepare(fastrnn)
+    want = call(x, hx)
+    replica = Case(cell).call(layer._replicate_for_data_parallel())
+    for a, b in zip(replica(x, hx), want, strict=True):
+        assert torch.equal(a, b)

@@ -31,9 +31,7 @@ FILES = (  # under test/
     "ao/sparsity/test_structured_sparsifier.py",
 )
 # Tests that pass with torch.nn's classes only, as patterns, each with its reason.
-DIFFERENCES = {
-    "test_modules.py::*::test_errors_nn_*": "errors have torch.nn's types and other words",
-}
+DIFFERENCES = {}
 
 
 def find_files():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from cases import EVERY_CELL, Case, give, run_python, take
 from tolerance import assert_same_bits
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastrnn
 
@@ -113,3 +114,29 @@ with torch.set_grad_enabled({training}):
 """
     result = run_python("-c", script)
     assert "RuntimeError" in result.stderr and "can't allocate memory" in result.stderr, result.stderr[-500:]
+
+
+@pytest.mark.parametrize("size", [0, 8])
+@CELLS
+def test_storage_of_states_that_are_put_in_order(cell, size):
+    """torch's index_select reads what is not there."""
+    case = Case(cell)
+    layer, _, x, hx = case.prepare(fastrnn)
+    for which in range(len(hx)):
+        states = [h.detach().clone() for h in hx]
+        states[which].untyped_storage().resize_(size)
+        name = f"{'hc'[which]}_0: expected a storage"
+        with pytest.raises(RuntimeError, match=name):
+            layer(x, give(states), lengths=[2, 5, 1])
+        with pytest.raises(RuntimeError, match=name):
+            layer(pack_padded_sequence(x, [2, 5, 1], enforce_sorted=False), give(states))
+
+
+def test_storage_of_c_0_and_all_states():
+    """c of every step is computed by torch's operations, whose backward would read c_0."""
+    layer, _, x, hx = Case("lstm").prepare(fastrnn)
+    c_0 = hx[1].detach().clone().requires_grad_()
+    output, _, (h, c) = layer(x, (hx[0], c_0), return_all_states=True)
+    c_0.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="c_0: expected a storage"):
+        (output.sum() + c.sum()).backward()

@@ -144,6 +144,24 @@ void for_each_activation(const Tensor& x, const Shape& s, const F& f) {
   if (s.has_c) f("c", c, real);
 }
 
+// span: from the tensor's first number to its last.
+void check_span(const Tensor& tensor, size_t span, const char* name) {
+  const size_t needed = span == 0 ? 0 : (tensor.storage_offset() + span) * tensor.itemsize();
+  const size_t there = tensor.storage().nbytes();
+  TORCH_CHECK(needed <= there, name, ": expected a storage of at least ", needed, " bytes for its size ",
+              tensor.sizes(), ", got one of ", there, ": it was resized");
+}
+
+}  // namespace
+
+void check_storage(const Tensor& tensor, const char* name) {
+  if (!is_plain(tensor) || tensor.layout() != at::kStrided || tensor._is_zerotensor()) return;
+  const size_t bytes = at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(), tensor.itemsize());
+  check_span(tensor, bytes / tensor.itemsize(), name);
+}
+
+namespace {
+
 // Holds what the pointers in a parameter struct point to.
 class Arguments {
  public:
@@ -178,16 +196,14 @@ class Arguments {
   const T* read(const Tensor& tensor, const char* name) {
     if (!tensor.defined()) return nullptr;
     if (tensor.is_contiguous() && !tensor.is_neg() && !tensor._is_zerotensor()) {
-      check_storage(tensor, tensor.numel(), name);
+      check_span(tensor, tensor.numel(), name);
       return static_cast<const T*>(tensor.const_data_ptr());
     }
     // torch's fallbacks for tensors that are only marked as zero or negative pass over lists of optional ones.
     if (tensor._is_zerotensor()) {
       kept_.push_back(at::zeros(tensor.sizes(), tensor.options()));
     } else {
-      const size_t bytes =
-          at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(), tensor.itemsize());
-      check_storage(tensor, bytes / tensor.itemsize(), name);
+      check_storage(tensor, name);
       kept_.push_back(tensor.resolve_neg().contiguous());
     }
     return static_cast<const T*>(kept_.back().const_data_ptr());
@@ -196,15 +212,6 @@ class Arguments {
   Rows rows;
 
  private:
-  // A storage can be given back, or made smaller, under a tensor (untyped_storage().resize_). span: from its first
-  // number to its last.
-  static void check_storage(const Tensor& tensor, size_t span, const char* name) {
-    const size_t needed = span == 0 ? 0 : (tensor.storage_offset() + span) * tensor.itemsize();
-    const size_t there = tensor.storage().nbytes();
-    TORCH_CHECK(needed <= there, name, ": expected a storage of at least ", needed, " bytes for its size ",
-                tensor.sizes(), ", got one of ", there, ": it was resized");
-  }
-
   std::vector<int64_t> offsets_;
   std::vector<Tensor> kept_;
 };
@@ -451,7 +458,8 @@ Which kept_for_backward(const Tensor& x, const optional<Tensor>& batch_sizes, at
                         at::TensorList weights, bool bidirectional, bool batch_first, Which wanted) {
   const WeightLayout layout = weight_layout(weights, bidirectional);
   const bool step = x.dim() == 2 && !batch_sizes;
-  const bool several_steps = batch_sizes || (!step && x.sym_size(batch_first ? 1 : 0) > 1);
+  const bool several_steps =
+      batch_sizes ? batch_sizes->size(0) > 1 : !step && x.size(batch_first ? 1 : 0) > 1;
   const Which x_bit = 1, h_0_bit = hx.empty() ? 0 : 2, c_0_bit = hx.size() == 2 ? 4 : 0;
   Which kept = c_0_bit;
   for (const auto d : c10::irange(layout.D)) {

@@ -51,6 +51,10 @@ using Which = uint32_t;
 Which kept_for_backward(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
                         at::TensorList weights, bool bidirectional, bool batch_first, Which wanted);
 
+// A storage can be given back, or made smaller, under a tensor (untyped_storage().resize_): torch's operations that
+// gather rows would read beyond its end. Wrappers and the like are passed over.
+void check_storage(const Tensor& tensor, const char* name);
+
 // Has this tensor memory of its own, and is no wrapper of a transform, a trace or a subclass?
 inline bool is_plain(const Tensor& tensor) {
   constexpr c10::DispatchKeySet wrappers({c10::DispatchKey::Python, c10::DispatchKey::Functionalize,

@@ -101,6 +101,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("rnn", call_of("fastrnn::rnn", &fastrnn::torch_ops::rnn),
         "torch.ops.fastrnn.rnn, all arguments given.");
   m.def("cell", call_of("fastrnn::cell", &fastrnn::torch_ops::cell_step), "torch.ops.fastrnn.cell.");
+  m.def("check_storage", &fastrnn::torch_ops::check_storage, py::arg("tensor"), py::arg("name"),
+        "RuntimeError if the storage of the tensor is too small for it.");
   m.def(
       "core_round_trip", &cpu::core_round_trip,
       "Nanoseconds that a cache line takes between two cores of the team and back; 2^63 - 1: no second one.");

@@ -102,6 +102,8 @@ variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::
   const bool packed = batch_sizes.has_value();
   const bool unbatched = !packed && input.dim() == 2;
   if (packed) {
+    TORCH_CHECK_INDEX(batch_sizes->dim() != 1 || batch_sizes->sym_size(0) > 0,
+                      "batch_sizes: expected a vector of at least one size, got none");
     TORCH_CHECK(input.dim() == 2, "input must have 2 dimensions, got ", input.dim(),
                 ": the data of packed sequences is [sum of lengths, input_size]");
   } else {
@@ -110,6 +112,10 @@ variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::
                       class_name(cell) == std::string("RNN") ? "tensor " : "", "instead");
   }
   const at::ScalarType dtype = input.scalar_type(), expected_dtype = weights[0].scalar_type();
+  // torch.nn.LSTM leaves a packed input to its matrix product.
+  TORCH_CHECK(dtype == expected_dtype || !(packed && cell == "lstm"),
+              "mat1 and mat2 must have the same dtype, but got ", dtype, " and ", expected_dtype,
+              ": input and weights");
   TORCH_CHECK_VALUE(dtype == expected_dtype, "RNN input dtype (", dtype_name(dtype),
                     ") does not match weight dtype (", dtype_name(expected_dtype),
                     "). Convert input: input.to(", dtype_name(expected_dtype),
@@ -140,8 +146,8 @@ variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::
                 " size ", tuple(expected), ", got ", states[i].sym_sizes(), " for ", state_name(i));
   }
   if (states.empty() && (packed || is_traced(x))) {
-    TORCH_CHECK(!packed || (batch_sizes->dim() == 1 && batch_sizes->sym_size(0) > 0),
-                "batch_sizes: expected a vector of at least one size, got ", batch_sizes->sym_sizes());
+    TORCH_CHECK(!packed || batch_sizes->dim() == 1, "batch_sizes: expected a vector, got ",
+                batch_sizes->sym_sizes());
     const c10::SymInt B =
         packed ? batch_sizes->select(0, 0).item().toSymInt() : x.sym_size(batch_first ? 0 : 1);
     states.push_back(at::zeros_symint({num_layers * D, B, weights[1].sym_size(1)}, x.options()));
@@ -197,13 +203,11 @@ variable_list cell_step(const Tensor& input, at::TensorList hx, at::TensorList w
     const char* torchs_name = hx.size() == 1 ? "hidden" : i == 0 ? "hx[0]" : "hx[1]";
     TORCH_CHECK_VALUE(state.dim() == 1 || state.dim() == 2, class_name(cell), "Cell: Expected ", torchs_name,
                       " to be 1D or 2D, got ", state.dim(), "D instead for ", state_name(i));
-    TORCH_CHECK(state.dim() == input.dim(), state_name(i), ": expected ", input.dim(),
-                " dimension(s) as the input, got ", state.dim());
-    TORCH_CHECK(input.dim() == 1 || input.sym_size(0) == state.sym_size(0), "Input batch size ",
-                input.sym_size(0), " doesn't match hidden", i, " batch size ", state.sym_size(0), " of ",
-                state_name(i));
-    TORCH_CHECK(state.sym_size(-1) == weights[1].sym_size(1), "hidden", i,
-                " has inconsistent hidden_size: got ", state.sym_size(-1), ", expected ",
+    TORCH_CHECK(input.dim() == 1 || (state.dim() == 2 && input.sym_size(0) == state.sym_size(0)),
+                "Input batch size ", input.sym_size(0), " doesn't match hidden", i, " batch size ",
+                state.sym_size(0), " of ", state_name(i));
+    TORCH_CHECK(state.dim() == input.dim() && state.sym_size(-1) == weights[1].sym_size(1), "hidden", i,
+                " has inconsistent hidden_size: got ", state.sym_size(input.dim() - 1), ", expected ",
                 weights[1].sym_size(1), " for ", state_name(i));
   }
   if (input.dim() == 2)
