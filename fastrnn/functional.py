@@ -361,9 +361,11 @@ def run_sequence(
     states = _list_states(cell, hx)
     if lengths is not None or return_all_states:
         options = cell, bias, num_layers, dropout, training, bidirectional
-        if lengths is not None and _is_exporting_to_onnx():
-            if return_all_states:
-                raise NotImplementedError("return_all_states: cannot be exported to ONNX with lengths")
+        if lengths is not None and return_all_states and torch.jit.is_tracing() and _is_exporting_to_onnx():
+            raise NotImplementedError(
+                "return_all_states: with lengths it can be exported to ONNX by dynamo=True only"
+            )
+        if lengths is not None and not return_all_states and _is_exporting_to_onnx():
             output, *states = torch.ops.fastrnn.rnn_with_lengths(
                 input, torch.as_tensor(lengths), states, weights, *options, batch_first
             )
@@ -378,6 +380,11 @@ def run_sequence(
         if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
             _refuse_packing(batch_sizes)
         batch_first = False
+        if cell == "lstm" and x.dtype != weights[0].dtype and not torch._C._is_any_autocast_enabled():
+            # torch.nn.LSTM leaves this to its matrix product; for all else it is a ValueError, as here
+            raise RuntimeError(
+                f"mat1 and mat2 must have the same dtype: input has {x.dtype}, the weights {weights[0].dtype}"
+            )
         if order is not None:
             _check_storage(states)
             states = [state.index_select(1, order) for state in states]

@@ -248,8 +248,7 @@ def test_what_onnx_cannot():
     message = told(export_script, Rows(fastrnn.GRU(7, 16)), (rows.data, rows.batch_sizes))
     assert "PackedSequence: the model must pack it" in message
     states = AllStates(fastrnn.GRU(7, 16))
-    assert "return_all_states: cannot be exported" in told(export, states, (x, lengths))
-    assert "return_all_states: cannot be exported" in told(export_script, states, (x, lengths))
+    assert "return_all_states: with lengths" in told(export_script, states, (x, lengths))
 
 
 class AllStates(Lengths):
@@ -459,3 +458,13 @@ def test_torch_without_the_exporter():
     gone = "import sys; sys.modules['torch.onnx.symbolic_helper'] = None"
     runs(f"{gone}; import fastrnn, torch.onnx; torch.onnx.export")
     runs(f"{gone}; import torch.onnx, fastrnn; torch.onnx.export")
+
+
+def test_all_states_with_lengths():
+    """By dynamo=True; the exported model takes other lengths."""
+    model, x = AllStates(fastrnn.GRU(7, 16)).eval(), random(5, 3, 7, seed=0)
+    program = export(model, (x, torch.tensor([5, 3, 1])))
+    for lengths in ([5, 3, 1], [2, 5, 4]):
+        n = torch.tensor(lengths)
+        for got, want in zip(program(x, n), model(x, n), strict=True):
+            torch.testing.assert_close(got, want)

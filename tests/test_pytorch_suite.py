@@ -31,7 +31,11 @@ FILES = (  # under test/
     "ao/sparsity/test_structured_sparsifier.py",
 )
 # Tests that pass with torch.nn's classes only, as patterns, each with its reason.
-DIFFERENCES = {}
+DIFFERENCES = {
+    "*TestFXNumericSuiteCoreAPIsModels::test_compare_shadow_activations_lstm_dynamic": (
+        "the numeric suite of FX looks classes up in tables of its own, where fastrnn's are not"
+    ),
+}
 
 
 def find_files():

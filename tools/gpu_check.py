@@ -31,7 +31,7 @@ PROGRAMS = "cmake ninja nvcc".split()
 # Of tests/, those that also run on a GPU, beside test_cuda.py; the longest first.
 TESTS = (
     "parity numerics sequences gradcheck modules half autograd func interface wrapping ops functional errors "
-    "autocast plan"
+    "autocast plan stateful storage per_sample empty_sizes"
 ).split()
 SANITIZER_TOOLS = ("memcheck", "racecheck", "initcheck")
 LAST_LINES = 25  # of what failed, on the terminal

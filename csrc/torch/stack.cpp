@@ -112,10 +112,6 @@ variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::
                       class_name(cell) == std::string("RNN") ? "tensor " : "", "instead");
   }
   const at::ScalarType dtype = input.scalar_type(), expected_dtype = weights[0].scalar_type();
-  // torch.nn.LSTM leaves a packed input to its matrix product.
-  TORCH_CHECK(dtype == expected_dtype || !(packed && cell == "lstm"),
-              "mat1 and mat2 must have the same dtype, but got ", dtype, " and ", expected_dtype,
-              ": input and weights");
   TORCH_CHECK_VALUE(dtype == expected_dtype, "RNN input dtype (", dtype_name(dtype),
                     ") does not match weight dtype (", dtype_name(expected_dtype),
                     "). Convert input: input.to(", dtype_name(expected_dtype),
