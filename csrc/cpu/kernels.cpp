@@ -12,12 +12,9 @@ constexpr Kernels<T> kernels_of = {forward<Cell, T>, backward<Cell, T>};
 
 template <class Cell>
 constexpr CellKernels kernels() {
-  return {Cell::name,
-          Cell::gates,
-          Cell::saved,
-          Cell::has_c,
-          Cell::reads_h,
-          {kernels_of<Cell, float>, kernels_of<Cell, double>, kernels_of<Cell, bf16>}};
+  return {Cell::name,    Cell::gates,
+          Cell::saved,   Cell::has_c,
+          Cell::reads_h, {kernels_of<Cell, float>, kernels_of<Cell, double>, kernels_of<Cell, bf16>}};
 }
 
 #define FASTRNN_CELL(Cell) kernels<fastrnn::cells::Cell>(),
