@@ -309,7 +309,7 @@ def _checkpoints() -> Iterator[tuple[Any, Any]]:
                     yield names["ctx"], None
                 case "backward" if "ctx" in names:
                     yield names["ctx"], torch._C._current_graph_task_id()
-                case "checkpoint" if "gen" in names:
+                case "checkpoint" | "_checkpoint_impl" if "gen" in names:  # the second since torch 2.15
                     of_generator = names["gen"].gi_frame.f_locals
                     if "new_frame" in of_generator:
                         yield of_generator["new_frame"], None
