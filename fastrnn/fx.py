@@ -24,9 +24,7 @@ class Leaf(_Module):
 
     def __call__(self, *args, **kwargs):
         if _Module.__call__ is _call:
-            # as _call does, but its frame would take 3 % of a small step
-            compiled = self._compiled_call_impl
-            return (self._call_impl if compiled is None else compiled)(*args, **kwargs)
+            return super().__call__(*args, **kwargs)
         # A Tracer replaces Module.__call__ while it traces. Others may, too.
         tracer = _find_tracer(self, args, kwargs)
         if tracer is None:
