@@ -24,7 +24,7 @@ class Leaf(_Module):
 
     def __call__(self, *args, **kwargs):
         if _Module.__call__ is _call:
-            return super().__call__(*args, **kwargs)
+            return self._wrapped_call_impl(*args, **kwargs)
         # A Tracer replaces Module.__call__ while it traces. Others may, too.
         tracer = _find_tracer(self, args, kwargs)
         if tracer is None:
