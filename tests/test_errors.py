@@ -105,10 +105,8 @@ STEP_INPUTS = {
         HX,
     ),
 }
-SAME_WORDS_OF_STEP = {
-    *("input-0d", "input-3d", "input-size", "hx-3d", "hx-1d", "hx-2d-unbatched"),
-    *("hx-batch", "hx-batch-of-1", "hx-hidden"),
-}
+# Not those of states with other dimensions than the input's: torch 2.15 has words of its own for them.
+SAME_WORDS_OF_STEP = {"input-0d", "input-3d", "input-size", "hx-3d", "hx-batch", "hx-batch-of-1", "hx-hidden"}
 
 
 def place(args):
