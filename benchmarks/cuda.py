@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from fastrnn.plan import Gpu, make_plans
+from fastrnn.plan import make_plans
 
 from .limits import MEMORY, Limits
 from .problems import NotSupported, Problem, cores, torch_dtype
@@ -147,11 +147,11 @@ def describe_tiers(problem: Problem) -> str:
     """The tiers of forward and, for training, backward, by the plan for this device."""
     plans = make_plans(
         problem.cell,
-        problem.shape.H,
+        problem.shape.T,
         problem.shape.B,
+        problem.shape.H,
         PLAN_DTYPES[problem.dtype],
         problem.directions,
-        Gpu.here(),
     )
     passes = ("forward", "backward") if problem.training else ("forward",)
     return "/".join(str(plans[name]["tier"]) for name in passes)

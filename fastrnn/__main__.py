@@ -7,7 +7,7 @@ import sys
 import torch
 
 from . import _C, __version__
-from .plan import MATHS, SHARED_KIB, Gpu, describe, make_plans
+from .plan import MANY_STEPS, MATHS, SHARED_KIB, Gpu, describe, make_plans
 
 
 def capability(text: str) -> tuple[int, int]:
@@ -33,6 +33,7 @@ def parse_arguments() -> argparse.Namespace:
     problem = parser.add_argument_group("the layer to plan")
     problem.add_argument("--hidden", type=size)
     problem.add_argument("--batch", type=size)
+    problem.add_argument("--steps", type=size, default=MANY_STEPS, help="of the sequence (%(default)s)")
     problem.add_argument("--dtype", choices=MATHS, default="fp32", help=f"{', '.join(MATHS)} (%(default)s)")
     problem.add_argument("--bidirectional", action="store_true")
     device = parser.add_argument_group("the GPU to plan for, this machine's unless given")
@@ -43,23 +44,23 @@ def parse_arguments() -> argparse.Namespace:
         missing = [f"--{name}" for name in ("hidden", "batch") if getattr(args, name) is None]
         if missing:
             parser.error(f"--plan needs {' and '.join(missing)}")
-        if torch.cuda.is_available():
-            here = Gpu.here()
-            args.sms = args.sms or here.sms
-            args.capability = args.capability or here.capability
-        elif not (args.sms and args.capability):
+        args.gpu = Gpu(args.sms, args.capability) if args.sms and args.capability else None
+        if args.gpu is None and not torch.cuda.is_available():
             parser.error("no GPU here: give --sms and --capability of the one to plan for")
+        if args.gpu is None and (args.sms or args.capability):
+            parser.error("--sms and --capability: give both, or neither for the GPU that is here")
     return args
 
 
 def print_plan(args: argparse.Namespace):
     D = 2 if args.bidirectional else 1
+    device = args.gpu or Gpu.here()
     print(
-        f"{args.plan}, H = {args.hidden}, B = {args.batch}, {args.dtype}, {D} direction(s), "
-        f"on {args.sms} SMs of compute capability {'.'.join(map(str, args.capability))}"
+        f"{args.plan}, T = {args.steps}, B = {args.batch}, H = {args.hidden}, {args.dtype}, {D} direction(s), "
+        f"on {device.sms} SMs of compute capability {'.'.join(map(str, device.capability))}"
     )
-    gpu = Gpu(args.sms, args.capability)
-    for name, plan in make_plans(args.plan, args.hidden, args.batch, args.dtype, D, gpu).items():
+    plans = make_plans(args.plan, args.steps, args.batch, args.hidden, args.dtype, D, args.gpu)
+    for name, plan in plans.items():
         print(f"{name}: {describe(plan)}")
 
 

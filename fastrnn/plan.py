@@ -19,6 +19,16 @@ SHARED_KIB = {
 }  # fmt: skip
 
 
+# SMs of each group (GPC) within which a cluster lies, by compute capability and SMs in all. No GPU tells, but
+# these agree with what was seen on an H100 SXM: clusters of 8 on 120 of its 132 SMs, and groups of 16 and 18
+# (https://github.com/accel-sim/gpu-app-collection/pull/87, https://github.com/NVIDIA/cutlass/issues/1921).
+GROUPS = {((9, 0), 132): (18, 18, 18, 16, 16, 16, 16, 14)}
+# Of others: full groups and a rest, as CUTLASS reckons (get_max_cta_occupancy of its tile schedulers).
+MOST_SMS_OF_A_GROUP = 18
+MOST_CLUSTER = 16  # blocks; csrc/cuda/plan.h
+
+MANY_STEPS = 100
+
 TRIES, NEVER = 5, 2**63 - 1
 
 
@@ -34,26 +44,45 @@ class Gpu:
         properties = torch.cuda.get_device_properties()
         return cls(properties.multi_processor_count, (properties.major, properties.minor))
 
+    @property
+    def clusters(self) -> list[int]:
+        """How many clusters of 1, 2, .. 16 blocks run at once, one block an SM; none before 9.0."""
+        if self.capability < (9, 0):
+            return [0] * MOST_CLUSTER
+        full, rest = divmod(self.sms, MOST_SMS_OF_A_GROUP)
+        groups = GROUPS.get((self.capability, self.sms), [MOST_SMS_OF_A_GROUP] * full + [rest])
+        return [sum(group // blocks for group in groups) for blocks in range(1, MOST_CLUSTER + 1)]
+
 
 def make_plans(
-    cell: str, H: int, B: int, dtype: str, D: int, gpu: Gpu, projected: bool = False
+    cell: str,
+    T: int,
+    B: int,
+    H: int,
+    dtype: str,
+    D: int = 1,
+    gpu: Gpu | None = None,
+    projected: bool = False,
 ) -> dict[str, dict]:
-    """The plans of forward and backward, fields as in csrc/cuda/plan.h. FASTRNN_CUDA_TIER forces a tier."""
+    """The plans of forward and backward, fields as in csrc/cuda/plan.h. FASTRNN_CUDA_TIER forces a tier.
+
+    gpu: None is the one that is here. A build with CUDA asks it what fits; for others a table says so.
+    """
+    problem = dict(cell=cell, math=MATHS[dtype], projected=projected, T=T, B=B, H=H, D=D)
+    passes = {"forward": False, "backward": True}
+    if gpu is None and _C.cuda_built:
+        return {name: _C.plan_here(**problem, backward=backward) for name, backward in passes.items()}
+    gpu = gpu or Gpu.here()
     major, minor = gpu.capability
+    device = dict(
+        sms=gpu.sms,
+        capability=10 * major + minor,
+        shared_bytes=1024 * SHARED_KIB[gpu.capability],
+        clusters=gpu.clusters,
+    )
+    tier = _C.forced_cuda_tier()
     return {
-        name: _C.plan(
-            cell=cell,
-            math=MATHS[dtype],
-            backward=backward,
-            B=B,
-            H=H,
-            D=D,
-            sms=gpu.sms,
-            capability=10 * major + minor,
-            shared_bytes=1024 * SHARED_KIB[gpu.capability],
-            tier=_C.forced_cuda_tier(),
-        )
-        for name, backward in (("forward", False), ("backward", True))
+        name: _C.plan(**problem, **device, backward=backward, tier=tier) for name, backward in passes.items()
     }
 
 
@@ -69,6 +98,8 @@ def core_round_trip() -> float | None:
 
 def describe(plan: dict) -> str:
     text = f"tier {plan['tier']}: {plan['reason']}"
+    if plan["refused"]:
+        text += f" (the GPU cannot run tier {' or '.join(map(str, plan['refused']))} now)"
     if plan["tier"] == 0:
         return text
     warps = plan["row_warps"] * plan["k_warps"]

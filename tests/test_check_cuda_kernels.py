@@ -17,7 +17,8 @@ pytestmark = [
     pytest.mark.skipif(find_cuobjdump() is None, reason="cuobjdump is not here"),
 ]
 
-# As persistent.cu names them: the loop multiplies 128 words of weights that each lane keeps.
+# As persistent.cu names them: the loop multiplies 128 words of weights that each lane keeps. It loads, waits,
+# multiplies and stores.
 SOURCE = """
 namespace fastrnn::cells { struct Lstm {}; }
 namespace fastrnn::cuda {
@@ -27,6 +28,18 @@ template <class Cell, Math m> struct ForwardRole {};
 #ifndef TYPE
 #define TYPE "bf16"
 #endif
+#ifndef SCOPE
+#define SCOPE ""
+#endif
+__device__ void wait(unsigned barrier, unsigned parity) {
+#if __CUDA_ARCH__ >= 900
+  for (unsigned passed = 0; !passed;) {
+    asm volatile("{\\n.reg .pred p;\\n"
+                 "mbarrier.try_wait.parity" SCOPE ".shared::cta.b64 p, [%1], %2;\\n"
+                 "selp.u32 %0, 1, 0, p;\\n}" : "=r"(passed) : "r"(barrier), "r"(parity) : "memory");
+  }
+#endif
+}
 __device__ void mma(float* sum, const unsigned* w, const unsigned* x) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 {%0, %1, %2, %3}, "
                "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -51,10 +64,20 @@ __global__ void __launch_bounds__(256, 1)
 #pragma unroll 1
   for (int t = 0; t < steps; ++t) {
     float sum[4] = {};
-    const unsigned h[2] = {x[t], x[t + 1]};
+    unsigned input = x[t];
 #ifdef RELOAD
     load(7, 2);
 #endif
+#ifdef CONVERT
+    asm volatile("not.b32 %0, %0;" : "+r"(input));
+#endif
+    wait(where, t % 2);
+#ifdef LATE
+    unsigned bias;
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(bias) : "l"(x + steps));
+    input += bias;
+#endif
+    const unsigned h[2] = {input, input + 1};
 #pragma unroll
     for (int i = 0; i < PRODUCTS; ++i) mma(sum, w[i], h);
 #ifdef STACK
@@ -69,7 +92,7 @@ template __global__ void sweep<ForwardRole<cells::Lstm, Math::bf16>, 2>(const un
 }  // namespace persistent
 }  // namespace fastrnn::cuda
 """
-STACK, PRODUCTS, WEIGHTS = RULES
+STACK, PRODUCTS, WEIGHTS, WAITS, LATE, CACHE = RULES
 
 
 def find_complaints(folder, arch, *options):
@@ -100,8 +123,11 @@ def test_tier_2_is_not_for_older_devices(tmp_path):
         (["-DPRODUCTS=31"], PRODUCTS, "31 of at least 32 HMMA.16816.F32.BF16"),
         (['-DTYPE="f16"'], PRODUCTS, "0 of at least 32 HMMA.16816.F32.BF16"),
         (["-DRELOAD"], WEIGHTS, "only 31 of 32 products"),
+        (["-DCONVERT"], WAITS, "before the wait"),
+        (["-DLATE"], LATE, "LDG.E"),
+        (['-DSCOPE=".acquire.cluster"'], CACHE, "CCTL.IVALL"),
     ],
-    ids=["stack", "too-few", "other-type", "reload"],
+    ids=["stack", "too-few", "other-type", "reload", "convert", "late", "scope"],
 )
 def test_planted_fault(tmp_path, options, rule, words):
     (complaint,) = find_complaints(tmp_path, "sm_90a", *options)

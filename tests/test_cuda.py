@@ -60,7 +60,7 @@ def can(tier: int, case: Case) -> bool:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTRNN_CUDA_TIER", str(tier))
         try:
-            make_plans(case.cell, case.H, case.B, PLAN_DTYPES[case.dtype], 1 + case.bidirectional, HERE)
+            make_plans(case.cell, case.T, case.B, case.H, PLAN_DTYPES[case.dtype], 1 + case.bidirectional)
         except RuntimeError:
             return False
     return True

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastrnn import _C
-from fastrnn.plan import MATHS, SHARED_KIB, Gpu
+from fastrnn.plan import MANY_STEPS, MATHS, SHARED_KIB, Gpu, describe
 from fastrnn.reference import CELLS
 
-H200 = dict(sms=132, capability=90, shared_bytes=227 * 1024)
+H200 = dict(sms=132, capability=90, shared_bytes=227 * 1024, clusters=Gpu(132, (9, 0)).clusters)
 LEAST_CAPABILITY = {0: 70, 1: 80, 2: 90}
 CLUSTER = 16  # blocks at most
 REGISTERS = 255  # of a thread, at most
@@ -23,7 +23,10 @@ BYTES = {"ieee": 4, "tf32": 4, "fp16": 2, "bf16": 2}
 @st.composite
 def devices(draw):
     (major, minor), kib = draw(st.sampled_from(sorted(SHARED_KIB.items())))
-    return dict(sms=draw(st.integers(1, 200)), capability=10 * major + minor, shared_bytes=1024 * kib)
+    sms = draw(st.integers(1, 200))
+    fewer = draw(st.integers(0, 3))  # than the table says
+    clusters = [max(0, count - fewer) for count in Gpu(sms, (major, minor)).clusters]
+    return dict(sms=sms, capability=10 * major + minor, shared_bytes=1024 * kib, clusters=clusters)
 
 
 @st.composite
@@ -33,6 +36,7 @@ def problems(draw):
         math=draw(st.sampled_from(sorted(MATHS.values()))),
         backward=draw(st.booleans()),
         projected=draw(st.booleans()),
+        T=draw(st.one_of(st.integers(1, 5), st.just(MANY_STEPS))),
         B=draw(st.one_of(st.integers(1, 300), st.integers(1, 10_000))),
         H=draw(st.one_of(st.integers(1, 600), st.integers(1, 5000))),
         D=draw(st.integers(1, 2)),
@@ -53,6 +57,8 @@ def check(plan, problem, device):
     assert plan["groups"] * plan["blocks"] * plan["directions"] <= device["sms"], "one block an SM"
     if tier == 2:
         assert plan["blocks"] <= CLUSTER
+        at_once = device["clusters"][plan["blocks"] - 1]
+        assert plan["groups"] * plan["directions"] <= at_once, "a second wave"
     assert 0 < plan["shared_bytes"] <= device["shared_bytes"]
 
     def covers(parts, size, what):
@@ -92,15 +98,64 @@ def test_forced_plan(tier, problem, device):
 def test_tiers_by_size(cell, backward, math):
     """A cluster for small layers, then the device, for some of it, and steps for what fits neither."""
     sizes = range(16, 5001, 16)
-    tiers = [_C.plan(cell=cell, math=math, backward=backward, B=1, H=H, **H200)["tier"] for H in sizes]
+    problem = dict(cell=cell, math=math, backward=backward, T=MANY_STEPS, B=1)
+    tiers = [_C.plan(**problem, H=H, **H200)["tier"] for H in sizes]
     assert tiers == sorted(tiers, reverse=True) and set(tiers) == {0, 1, 2}
+
+
+LSTM = dict(cell="lstm", math="bf16", T=MANY_STEPS, B=16, H=256)
+
+
+def test_few_steps_do_not_pay_for_loading_the_weights():
+    tiers = [_C.plan(**LSTM | dict(T=T), **H200)["tier"] for T in range(1, 6)]
+    assert tiers == sorted(tiers) and tiers[0] == 0 and tiers[-1] == 2
+    assert _C.plan(**LSTM | dict(T=1), **H200, tier=2)["tier"] == 2, "a tier that is asked for"
+
+
+def test_the_next_tier_where_one_is_refused():
+    plans = [_C.plan(**LSTM, **H200, refused=refused) for refused in (0, 1 << 2, 1 << 2 | 1 << 1)]
+    assert [(plan["tier"], plan["refused"]) for plan in plans] == [(2, []), (1, [2]), (0, [2, 1])]
+    assert [describe(plan).count("cannot run tier") for plan in plans] == [0, 1, 1]
+    assert "(the GPU cannot run tier 2 or 1 now)" in describe(plans[2])
+
+
+def test_clusters_of_a_device():
+    """Fewer than SMs are enough for: a cluster lies within a group of SMs. What was seen on an H100 is kept to."""
+    h100 = Gpu(132, (9, 0)).clusters
+    assert (h100[0], h100[7], h100[15]) == (132, 15, 7)
+    assert Gpu(132, (8, 0)).clusters == [0] * CLUSTER
+    assert all(n * count <= 148 for n, count in enumerate(Gpu(148, (10, 0)).clusters, 1))
+
+
+def test_no_cluster_no_tier_2():
+    assert _C.plan(**LSTM, **H200 | dict(clusters=[0] * CLUSTER))["tier"] == 1
+
+
+def test_sizes_that_the_kernels_cannot_count():
+    assert _C.plan(**LSTM | dict(T=2**30 + 1), **H200)["tier"] == 0
+    assert _C.plan(**LSTM | dict(B=2**30 + 1), **H200)["tier"] == 0
+
+
+@pytest.mark.parametrize(
+    "value, nanoseconds", [("", 20_000_000_000), ("0", 0), ("0.5", 500_000_000), ("600", 600_000_000_000)]
+)
+def test_longest_wait(value, nanoseconds, monkeypatch):
+    monkeypatch.setenv("FASTRNN_CUDA_WAIT_SECONDS", value)
+    assert _C.longest_cuda_wait() == nanoseconds
+
+
+@pytest.mark.parametrize("value", ["-1", "long", "nan", "5 s"])
+def test_wrong_longest_wait(value, monkeypatch):
+    monkeypatch.setenv("FASTRNN_CUDA_WAIT_SECONDS", value)
+    with pytest.raises(RuntimeError, match=f"FASTRNN_CUDA_WAIT_SECONDS: expected .*, got '{value}'"):
+        _C.longest_cuda_wait()
 
 
 @pytest.mark.parametrize("wrong", [dict(cell="lstn"), dict(math="int8")], ids=str)
 def test_wrong_arguments(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=f"{name}: expected .* got '{wrong[name]}'"):
-        _C.plan(**dict(cell="lstm", math="bf16", B=1, H=64) | wrong, **H200)
+        _C.plan(**LSTM | wrong, **H200)
 
 
 # ---- the command ----
@@ -124,7 +179,7 @@ def test_command():
     """Prints what the binding gives."""
     done = run_plan(*LAYER, *DEVICE)
     assert done.returncode == 0, done.stderr
-    plans = [_C.plan(cell="lstm", math="bf16", backward=b, B=16, H=256, **H200) for b in (False, True)]
+    plans = [_C.plan(**LSTM, backward=b, **H200) for b in (False, True)]
     assert TIERS.findall(done.stdout) == [
         (name, str(plan["tier"])) for name, plan in zip(("forward", "backward"), plans, strict=True)
     ]
@@ -156,6 +211,7 @@ def test_environment_forces_what_cannot_be():
         (("--plan", "lstm", *DEVICE), "--plan needs --hidden and --batch"),
         (("--plan", "lstm", "--batch", "1", *DEVICE), "--plan needs --hidden"),
         ((*LAYER, "--sms", "0"), "--sms: 0: expected a positive number"),
+        ((*LAYER, "--steps", "0"), "--steps: 0: expected a positive number"),
         ((*LAYER, "--capability", "9"), "--capability: 9: expected one of 7.0, "),
         (("--plan", "transformer"), "--plan: invalid choice"),
     ],

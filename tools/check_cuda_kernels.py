@@ -46,6 +46,8 @@ NAME = re.compile(
 REGISTER = re.compile(r"[-|]*R(\d+)\b")
 ZERO = re.compile(r"[-|]*S?RZ\b")
 MOVES = ("MOV", "IMAD.MOV", "CS2R")
+# The first of the instructions that poll for the other blocks, by tier.
+POLLS = {1: "LDG.E.STRONG.GPU", 2: "SYNCS.PHASECHK.TRANS64.TRYWAIT"}
 
 
 @dataclass
@@ -68,6 +70,12 @@ class Instruction:
             return self.registers(0, 4)
         pair = load and (".64" in self.name or "M88.2" in self.name) or "WIDE" in self.name
         return self.registers(0, 2 if pair or self.name == "CS2R" else 1)
+
+    def reads(self, register: int) -> bool:
+        """Whether an operand names it, alone or as the first or second of an address."""
+        sources = self.operands if self.name.startswith(("ST", "RED")) else self.operands[1:]
+        found = re.findall(r"\bR(\d+)(\.64)?", " ".join(sources))
+        return any(register in (int(first), int(first) + bool(pair)) for first, pair in found)
 
     @property
     def target(self) -> int | None:
@@ -108,6 +116,16 @@ class Kernel:
             if i.target is not None and i.target <= i.at
         )
         return max((loop for loop in loops if self.products(loop)), key=len, default=[])
+
+    @cached_property
+    def before_wait(self) -> list[Instruction]:
+        """Of the time loop: what is done whatever the first poll for the other blocks says."""
+        polled = False
+        for k, instruction in enumerate(self.time_loop):
+            polled |= instruction.name.startswith(POLLS[self.tier])
+            if polled and instruction.name == "BRA":
+                return self.time_loop[:k]
+        return []
 
     def products(self, code: Iterable[Instruction]) -> list[Instruction]:
         """Those that multiply weights: matrix instructions, or, in full float32, multiply-adds."""
@@ -176,10 +194,43 @@ def loads_weights_again(kernel: Kernel) -> str | None:
     return f"only {kept} of {expected} products have a factor from before it" if kept < expected else None
 
 
+def waits_for_loads(kernel: Kernel) -> str | None:
+    """Loads that are issued before the wait for the other blocks are to be under way during it."""
+    window = kernel.before_wait
+    for at, load in enumerate(window):
+        if not load.name.startswith("LDG") or load.name == POLLS[1]:
+            continue
+        for later in window[at + 1 :]:
+            if any(later.reads(register) for register in load.written):
+                return f"{load.name} at {load.at:#x} is used at {later.at:#x}, before the wait"
+            if set(load.written) & set(later.written):
+                break
+    loads = any(i.name.startswith("LDG") for i in window)
+    return None if loads or not kernel.time_loop else "no loads before the wait"
+
+
+def loads_after_wait(kernel: Kernel) -> str | None:
+    """After the wait for the other blocks come only loads of what they wrote, in tier 1, and, two iterations
+    ahead, of a row."""
+    after = kernel.time_loop[len(kernel.before_wait) :]
+    loads = [i for i in after if i.name.startswith("LDG") and "STRONG" not in i.name]
+    wrong = [i for i in loads if not i.name.startswith("LDG.E.64")]
+    return f"{wrong[0].name} at {wrong[0].at:#x}" if wrong else None
+
+
+def empties_the_cache(kernel: Kernel) -> str | None:
+    """Tier 2 meets in shared memory: nothing has to leave the first-level cache."""
+    emptied = [i for i in kernel.time_loop if i.name.startswith("CCTL")]
+    return f"{emptied[0].name} at {emptied[0].at:#x}" if kernel.tier == 2 and emptied else None
+
+
 RULES: dict[str, Callable[[Kernel], str | None]] = {
     "no stack, no local memory": uses_local_memory,
     "products by the expected instructions": wrong_products,
     "weights are loaded before the time loop": loads_weights_again,
+    "no load is waited for before the other blocks are": waits_for_loads,
+    "biases and inputs are loaded before the wait": loads_after_wait,
+    "clusters leave the first-level cache alone": empties_the_cache,
 }
 
 

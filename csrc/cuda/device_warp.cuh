@@ -8,12 +8,12 @@
 
 namespace fastrnn::cuda {
 
-// Waits that last longer mean that a block is lost. The trap ends the kernel, and the next synchronisation
-// reports it: nothing hangs.
-constexpr uint64_t kLongestWait = 20'000'000'000;  // nanoseconds
-
 class DeviceWarp {
  public:
+  // longest_wait: nanoseconds, or 0 for no limit. A longer wait means that a block is lost. The trap ends the
+  // kernel, and the next synchronisation reports it: nothing hangs.
+  __device__ __forceinline__ explicit DeviceWarp(uint64_t longest_wait) : longest_wait(longest_wait) {}
+
   template <class V>
   struct var {
     V value;
@@ -35,6 +35,7 @@ class DeviceWarp {
     return reinterpret_cast<V*>(memory + offset);
   }
   __device__ __forceinline__ void block_sync() const { __syncthreads(); }
+  __device__ __forceinline__ void warp_sync() const { __syncwarp(); }
 
   template <class V>
   __device__ __forceinline__ var<V> shuffle_xor(const var<V>& value, int mask) const {
@@ -79,8 +80,8 @@ class DeviceWarp {
       asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
     }
   }
-  __device__ __forceinline__ void wait_counter(const uint32_t* counter, uint32_t value) const {
-    wait([&] {
+  __device__ __forceinline__ void wait_counter(const uint32_t* counter, uint32_t value, bool limited) const {
+    wait(limited, [&] {
       uint32_t seen;
       asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
       return static_cast<int32_t>(seen - value) >= 0;
@@ -107,13 +108,15 @@ class DeviceWarp {
                    : "memory");
     }
   }
+  // What is pushed lies in the block's own shared memory, so the block's scope, the default, is enough. That of
+  // the cluster would empty the first-level cache at every poll.
   __device__ __forceinline__ void barrier_wait(int64_t at, uint32_t parity) const {
-    wait([&] {
+    wait(true, [&] {
       uint32_t passed;
       asm volatile(
           "{\n"
           ".reg .pred p;\n"
-          "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+          "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
           "selp.u32 %0, 1, 0, p;\n"
           "}"
           : "=r"(passed)
@@ -142,11 +145,15 @@ class DeviceWarp {
   }
 
   template <class Ready>
-  __device__ __forceinline__ void wait(const Ready& ready) const {
-    if (ready()) return;
-    const uint64_t begin = now();
-    while (!ready()) {
-      if (now() - begin > kLongestWait) __trap();
+  __device__ __forceinline__ void wait(bool limited, const Ready& ready) const {
+    // The clock takes long to read.
+    constexpr uint32_t kPollsPerLook = 256;
+    uint64_t begin = 0;
+    for (uint32_t polls = 1; !ready(); ++polls) {
+      if (polls % kPollsPerLook != 0 || !limited || longest_wait == 0) continue;
+      const uint64_t time = now();
+      if (begin == 0) begin = time;
+      if (time - begin > longest_wait) __trap();
     }
   }
   __device__ __forceinline__ uint64_t now() const {
@@ -154,6 +161,8 @@ class DeviceWarp {
     asm volatile("mov.u64 %0, %globaltimer;" : "=l"(time));
     return time;
   }
+
+  const uint64_t longest_wait;
 };
 
 }  // namespace fastrnn::cuda

@@ -13,14 +13,13 @@ namespace fastrnn::cuda {
 template <class Ctx, Math math>
 class ClusterExchange {
  public:
-  FASTRNN_DEVICE ClusterExchange(Ctx& ctx, const Tiling& t, const ExchangeShape& shape, int batch,
-                                 int64_t last)
+  FASTRNN_DEVICE ClusterExchange(Ctx& ctx, const Tiling& t, const ExchangeShape& shape, int batch, int last)
       : ctx(ctx), t(t), shape(shape), last(last) {
     // What all warps push in an iteration: every sequence of the tile, whether it takes part or not.
     bytes = static_cast<uint32_t>(batch * shape.K() * sizeof(Element<math>));
   }
 
-  FASTRNN_DEVICE Element<math>* buffer(int tile, int64_t i) const {
+  FASTRNN_DEVICE Element<math>* buffer(int tile, int i) const {
     return ctx.template shared<Element<math>>(offset(tile, i));
   }
 
@@ -37,18 +36,18 @@ class ClusterExchange {
     ctx.cluster_sync();
   }
 
-  FASTRNN_DEVICE void wait(int tile, int64_t i) {
+  FASTRNN_DEVICE void wait(int tile, int i) {
     if (i == 0) return;
     ctx.barrier_wait(barrier(tile, i), static_cast<uint32_t>((i - 1) / kBuffers % 2));
     if (ctx.warp() == 0) expect(tile, i + kBuffers);
   }
 
   // elements: of one part, for sequences 8 n + 2 member (0) and + 1 (1) of the tile, and unit unit0 + group.
-  FASTRNN_DEVICE void publish(int tile, int64_t i, int n, int64_t part, int64_t unit0,
+  FASTRNN_DEVICE void publish(int tile, int i, int n, int part, int unit0,
                               const typename Ctx::template var<Element<math>> (&elements)[2]) {
     if (i == last) return;
     const int64_t to = offset(tile, i + 1), bar = barrier(tile, i + 1);
-    const auto place = [&](int sequence, int64_t unit) {
+    const auto place = [&](int sequence, int unit) {
       return to + ((8 * n + sequence) * t.row_elements + part * shape.part + unit) *
                       static_cast<int64_t>(sizeof(Element<math>));
     };
@@ -59,7 +58,7 @@ class ClusterExchange {
       const auto received = ctx.shuffle_xor(sent, 4);
       ctx.lanes([&](int lane) {
         const int odd = lane / 4 % 2, member = lane % 4;
-        const int64_t unit = unit0 + lane / 4 - odd;
+        const int unit = unit0 + lane / 4 - odd;
         const uint32_t word = odd ? received[lane] | static_cast<uint32_t>(elements[1][lane]) << 16
                                   : elements[0][lane] | received[lane] << 16;
         if (unit < shape.part) push_to_all(lane, place(2 * member + odd, unit), word, bar);
@@ -68,7 +67,7 @@ class ClusterExchange {
       FASTRNN_UNROLL
       for (int j = 0; j < 2; ++j) {
         ctx.lanes([&](int lane) {
-          const int64_t unit = unit0 + lane / 4;
+          const int unit = unit0 + lane / 4;
           if (unit < shape.part) {
             push_to_all(lane, place(2 * (lane % 4) + j, unit), bit_cast<uint32_t>(elements[j][lane]), bar);
           }
@@ -77,18 +76,18 @@ class ClusterExchange {
     }
   }
 
-  FASTRNN_DEVICE void finish(int /*tile*/, int64_t /*i*/) {}
+  FASTRNN_DEVICE void finish(int /*tile*/, int /*i*/) {}
   // A block may leave when nobody pushes to it any more.
   FASTRNN_DEVICE void end() { ctx.cluster_sync(); }
 
  private:
   static constexpr int kBuffers = 2;
 
-  FASTRNN_DEVICE int64_t offset(int tile, int64_t i) const {
+  FASTRNN_DEVICE int64_t offset(int tile, int i) const {
     return t.exchange + tile * t.tile_stride + i % kBuffers * t.buffer_stride;
   }
-  FASTRNN_DEVICE int64_t barrier(int tile, int64_t i) const { return (tile * kBuffers + i % kBuffers) * 8; }
-  FASTRNN_DEVICE void expect(int tile, int64_t i) {
+  FASTRNN_DEVICE int64_t barrier(int tile, int i) const { return (tile * kBuffers + i % kBuffers) * 8; }
+  FASTRNN_DEVICE void expect(int tile, int i) {
     if (i <= last) ctx.barrier_expect(barrier(tile, i), bytes);
   }
   FASTRNN_DEVICE void push_to_all(int lane, int64_t to, uint32_t word, int64_t bar) {
@@ -98,7 +97,7 @@ class ClusterExchange {
   Ctx& ctx;
   const Tiling& t;
   const ExchangeShape shape;
-  const int64_t last;
+  const int last;
   uint32_t bytes;
 };
 
@@ -107,22 +106,22 @@ class ClusterExchange {
 template <class Ctx, Math math>
 class GridExchange {
  public:
-  FASTRNN_DEVICE GridExchange(Ctx& ctx, const Tiling& t, const ExchangeShape&, int64_t last,
-                              uint32_t* counters)
+  FASTRNN_DEVICE GridExchange(Ctx& ctx, const Tiling& t, const ExchangeShape&, int last, uint32_t* counters)
       : ctx(ctx), t(t), last(last), counters(counters) {}
 
-  FASTRNN_DEVICE Element<math>* buffer(int /*tile*/, int64_t /*i*/) const {
+  FASTRNN_DEVICE Element<math>* buffer(int /*tile*/, int /*i*/) const {
     return ctx.template shared<Element<math>>(t.exchange);
   }
   FASTRNN_DEVICE void start() { ctx.block_sync(); }
 
-  FASTRNN_DEVICE void wait(int tile, int64_t i) {
+  FASTRNN_DEVICE void wait(int tile, int i) {
     if (i == 0) return;
-    if (ctx.warp() == 0) ctx.wait_counter(counters + tile, static_cast<uint32_t>(t.blocks * i));
+    // Until all blocks run, any time may pass: the device may be busy with others' work.
+    if (ctx.warp() == 0) ctx.wait_counter(counters + tile, static_cast<uint32_t>(t.blocks) * i, i > 1);
     ctx.block_sync();
   }
 
-  FASTRNN_DEVICE void finish(int tile, int64_t i) {
+  FASTRNN_DEVICE void finish(int tile, int i) {
     ctx.block_sync();
     if (ctx.warp() == 0 && i < last) ctx.signal(counters + tile);
   }
@@ -131,7 +130,7 @@ class GridExchange {
  private:
   Ctx& ctx;
   const Tiling& t;
-  const int64_t last;
+  const int last;
   uint32_t* const counters;
 };
 

@@ -1,5 +1,6 @@
 // The kernels of every cell for one dtype, FASTRNN_DTYPE: this file is compiled once for each.
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <stdexcept>
@@ -7,6 +8,7 @@
 #include <tuple>
 
 #include "cells/registry.h"
+#include "cuda/device.h"
 #include "cuda/layer.h"
 #include "cuda/passes.h"
 #include "cuda/queue.h"
@@ -14,37 +16,65 @@
 namespace fastrnn::cuda {
 namespace {
 
-// The plan for the current device, whose blocks it can hold at once.
+// The plan for the current device, whose blocks it can hold at once: that of the first tier, of those that are not
+// `refused`, that the device says it can run.
 template <class Cell, class T>
-Plan find_plan(const Problem& problem, int forced) {
-  const Device device = current_device();
-  const Plan plan = make_plan(problem, device, forced);
-  if (plan.tier == 0 || persistent::fits<Cell, T>(plan, problem.math, problem.backward)) return plan;
-  if (forced > 0) {
-    throw std::runtime_error("FASTRNN_CUDA_TIER: the blocks of tier " + std::to_string(forced) +
-                             " do not fit the device at once");
+Plan find_plan(const Problem& problem, int forced, int refused) {
+  const Device& device = current_device();
+  for (;;) {
+    const Plan plan = make_plan(problem, device, forced, refused);
+    if (plan.tier == 0 || persistent::fits<Cell, T>(plan, problem.math, problem.backward)) return plan;
+    if (forced > 0) {
+      throw std::runtime_error("FASTRNN_CUDA_TIER: the blocks of tier " + std::to_string(forced) +
+                               " do not fit the device at once");
+    }
+    refused |= 1 << plan.tier;
   }
-  return make_plan(problem, device, 0);
 }
 
-// Kept, since asking the driver what fits takes longer than a short call.
+// The plans that were found, kept, since asking the driver what fits takes longer than a short call.
 template <class Cell, class T>
-Plan choose_plan(const ForwardParams<T>& p, Math math, bool backward) {
-  static std::mutex mutex;
-  static std::map<std::tuple<int, int, Math, bool, bool, int64_t, int64_t, int>, Plan> plans;
-  const bool projected = p.weights[0].W_hr != nullptr;
-  const int forced = forced_tier();
-  int device = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  const std::lock_guard<std::mutex> lock(mutex);
-  const std::tuple key{device, forced, math, backward, projected, p.rows.B, p.H, p.D};
-  auto place = plans.find(key);
-  if (place == plans.end()) {
-    const Problem problem{Cell::name, math, backward, projected, p.rows.B, p.H, p.D};
-    place = plans.emplace(key, find_plan<Cell, T>(problem, forced)).first;
+class Plans {
+ public:
+  static Plan find(const Problem& problem) {
+    const int forced = forced_tier();
+    const std::lock_guard<std::mutex> lock(mutex());
+    const auto [place, is_new] = plans().try_emplace(key_of(problem, forced));
+    if (is_new) {
+      try {
+        place->second = find_plan<Cell, T>(problem, forced, 0);
+      } catch (...) {
+        plans().erase(place);
+        throw;
+      }
+    }
+    return place->second;
   }
-  return place->second;
-}
+
+  // From now on the plan of another tier.
+  static void refuse(const Problem& problem, const Plan& plan, cudaError_t error) {
+    const int forced = forced_tier();
+    if (forced > 0) check(error, ("the launch of tier " + std::to_string(forced)).c_str());
+    const std::lock_guard<std::mutex> lock(mutex());
+    plans().insert_or_assign(key_of(problem, forced),
+                             find_plan<Cell, T>(problem, forced, plan.refused | 1 << plan.tier));
+  }
+
+ private:
+  using Key = std::tuple<int, int, Math, bool, bool, int64_t, int64_t, int64_t, int>;
+  static Key key_of(const Problem& p, int forced) {
+    return {current_device_index(),    forced, p.math, p.backward, p.projected,
+            std::min(p.T, kManySteps), p.B,    p.H,    p.D};
+  }
+  static std::map<Key, Plan>& plans() {
+    static std::map<Key, Plan> all;
+    return all;
+  }
+  static std::mutex& mutex() {
+    static std::mutex one;
+    return one;
+  }
+};
 
 template <class Pass, class Params>
 void run(const Params& p, const Plan& plan, const Context& context) {
@@ -57,17 +87,33 @@ void run(const Params& p, const Plan& plan, const Context& context) {
   pass.run(queue);
 }
 
+// Until a plan is not refused; one step after the other never is.
+template <class Cell, class T, class Pass, class Params>
+void run_by_plan(const Params& p, bool backward, const Context& context) {
+  const Problem problem{Cell::name, context.math, backward, p.weights[0].W_hr != nullptr,
+                        p.rows.T,   p.rows.B,     p.H,      p.D};
+  for (;;) {
+    const Plan plan = Plans<Cell, T>::find(problem);
+    try {
+      return run<Pass>(p, plan, context);
+    } catch (const LaunchRefused& refused) {
+      Plans<Cell, T>::refuse(problem, plan, refused.error);
+    }
+  }
+}
+
 template <class Cell, class T>
 void forward(const ForwardParams<T>& p, const Context& context) {
-  run<LayerForward<Queue, Cell, T>>(p, choose_plan<Cell, T>(p, context.math, false), context);
+  run_by_plan<Cell, T, LayerForward<Queue, Cell, T>>(p, false, context);
 }
 template <class Cell, class T>
 void backward(const BackwardParams<T>& p, const Context& context) {
-  run<LayerBackward<Queue, Cell, T>>(p, choose_plan<Cell, T>(p, context.math, true), context);
+  run_by_plan<Cell, T, LayerBackward<Queue, Cell, T>>(p, true, context);
 }
 
-#define FASTRNN_ROW(Cell) \
-  {cells::Cell::name, forward<cells::Cell, FASTRNN_DTYPE>, backward<cells::Cell, FASTRNN_DTYPE>},
+#define FASTRNN_ROW(Cell)                                                                        \
+  {cells::Cell::name, forward<cells::Cell, FASTRNN_DTYPE>, backward<cells::Cell, FASTRNN_DTYPE>, \
+   Plans<cells::Cell, FASTRNN_DTYPE>::find},
 const Kernels<FASTRNN_DTYPE> kernels[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_ROW)};
 #undef FASTRNN_ROW
 

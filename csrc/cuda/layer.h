@@ -28,13 +28,12 @@ struct Kernels {
   const char* cell;
   void (*forward)(const ForwardParams<T>&, const Context&);
   void (*backward)(const BackwardParams<T>&, const Context&);
+  // The plan by which the current device computes a problem, whose blocks it can hold at once.
+  Plan (*plan)(const Problem&);
 };
 
 // Throws std::invalid_argument for a name that is not registered.
 template <class T>
 const Kernels<T>& find_kernels(const std::string& cell);
-
-// What a plan needs to know of the current device.
-Device current_device();
 
 }  // namespace fastrnn::cuda

@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "cells/registry.h"
+#include "cuda/device.h"
 #include "cuda/device_warp.cuh"
 #include "cuda/persistent.h"
 #include "cuda/sweep.h"
@@ -15,7 +16,7 @@ namespace {
 template <class Role, int tier>
 __global__ void __launch_bounds__(32 * kMostWarps, 1)
     sweep(const __grid_constant__ typename Role::Params p, const __grid_constant__ Tiling t,
-          int first_direction, uint32_t* counters) {
+          int first_direction, uint32_t* counters, uint64_t longest_wait) {
   // Launched on devices that can, see make_plan; older ones have not the instructions.
 #if __CUDA_ARCH__ >= 900
   constexpr int last_tier = 2;
@@ -25,7 +26,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1)
   constexpr int last_tier = 0;
 #endif
   if constexpr (tier <= last_tier) {
-    DeviceWarp warp;
+    DeviceWarp warp(longest_wait);
     const int group = warp.block() / t.blocks;
     Sweep<DeviceWarp, Role, tier>::run(warp, p, t, first_direction + warp.direction(),
                                        counters + (warp.direction() * t.groups + group) * t.tiles);
@@ -67,32 +68,34 @@ auto kernel_of(const Plan& plan) {
   return plan.tier == 1 ? sweep<Role, 1> : sweep<Role, 2>;
 }
 
-template <class Role>
-cudaError_t prepare(const Plan& plan) {
-  const auto kernel = kernel_of<Role>(plan);
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           static_cast<int>(plan.shared_bytes));
-  if (error == cudaSuccess && plan.tier == 2) {
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  }
-  return error;
+// Lets a kernel have what any plan may ask for: once on each device, since two threads with different plans would
+// take it from each other, and since this loads the kernel. Whether that went well.
+template <class Role, int tier>
+bool prepare() {
+  static EachDevice<bool> prepared;
+  return prepared.get([] {
+    const auto kernel = sweep<Role, tier>;
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                static_cast<int>(current_device().shared_bytes)) == cudaSuccess &&
+           (tier == 1 ||
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess);
+  });
 }
 
 template <class Role>
 bool fits_role(const Plan& plan) {
   const auto kernel = kernel_of<Role>(plan);
   bool fits = false;
-  if (prepare<Role>(plan) == cudaSuccess) {
+  if (plan.tier == 1 ? prepare<Role, 1>() : prepare<Role, 2>()) {
     Launch launch(plan, nullptr);
-    int resident = 0, device = 0, sms = 0;
+    int resident = 0;
     if (plan.tier == 2) {
-      fits = cudaOccupancyMaxActiveClusters(&resident, kernel, &launch.config) == cudaSuccess && resident > 0;
+      fits = cudaOccupancyMaxActiveClusters(&resident, kernel, &launch.config) == cudaSuccess &&
+             resident >= plan.groups * plan.directions;
     } else {
-      fits = cudaGetDevice(&device) == cudaSuccess &&
-             cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device) == cudaSuccess &&
-             cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, plan.threads(),
+      fits = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, plan.threads(),
                                                            plan.shared_bytes) == cudaSuccess &&
-             resident * sms >= plan.blocks * plan.groups * plan.directions;
+             resident * current_device().sms >= plan.blocks * plan.groups * plan.directions;
     }
   }
   if (!fits) cudaGetLastError();  // what the queries left behind is nobody's error
@@ -104,14 +107,15 @@ cudaError_t launch_role(const Plan& plan, const typename Role::Params& p, void* 
                         cudaStream_t stream) {
   const Tiling t = tiling_of<Role>(plan, p.H);
   auto* const counters = static_cast<uint32_t*>(workspace);
-  cudaError_t error = prepare<Role>(plan);
+  const uint64_t wait = longest_wait();
+  cudaError_t error = cudaSuccess;
   for (int d = 0; d < p.D && error == cudaSuccess; d += plan.directions) {
     if (plan.tier == 1) {
       error = cudaMemsetAsync(counters, 0, workspace_bytes(plan), stream);
       if (error != cudaSuccess) break;
     }
     Launch launch(plan, stream);
-    error = cudaLaunchKernelEx(&launch.config, kernel_of<Role>(plan), p, t, d, counters);
+    error = cudaLaunchKernelEx(&launch.config, kernel_of<Role>(plan), p, t, d, counters, wait);
   }
   return error;
 }

@@ -18,7 +18,7 @@ inline int64_t workspace_bytes(const Plan& plan) {
 // On the current device. Defined in persistent.cu for every cell and math but fp64.
 template <class Cell, Math math>
 struct Kernels {
-  // Whether the device can hold the plan's blocks at once. If not, the caller takes tier 0.
+  // Whether the device can hold the plan's blocks at once. Asked before the first launch of a plan.
   static bool fits(const Plan& plan, bool backward);
 
   // In stream order, without host synchronisation. Return the launch's error.

@@ -34,22 +34,26 @@ CellNumbers find_cell(const std::string& name) {
 // measurement.
 struct Rule {
   int tier;
-  int capability;   // at least
-  int most_blocks;  // of a group; 0: as many as the device has SMs
-  int most_tiles;   // of a group: with more sequences in turn, GEMMs over all of them are expected to win
+  int capability;       // at least
+  int most_blocks;      // of a group; 0: as many as the device has SMs
+  int most_tiles;       // of a group: with more sequences in turn, GEMMs over all of them are expected to win
+  int64_t least_steps;  // with fewer, loading the weights into registers is not expected to pay
   const char* reason;
 };
 constexpr Rule kRules[] = {
-    {2, 90, 16, 4, "the weights fit the registers of one cluster"},
-    {1, 80, 0, 4, "the weights fit the registers of the device"},
+    {2, 90, kMostCluster, 4, 3, "the weights fit the registers of one cluster"},
+    {1, 80, 0, 4, 3, "the weights fit the registers of the device"},
 };
-constexpr Plan kStepByStep{0, 0, 0, 0, 0, 0, 0, 1, 0, "a GEMM and a pointwise kernel for each step"};
+constexpr Plan kStepByStep{0, 0, 0, 0, 0, 0, 0, 1, 0, "a GEMM and a pointwise kernel for each step", 0};
 
 // The plan of a rule's tier, or nothing if the problem or the device does not allow it.
 std::optional<Plan> plan_of(const Rule& rule, const Problem& problem, const Device& device, bool choose) {
   if (device.capability < rule.capability || problem.math == Math::fp64 || problem.projected) {
     return std::nullopt;
   }
+  if (choose && problem.T < rule.least_steps) return std::nullopt;
+  constexpr int64_t kMost = 1 << 30;  // the kernels count in 32 bits
+  if (std::max(problem.T, problem.B) > kMost) return std::nullopt;
   const CellNumbers cell = find_cell(problem.cell);
   const WarpRows rows = warp_rows(cell.gates, problem.backward);
   const ExchangeShape exchange = exchange_shape(cell.gates, problem.backward, problem.H);
@@ -69,9 +73,12 @@ std::optional<Plan> plan_of(const Rule& rule, const Problem& problem, const Devi
   plan.k_warps = static_cast<int>(k_warps);
   plan.blocks = static_cast<int>(blocks);
   plan.tile_batch = static_cast<int>(batch);
-  plan.directions = problem.D * blocks <= device.sms ? problem.D : 1;
-  const int64_t resident = device.sms / (blocks * plan.directions);  // groups; one block an SM
-  plan.tiles = static_cast<int>(ceil_div(all_tiles, std::min(resident, all_tiles)));
+  // Groups that run at once, one block an SM.
+  const int64_t resident = rule.tier == 2 ? device.clusters[blocks - 1] : device.sms / blocks;
+  if (resident == 0) return std::nullopt;
+  plan.directions = problem.D <= resident ? problem.D : 1;
+  const int64_t each = resident / plan.directions;
+  plan.tiles = static_cast<int>(ceil_div(all_tiles, std::min(each, all_tiles)));
   plan.groups = static_cast<int>(ceil_div(all_tiles, plan.tiles));
   plan.reason = rule.reason;
   const int states = kept_states(cell.has_c, cell.reads_h, problem.backward);
@@ -84,12 +91,17 @@ std::optional<Plan> plan_of(const Rule& rule, const Problem& problem, const Devi
 
 }  // namespace
 
-Plan make_plan(const Problem& problem, const Device& device, int tier) {
+const int64_t kManySteps = std::ranges::max(kRules, {}, &Rule::least_steps).least_steps;
+
+Plan make_plan(const Problem& problem, const Device& device, int tier, int refused) {
   find_cell(problem.cell);
   if (tier != 0) {
     for (const Rule& rule : kRules) {
-      if (tier > 0 && tier != rule.tier) continue;
-      if (const auto plan = plan_of(rule, problem, device, tier < 0)) return *plan;
+      if (tier > 0 ? tier != rule.tier : (refused >> rule.tier & 1) != 0) continue;
+      if (auto plan = plan_of(rule, problem, device, tier < 0)) {
+        plan->refused = refused;
+        return *plan;
+      }
     }
   }
   if (tier > 0) {
@@ -97,7 +109,9 @@ Plan make_plan(const Problem& problem, const Device& device, int tier) {
                              " with H = " + std::to_string(problem.H) + ", B = " + std::to_string(problem.B) +
                              (problem.backward ? ", backward," : ",") + " on this device");
   }
-  return kStepByStep;
+  Plan plan = kStepByStep;
+  plan.refused = refused;
+  return plan;
 }
 
 int forced_tier() {
@@ -106,6 +120,20 @@ int forced_tier() {
   const std::string text = value;
   if (text == "0" || text == "1" || text == "2") return text[0] - '0';
   throw std::runtime_error("FASTRNN_CUDA_TIER: expected 0, 1 or 2, got '" + text + "'");
+}
+
+uint64_t longest_wait() {
+  constexpr double kNanoseconds = 1e9, kMost = 1e9;  // seconds: for ever, as far as anyone can tell
+  const char* value = std::getenv("FASTRNN_CUDA_WAIT_SECONDS");
+  if (value == nullptr || *value == '\0') return static_cast<uint64_t>(20 * kNanoseconds);
+  char* end = nullptr;
+  const double seconds = std::strtod(value, &end);
+  if (*end != '\0' || !(seconds >= 0)) {
+    throw std::runtime_error(
+        "FASTRNN_CUDA_WAIT_SECONDS: expected a number of seconds, 0 for no limit, got '" +
+        std::string(value) + "'");
+  }
+  return static_cast<uint64_t>(std::min(seconds, kMost) * kNanoseconds);
 }
 
 }  // namespace fastrnn::cuda

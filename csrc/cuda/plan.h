@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 
@@ -11,10 +12,16 @@ namespace fastrnn::cuda {
 // How products are computed: on numbers of which type, and for float in full (ieee) or rounded to tf32.
 enum class Math { fp64, ieee, tf32, fp16, bf16 };
 
+// Blocks of a cluster at most.
+constexpr int kMostCluster = 16;
+
 struct Device {
   int sms;
   int capability;        // 90 for 9.0
   int64_t shared_bytes;  // most a block can have
+  // [n - 1]: clusters of n blocks that run at once, one block an SM. Fewer than sms / n, as a cluster lies
+  // within one of the groups of SMs that the device is made of.
+  std::array<int, kMostCluster> clusters;
 };
 
 struct Problem {
@@ -22,7 +29,7 @@ struct Problem {
   Math math;
   bool backward;
   bool projected;
-  int64_t B, H;
+  int64_t T, B, H;
   int D;
 };
 
@@ -44,15 +51,24 @@ struct Plan {
   int directions;        // that run at once, in one launch
   int64_t shared_bytes;  // of a block
   const char* reason;    // why this tier
+  int refused;           // the tiers that `make_plan` was to leave out, bit 1 << tier for each
 
   int threads() const { return 32 * row_warps * k_warps; }
 };
 
-// tier -1: the best by the table; 0, 1, 2: that one. Throws std::invalid_argument for an unknown cell and
-// std::runtime_error where a tier that was asked for cannot compute the problem.
-Plan make_plan(const Problem& problem, const Device& device, int tier = -1);
+// tier -1: the best by the table, without the `refused` tiers, which the device cannot run at present; 0, 1, 2:
+// that one. Throws std::invalid_argument for an unknown cell and std::runtime_error where a tier that was asked
+// for cannot compute the problem.
+Plan make_plan(const Problem& problem, const Device& device, int tier = -1, int refused = 0);
+
+// From this many steps on a plan no longer depends on their number.
+extern const int64_t kManySteps;
 
 // The tier that FASTRNN_CUDA_TIER names, or -1. Throws std::runtime_error for anything but 0, 1 or 2.
 int forced_tier();
+
+// Nanoseconds that a block waits for another before it takes it for lost; 0: for ever. FASTRNN_CUDA_WAIT_SECONDS,
+// or 20 seconds. Throws std::runtime_error for anything but a number that is not negative.
+uint64_t longest_wait();
 
 }  // namespace fastrnn::cuda

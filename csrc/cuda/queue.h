@@ -29,6 +29,17 @@ constexpr cudaDataType_t kBlasType = std::is_same_v<T, double>  ? CUDA_R_64F
                                      : std::is_same_v<T, fp16>  ? CUDA_R_16F
                                                                 : CUDA_R_16BF;
 
+// The device would not start a launch that it could hold when it was asked: a context that has only a part of the
+// device now, a limit of a partition.
+struct LaunchRefused {
+  cudaError_t error;
+};
+inline bool is_refusal(cudaError_t error) {
+  return error == cudaErrorCooperativeLaunchTooLarge || error == cudaErrorLaunchOutOfResources ||
+         error == cudaErrorInvalidClusterSize || error == cudaErrorInvalidConfiguration ||
+         error == cudaErrorNotSupported;
+}
+
 // The stream of a context, with its cuBLAS handle set up for one layer.
 class Queue {
  public:
@@ -88,16 +99,22 @@ class Queue {
   static int64_t recurrence_bytes(const Plan& plan) { return persistent::workspace_bytes(plan); }
   template <class Cell, class T>
   void run_recurrence(const Plan& plan, const Recurrence<T>& recurrence, void* scratch) {
-    check(persistent::forward<Cell>(plan, context_.math, recurrence, scratch, context_.stream),
-          "the forward recurrence");
+    check_launch(persistent::forward<Cell>(plan, context_.math, recurrence, scratch, context_.stream),
+                 "the forward recurrence");
   }
   template <class Cell, class T>
   void run_recurrence(const Plan& plan, const BackwardRecurrence<T>& recurrence, void* scratch) {
-    check(persistent::backward<Cell>(plan, context_.math, recurrence, scratch, context_.stream),
-          "the backward recurrence");
+    check_launch(persistent::backward<Cell>(plan, context_.math, recurrence, scratch, context_.stream),
+                 "the backward recurrence");
   }
 
  private:
+  static void check_launch(cudaError_t error, const char* what) {
+    if (!is_refusal(error)) return check(error, what);
+    cudaGetLastError();  // answered by another plan
+    throw LaunchRefused{error};
+  }
+
   static unsigned blocks(int64_t count, int64_t each) {
     constexpr int64_t kMost = 65535;  // of y and z; threads loop over the rest
     const int64_t wanted = (count + each - 1) / each;

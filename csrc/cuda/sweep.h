@@ -15,11 +15,12 @@
 //   lanes(f)                 calls f(lane) for every lane
 //   warp(), block(), direction()
 //   shared<V>(offset)        the block's shared memory
-//   block_sync(), cluster_sync()
+//   block_sync(), cluster_sync(), warp_sync()
 //   shuffle_xor(var, mask)   the value of lane ^ mask
 //   mma<math>(c, a, b)       c += a b, a tile of the matrix unit
 //   load_fresh<V>(address)   what another block wrote, past the first-level cache
-//   signal(counter), wait_counter(counter, value)                    adds 1, waits until it is reached
+//   signal(counter)          adds 1
+//   wait_counter(counter, value, limited)    until it is reached; not `limited`: however long that takes
 //   barrier_init(at), barrier_expect(at, bytes), barrier_wait(at, parity), push(lane, rank, to, word, at)
 //                            barriers in shared memory that count pushed bytes
 // Calls outside lanes() are made by all lanes of a warp.
@@ -28,33 +29,69 @@ namespace fastrnn::cuda {
 
 // The steps of a sweep, 0 .. T - 1, and their times.
 struct Order {
-  int64_t T;
+  int T;
   bool ascending;
-  FASTRNN_INLINE int64_t time(int64_t i) const { return ascending ? i : T - 1 - i; }
+  FASTRNN_INLINE int time(int i) const { return ascending ? i : T - 1 - i; }
   // The step of a sequence of `length` steps that this sweep meets last before iteration i, or -1.
-  FASTRNN_INLINE int64_t before(int64_t i, int64_t length) const {
-    const int64_t t = ascending ? time(i) - 1 : time(i) + 1;
+  FASTRNN_INLINE int before(int i, int length) const {
+    const int t = ascending ? time(i) - 1 : time(i) + 1;
     if (ascending) return t < length ? t : length - 1;
     return t < length ? t : -1;
   }
   // Whether that is the sequence's last step in this sweep.
-  FASTRNN_INLINE bool ends(int64_t i, int64_t length) const {
+  FASTRNN_INLINE bool ends(int i, int length) const {
     return ascending ? time(i) == length - 1 : time(i) == 0;
   }
 };
 
-FASTRNN_INLINE int64_t row_of(const DeviceRows& rows, int64_t t, int64_t b) {
-  return rows.offsets ? rows.offsets[t] + b : t * rows.stride_t + b * rows.stride_b;
-}
 FASTRNN_INLINE int64_t length_of(const DeviceRows& rows, int64_t b) {
   return rows.lengths ? rows.lengths[b] : rows.T;
+}
+// The row of sequence 0 at step t.
+FASTRNN_INLINE int64_t first_row(const DeviceRows& rows, int64_t t) {
+  return rows.offsets ? rows.offsets[t] : t * rows.stride_t;
+}
+FASTRNN_INLINE int64_t row_of(const DeviceRows& rows, int64_t t, int64_t b) {
+  return first_row(rows, t) + b * rows.stride_b;
 }
 // Rows in all.
 FASTRNN_INLINE int64_t total_rows(const DeviceRows& rows) {
   return rows.offsets ? rows.offsets[rows.T] : rows.T * rows.B;
 }
 
-// What a sweep does with a unit u of a sequence b: the forward.
+// A unit u of a sequence b in iteration i, and the sequence's rows in i and i + 1. All but rows fit 32 bits, or the
+// plan is another (csrc/cuda/plan.cpp): products of longer numbers take more instructions and registers.
+struct Place {
+  int i, u, b, length;
+  int64_t row, next_row;
+};
+
+// Where numbers of direction d stand.
+template <class T>
+class Addresses {
+ public:
+  FASTRNN_DEVICE Addresses(const Recurrence<T>& p, int d)
+      : H(static_cast<int>(p.H)),
+        B(static_cast<int>(p.rows.B)),
+        D(p.D),
+        d(d),
+        first_saved(d == 0 ? 0 : total_rows(p.rows)) {}
+
+  FASTRNN_DEVICE int64_t state(int b, int u) const { return int64_t{d * B + b} * H + u; }        // [D, B, H]
+  FASTRNN_DEVICE int64_t output(int64_t row, int u) const { return row * (D * H) + d * H + u; }  // [R, D*H]
+  FASTRNN_DEVICE int64_t gate(int64_t row, int G, int u) const {  // [R, D*G*H]: of the first gate
+    return row * (D * G * H) + d * G * H + u;
+  }
+  FASTRNN_DEVICE int64_t saved(int64_t row, int S, int u) const {  // [D, R, S*H]
+    return (first_saved + row) * (S * H) + u;
+  }
+
+ private:
+  const int H, B, D, d;
+  const int64_t first_saved;
+};
+
+// What a sweep does at a place: the forward.
 template <class Cell_, Math math_>
 struct ForwardRole {
   using Cell = Cell_;
@@ -67,58 +104,70 @@ struct ForwardRole {
   static constexpr int states = kept_states(Cell::has_c, Cell::reads_h, backward);
 
   const Params& p;
-  const int d;
+  const int d, H, last;
   const Order order;
-  const int64_t R;
+  const Addresses<T> at;
 
   FASTRNN_DEVICE ForwardRole(const Params& p, int d)
-      : p(p), d(d), order{p.rows.T, d == 0}, R(total_rows(p.rows)) {}
+      : p(p),
+        d(d),
+        H(static_cast<int>(p.H)),
+        last(static_cast<int>(p.rows.T) - 1),
+        order{static_cast<int>(p.rows.T), d == 0},
+        at(p, d) {}
 
-  FASTRNN_DEVICE int64_t last() const { return p.rows.T - 1; }
-  FASTRNN_DEVICE bool active(int64_t i, int64_t length) const { return order.time(i) < length; }
+  FASTRNN_DEVICE bool active(int i, int length) const { return order.time(i) < length; }
 
   // The weight of unit u's gate for the exchanged h[k].
-  FASTRNN_DEVICE T weight(int gate, int64_t u, int64_t /*part*/, int64_t k) const {
-    return p.weights[d].W_hh[(gate * p.H + u) * p.H + k];
+  FASTRNN_DEVICE T weight(int gate, int u, int /*part*/, int k) const {
+    return p.weights[d].W_hh[int64_t{gate * H + u} * H + k];
   }
 
-  // Where h of sequence b stands before iteration i [H], or null for zeros. `fresh`: written by this sweep.
-  FASTRNN_DEVICE const T* exchanged(int64_t i, int64_t b, bool& fresh) const {
-    const int64_t t = order.before(i, length_of(p.rows, b));
-    fresh = t >= 0;
-    if (fresh) return p.y + row_of(p.rows, t, b) * p.D * p.H + d * p.H;
-    return p.h0 ? p.h0 + (d * p.rows.B + b) * p.H : nullptr;
+  // Where h of a sequence stands after the step of this row [H].
+  FASTRNN_DEVICE const T* written(int64_t row) const { return p.y + at.output(row, 0); }
+  // And before its first step; null for zeros.
+  FASTRNN_DEVICE const T* given(int b) const { return p.h0 ? p.h0 + at.state(b, 0) : nullptr; }
+
+  FASTRNN_DEVICE void start(int u, int b, float* state, int stride) const {
+    if (Cell::has_c) state[0] = p.c0 ? to_real(p.c0[at.state(b, u)]) : 0;
+    if (Cell::reads_h) state[Cell::has_c * stride] = p.h0 ? to_real(p.h0[at.state(b, u)]) : 0;
   }
 
-  FASTRNN_DEVICE void start(int64_t u, int64_t b, float* state, int64_t stride) const {
-    const int64_t at = (d * p.rows.B + b) * p.H + u;
-    if (Cell::has_c) state[0] = p.c0 ? to_real(p.c0[at]) : 0;
-    if (Cell::reads_h) state[Cell::has_c * stride] = p.h0 ? to_real(p.h0[at]) : 0;
+  // Of a unit.
+  struct Biases {
+    float ih[G], hh[G];
+  };
+  FASTRNN_DEVICE Biases load_biases(int u) const {
+    const Weights<T>& w = p.weights[d];
+    Biases biases;
+    FASTRNN_UNROLL
+    for (int gate = 0; gate < G; ++gate) {
+      biases.ih[gate] = w.b_ih ? to_real(w.b_ih[gate * H + u]) : 0;
+      biases.hh[gate] = w.b_hh ? to_real(w.b_hh[gate * H + u]) : 0;
+    }
+    return biases;
   }
 
+  // As they stand in memory: to convert a number here would be to wait for it.
   struct Inputs {
     float gx[G];
   };
-  FASTRNN_DEVICE Inputs load(int64_t i, int64_t u, int64_t b) const {
+  FASTRNN_DEVICE Inputs load(const Place& place) const {
     Inputs in;
-    const int64_t row = row_of(p.rows, order.time(i), b);
+    const float* gx = p.gx + at.gate(place.row, G, place.u);
     FASTRNN_UNROLL
-    for (int gate = 0; gate < G; ++gate) {
-      in.gx[gate] = p.gx[row * p.D * G * p.H + (d * G + gate) * p.H + u];
-    }
+    for (int gate = 0; gate < G; ++gate) in.gx[gate] = gx[gate * H];
     return in;
   }
 
   // sums: W_hh h of the unit's gates.
-  FASTRNN_DEVICE void step(int64_t i, int64_t u, int64_t b, const Inputs& in, const float (&sums)[G],
-                           float* state, int64_t stride, T (&out)[parts]) const {
-    const int64_t row = row_of(p.rows, order.time(i), b), at = (d * p.rows.B + b) * p.H + u;
-    const Weights<T>& w = p.weights[d];
+  FASTRNN_DEVICE void step(const Place& place, const Biases& biases, const Inputs& in, const float (&sums)[G],
+                           float* state, int stride, T (&out)[parts]) const {
     float gx[G], gh[G], s[Cell::saved > 0 ? Cell::saved : 1], c = 0, h_prev = 0, h;
     FASTRNN_UNROLL
     for (int gate = 0; gate < G; ++gate) {
-      gx[gate] = in.gx[gate] + (w.b_ih ? to_real(w.b_ih[gate * p.H + u]) : 0);
-      gh[gate] = sums[gate] + (w.b_hh ? to_real(w.b_hh[gate * p.H + u]) : 0);
+      gx[gate] = in.gx[gate] + biases.ih[gate];
+      gh[gate] = sums[gate] + biases.hh[gate];
     }
     if (Cell::has_c) c = state[0];
     if (Cell::reads_h) h_prev = state[Cell::has_c * stride];
@@ -127,17 +176,17 @@ struct ForwardRole {
     if (Cell::reads_h) state[Cell::has_c * stride] = h;
 
     out[0] = from_real<T>(h);
-    p.y[row * p.D * p.H + d * p.H + u] = out[0];
+    p.y[at.output(place.row, place.u)] = out[0];
     if (Cell::saved > 0 && p.s) {
+      float* saved = p.s + at.saved(place.row, Cell::saved, place.u);
       FASTRNN_UNROLL
-      for (int k = 0; k < Cell::saved; ++k) {
-        p.s[(d * R + row) * Cell::saved * p.H + k * p.H + u] = s[k];
-      }
+      for (int k = 0; k < Cell::saved; ++k) saved[k * H] = s[k];
     }
-    if (Cell::has_c && p.c) p.c[(d * R + row) * p.H + u] = c;
-    if (order.ends(i, length_of(p.rows, b))) {
-      if (p.hn) p.hn[at] = out[0];
-      if (Cell::has_c && p.cn) p.cn[at] = from_real<T>(c);
+    if (Cell::has_c && p.c) p.c[at.saved(place.row, 1, place.u)] = c;
+    if (order.ends(place.i, place.length)) {
+      const int64_t end = at.state(place.b, place.u);
+      if (p.hn) p.hn[end] = out[0];
+      if (Cell::has_c && p.cn) p.cn[end] = from_real<T>(c);
     }
   }
 };
@@ -156,81 +205,99 @@ struct BackwardRole {
   static constexpr int states = kept_states(Cell::has_c, Cell::reads_h, backward);
 
   const Params& p;
-  const int d;
-  const Order order, forward;
-  const int64_t R;
+  const int d, H, last;
+  const Order order;
+  const Addresses<T> at;
 
   FASTRNN_DEVICE BackwardRole(const Params& p, int d)
-      : p(p), d(d), order{p.rows.T, d == 1}, forward{p.rows.T, d == 0}, R(total_rows(p.rows)) {}
+      : p(p),
+        d(d),
+        H(static_cast<int>(p.H)),
+        last(static_cast<int>(p.rows.T)),
+        order{last, d == 1},
+        at(p, d) {}
 
-  FASTRNN_DEVICE int64_t last() const { return p.rows.T; }
-  FASTRNN_DEVICE bool active(int64_t i, int64_t length) const {
-    return i == p.rows.T || order.time(i) < length;
+  FASTRNN_DEVICE bool active(int i, int length) const {
+    return i == last ? length > 0 : order.time(i) < length;
   }
 
-  FASTRNN_DEVICE T weight(int /*row*/, int64_t u, int64_t gate, int64_t k) const {
-    return p.weights[d].W_hh[(gate * p.H + k) * p.H + u];
+  FASTRNN_DEVICE T weight(int /*row*/, int u, int gate, int k) const {
+    return p.weights[d].W_hh[int64_t{gate * H + k} * H + u];
   }
 
-  // [G*H], or null for zeros.
-  FASTRNN_DEVICE const T* exchanged(int64_t i, int64_t b, bool& fresh) const {
-    const int64_t t = order.before(i, length_of(p.rows, b));
-    fresh = t >= 0;
-    return fresh ? p.dgh + (row_of(p.rows, t, b) * p.D + d) * G * p.H : nullptr;
+  FASTRNN_DEVICE const T* written(int64_t row) const { return p.dgh + at.gate(row, G, 0); }  // [G*H]
+  FASTRNN_DEVICE const T* given(int /*b*/) const { return nullptr; }
+
+  FASTRNN_DEVICE void start(int u, int b, float* state, int stride) const {
+    state[0] = p.dhn ? to_real(p.dhn[at.state(b, u)]) : 0;
+    if (Cell::has_c) state[stride] = p.dcn ? to_real(p.dcn[at.state(b, u)]) : 0;
   }
 
-  FASTRNN_DEVICE void start(int64_t u, int64_t b, float* state, int64_t stride) const {
-    const int64_t at = (d * p.rows.B + b) * p.H + u;
-    state[0] = p.dhn ? to_real(p.dhn[at]) : 0;
-    if (Cell::has_c) state[stride] = p.dcn ? to_real(p.dcn[at]) : 0;
-  }
+  struct Biases {};
+  FASTRNN_DEVICE Biases load_biases(int /*u*/) const { return {}; }
+
+  // Whether the forward began a sequence with this step; if not, it came from the step of iteration i + 1.
+  FASTRNN_DEVICE bool is_first(const Place& place) const { return order.ends(place.i, place.length); }
 
   struct Inputs {
-    float dy, h, h_prev, c, c_prev, s[Cell::saved > 0 ? Cell::saved : 1];
+    uint32_t dy, h, h_prev;  // bits of a T
+    uint32_t c_prev;         // of a float, or, before the first step, of a T
+    float c, s[Cell::saved > 0 ? Cell::saved : 1];
   };
-  FASTRNN_DEVICE Inputs load(int64_t i, int64_t u, int64_t b) const {
+  FASTRNN_DEVICE Inputs load(const Place& place) const {
     Inputs in{};
-    if (i == p.rows.T) return in;
-    const int64_t row = row_of(p.rows, order.time(i), b), at = (d * p.rows.B + b) * p.H + u;
-    // The same step is the forward's iteration T - 1 - i.
-    const int64_t t = forward.before(p.rows.T - 1 - i, length_of(p.rows, b));
-    const int64_t previous = t < 0 ? -1 : row_of(p.rows, t, b);
-    const int64_t in_y = d * p.H + u;
-    if (p.dy) in.dy = to_real(p.dy[row * p.D * p.H + in_y]);
-    if (Cell::saved == 0) in.h = to_real(p.y[row * p.D * p.H + in_y]);
+    if (place.i == last) return in;
+    const int u = place.u;
+    const bool first = is_first(place);
+    if (p.dy) in.dy = bits_of(p.dy[at.output(place.row, u)]);
+    if (Cell::saved == 0) in.h = bits_of(p.y[at.output(place.row, u)]);
     if (Cell::reads_h) {
-      in.h_prev = previous >= 0 ? to_real(p.y[previous * p.D * p.H + in_y]) : p.h0 ? to_real(p.h0[at]) : 0;
+      const T* h_prev = !first ? p.y + at.output(place.next_row, u)
+                        : p.h0 ? p.h0 + at.state(place.b, u)
+                               : nullptr;
+      if (h_prev) in.h_prev = bits_of(*h_prev);
     }
     if (Cell::has_c) {
-      in.c = p.c[(d * R + row) * p.H + u];
-      in.c_prev = previous >= 0 ? p.c[(d * R + previous) * p.H + u] : p.c0 ? to_real(p.c0[at]) : 0;
+      in.c = p.c[at.saved(place.row, 1, u)];
+      if (!first) {
+        in.c_prev = bits_of(p.c[at.saved(place.next_row, 1, u)]);
+      } else if (p.c0) {
+        in.c_prev = bits_of(p.c0[at.state(place.b, u)]);
+      }
     }
-    FASTRNN_UNROLL
-    for (int k = 0; k < Cell::saved; ++k) in.s[k] = p.s[(d * R + row) * Cell::saved * p.H + k * p.H + u];
+    if (Cell::saved > 0) {
+      const float* saved = p.s + at.saved(place.row, Cell::saved, u);
+      FASTRNN_UNROLL
+      for (int k = 0; k < Cell::saved; ++k) in.s[k] = saved[k * H];
+    }
     return in;
   }
 
+  FASTRNN_DEVICE static float real_of(uint32_t bits) { return to_real(from_bits<T>(bits)); }
+
   // sums: W_hh^T of the gradients of the hidden state's shares, one step later.
-  FASTRNN_DEVICE void step(int64_t i, int64_t u, int64_t b, const Inputs& in, const float (&sums)[1],
-                           float* state, int64_t stride, T (&out)[parts]) const {
-    const int64_t at = (d * p.rows.B + b) * p.H + u;
-    const float dh = sums[0] + state[0] + in.dy;
+  FASTRNN_DEVICE void step(const Place& place, const Biases&, const Inputs& in, const float (&sums)[1],
+                           float* state, int stride, T (&out)[parts]) const {
+    const float dh = sums[0] + state[0] + real_of(in.dy);
     float dc = Cell::has_c ? state[stride] : 0;
-    if (i == p.rows.T) {
-      if (p.dh0) p.dh0[at] = from_real<T>(dh);
-      if (Cell::has_c && p.dc0) p.dc0[at] = from_real<T>(dc);
+    if (place.i == last) {
+      const int64_t start = at.state(place.b, place.u);
+      if (p.dh0) p.dh0[start] = from_real<T>(dh);
+      if (Cell::has_c && p.dc0) p.dc0[start] = from_real<T>(dc);
       return;
     }
-    const int64_t row = (row_of(p.rows, order.time(i), b) * p.D + d) * G * p.H + u;
+    const int64_t gates = at.gate(place.row, G, place.u);
+    const float c_prev = is_first(place) ? real_of(in.c_prev) : bit_cast<float>(in.c_prev);
     float dgx[G], dgh[G], dh_prev = 0;
-    Cell::template backward<Activations>(in.s, in.h_prev, in.h, in.c_prev, in.c, dh, dc, dgx, dgh, dh_prev);
+    Cell::template backward<Activations>(in.s, real_of(in.h_prev), real_of(in.h), c_prev, in.c, dh, dc, dgx,
+                                         dgh, dh_prev);
     state[0] = dh_prev;
     if (Cell::has_c) state[stride] = dc;
     FASTRNN_UNROLL
     for (int gate = 0; gate < G; ++gate) {
-      p.dgx[row + gate * p.H] = from_real<T>(dgx[gate]);
+      p.dgx[gates + gate * H] = from_real<T>(dgx[gate]);
       out[gate] = from_real<T>(cells::has_split_gate<Cell> ? dgh[gate] : dgx[gate]);
-      if (cells::has_split_gate<Cell>) p.dgh[row + gate * p.H] = out[gate];
+      if (cells::has_split_gate<Cell>) p.dgh[gates + gate * H] = out[gate];
     }
   }
 };
@@ -264,24 +331,24 @@ class Sweep {
       : ctx(ctx),
         t(t),
         role(p, d),
-        H(p.H),
-        B(p.rows.B),
+        H(static_cast<int>(p.H)),
+        B(static_cast<int>(p.rows.B)),
         shape(exchange_shape(Role::G, Role::backward, p.H)),
         group(ctx.block() / t.blocks),
         row_warp(ctx.warp() / t.k_warps),
         k_warp(ctx.warp() % t.k_warps),
-        unit0((int64_t{ctx.block() % t.blocks} * t.row_warps + row_warp) * kRows.units()) {
-    const int64_t begin = int64_t{k_warp} * kRows.k_tiles(math);
-    const int64_t left = t.k_tiles - begin;
-    used = left < 0 ? 0 : static_cast<int>(left < kRows.k_tiles(math) ? left : kRows.k_tiles(math));
+        unit0((ctx.block() % t.blocks * t.row_warps + row_warp) * kRows.units()) {
+    const int begin = k_warp * kRows.k_tiles(math);
+    const int left = static_cast<int>(t.k_tiles) - begin;
+    used = left < 0 ? 0 : left < kRows.k_tiles(math) ? left : kRows.k_tiles(math);
     k0 = begin * tile_shape(math).k;
   }
 
   FASTRNN_DEVICE Exchange make_exchange([[maybe_unused]] uint32_t* counters) {
     if constexpr (kPushes) {
-      return Exchange(ctx, t, shape, kBatch, role.last());
+      return Exchange(ctx, t, shape, kBatch, role.last);
     } else {
-      return Exchange(ctx, t, shape, role.last(), counters);
+      return Exchange(ctx, t, shape, role.last, counters);
     }
   }
 
@@ -290,8 +357,10 @@ class Sweep {
     Product<Ctx, math, kRows.row_tiles, kBatchTiles> product;
     product.load_weights(ctx, [&](int row, int64_t k) { return weight(row, k0 + k); });
     clear_buffers();
-    start_states();
+    load_lengths();
     ctx.block_sync();
+    start_states();
+    for (int i = 0; i < 2; ++i) keep_first_row(i, load_first_row(i));
     if (kPushes) {
       for (int tile = 0; tile < t.tiles; ++tile) fetch(exchange, tile, 0);
     }
@@ -300,11 +369,16 @@ class Sweep {
     // The last block may have warps without units. They take part where whole blocks meet, and only there.
     const bool idle = unit0 >= H;
     const bool computes = k_warp == 0 && !idle;
-    for (int64_t i = 0; i <= role.last(); ++i) {
+    var<typename Role::Biases> biases[kUnitGroups];
+    if (computes) load_biases(biases);
+    for (int i = 0; i <= role.last; ++i) {
+      int64_t row_ahead = 0;
       for (int tile = 0; tile < t.tiles; ++tile) {
         var<typename Role::Inputs> inputs[kUnitGroups][kBatchTiles][2];
         if (computes) load_inputs(i, tile, inputs);
         if (!kPushes || !idle) exchange.wait(tile, i);
+        // Two iterations ahead and after the wait, so that before a wait no address is loaded.
+        row_ahead = load_first_row(i + 2);
         if (!kPushes) {
           fetch(exchange, tile, i);
           ctx.block_sync();
@@ -314,16 +388,32 @@ class Sweep {
         product.multiply(ctx, exchange.buffer(tile, i) + k0, t.row_elements,
                          idle || (Role::backward && i == 0) ? 0 : used, sums);
         if (t.k_warps > 1) add_slices((i * t.tiles + tile) % 2, sums);
-        if (computes) compute(exchange, i, tile, sums, inputs);
+        if (computes) compute(exchange, i, tile, biases, sums, inputs);
         exchange.finish(tile, i);
       }
+      keep_first_row(i + 2, row_ahead);
     }
     exchange.end();
   }
 
+  // The first row of iteration i, if it has a step. In a packed batch they are loaded, and each warp keeps those of
+  // a few iterations in shared memory: no register is free for them.
+  FASTRNN_DEVICE int64_t load_first_row(int i) const {
+    return i < role.order.T ? first_row(role.p.rows, role.order.time(i)) : 0;
+  }
+  FASTRNN_DEVICE int64_t& first_row_of(int i) const {
+    return ctx.template shared<int64_t>(t.rows)[ctx.warp() * kRowsKept + i % kRowsKept];
+  }
+  FASTRNN_DEVICE void keep_first_row(int i, int64_t row) {
+    ctx.lanes([&](int lane) {
+      if (lane == 0) first_row_of(i) = row;
+    });
+    ctx.warp_sync();
+  }
+
   FASTRNN_DEVICE E weight(int row, int64_t k) const {
-    const int slot = row / 8;
-    const int64_t u = unit0 + 8 * (slot / kRowsPerUnit) + row % 8, part = k / shape.part, j = k % shape.part;
+    const int slot = row / 8, u = unit0 + 8 * (slot / kRowsPerUnit) + row % 8;
+    const int part = static_cast<int>(k / shape.part), j = static_cast<int>(k % shape.part);
     const bool inside = slot < kUnitGroups * kRowsPerUnit && u < H && part < shape.parts && j < H;
     return inside ? to_element<math>(role.weight(slot % kRowsPerUnit, u, part, j)) : E(0);
   }
@@ -342,12 +432,13 @@ class Sweep {
   }
 
   // Copies what iteration i reads into the tile's buffer.
-  FASTRNN_DEVICE void fetch(const Exchange& exchange, int tile, int64_t i) {
+  FASTRNN_DEVICE void fetch(const Exchange& exchange, int tile, int i) {
     for (int n = ctx.warp(); n < kBatch; n += warps()) {
-      const int64_t b = sequence(tile, n);
+      const int b = sequence(tile, n);
       if (b >= B) continue;
-      bool fresh;
-      const T* from = role.exchanged(i, b, fresh);
+      const int before = role.order.before(i, length(tile, n));
+      const bool fresh = before >= 0;  // written by this sweep
+      const T* from = fresh ? role.written(row_of(role.p.rows, before, b)) : role.given(b);
       E* to = exchange.buffer(tile, i) + n * t.row_elements;
       if (fresh && H * sizeof(T) % sizeof(Quad) == 0) {
         constexpr int kPerQuad = sizeof(Quad) / sizeof(T);
@@ -377,11 +468,25 @@ class Sweep {
     }
   }
 
-  FASTRNN_DEVICE int64_t sequence(int tile, int n) const {
-    return (int64_t{group} * t.tiles + tile) * kBatch + n;
+  FASTRNN_DEVICE int sequence(int tile, int n) const { return (group * t.tiles + tile) * kBatch + n; }
+
+  // Steps of a tile's sequences, 0 where there is no sequence. In shared memory, where reading them does not
+  // wait for loads that are under way.
+  FASTRNN_DEVICE int* lengths() const { return ctx.template shared<int>(t.lengths); }
+  FASTRNN_DEVICE int length(int tile, int n) const { return lengths()[tile * kBatch + n]; }
+  FASTRNN_DEVICE void load_lengths() {
+    if (ctx.warp() != 0) return;
+    const int count = t.tiles * kBatch;
+    for (int first = 0; first < count; first += 32) {
+      ctx.lanes([&](int lane) {
+        const int b = sequence(0, first + lane);
+        const int64_t length = b < B ? length_of(role.p.rows, b) : 0;
+        if (first + lane < count) lengths()[first + lane] = static_cast<int>(length);
+      });
+    }
   }
   // Numbers that a lane keeps of a unit and sequence stand this far apart.
-  FASTRNN_DEVICE int64_t state_stride() const { return int64_t{t.row_warps} * kRows.units() * kBatch; }
+  FASTRNN_DEVICE int state_stride() const { return t.row_warps * kRows.units() * kBatch; }
   FASTRNN_DEVICE float* state(int tile, int unit, int n) const {
     return ctx.template shared<float>(t.states) + tile * Role::states * state_stride() +
            (row_warp * kRows.units() + unit) * kBatch + n;
@@ -408,27 +513,42 @@ class Sweep {
   FASTRNN_DEVICE void start_states() {
     if (k_warp != 0) return;
     for (int tile = 0; tile < t.tiles; ++tile) {
-      for_each_own(tile, [&](int, int, int, int, int unit, int n, int64_t b) {
+      for_each_own(tile, [&](int, int, int, int, int unit, int n, int b) {
         if (unit0 + unit < H && b < B) role.start(unit0 + unit, b, state(tile, unit, n), state_stride());
       });
     }
   }
 
-  FASTRNN_DEVICE bool takes_part(int64_t i, int unit, int64_t b) const {
-    return unit0 + unit < H && b < B && role.active(i, length_of(role.p.rows, b));
+  FASTRNN_DEVICE bool takes_part(const Place& place) const {
+    return place.u < H && role.active(place.i, place.length);
+  }
+  FASTRNN_DEVICE Place place_of(int i, int tile, int unit, int n, int b) const {
+    const int64_t in_step = int64_t{b} * static_cast<int>(role.p.rows.stride_b);
+    return {i, unit0 + unit, b, length(tile, n), first_row_of(i) + in_step, first_row_of(i + 1) + in_step};
+  }
+
+  FASTRNN_DEVICE void load_biases(var<typename Role::Biases> (&biases)[kUnitGroups]) {
+    FASTRNN_UNROLL
+    for (int ug = 0; ug < kUnitGroups; ++ug) {
+      ctx.lanes([&](int lane) {
+        const int u = unit0 + 8 * ug + lane / 4;
+        if (u < H) biases[ug][lane] = role.load_biases(u);
+      });
+    }
   }
 
   // Ahead of the wait, so that it hides their latency.
-  FASTRNN_DEVICE void load_inputs(int64_t i, int tile,
+  FASTRNN_DEVICE void load_inputs(int i, int tile,
                                   var<typename Role::Inputs> (&inputs)[kUnitGroups][kBatchTiles][2]) {
-    for_each_own(tile, [&](int lane, int ug, int bt, int which, int unit, int, int64_t b) {
-      if (takes_part(i, unit, b)) inputs[ug][bt][which][lane] = role.load(i, unit0 + unit, b);
+    for_each_own(tile, [&](int lane, int ug, int bt, int which, int unit, int n, int b) {
+      const Place place = place_of(i, tile, unit, n, b);
+      if (takes_part(place)) inputs[ug][bt][which][lane] = role.load(place);
     });
   }
 
   // The k warps' sums of the same rows, added up by the first of them, in their order. Two buffers: a warp may
   // be at its next tile before this one's sums have been read, but not two ahead.
-  FASTRNN_DEVICE void add_slices(int64_t parity, Sums& sums) {
+  FASTRNN_DEVICE void add_slices(int parity, Sums& sums) {
     float* const base = ctx.template shared<float>(t.partials + parity * t.partial_bytes);
     const auto place = [&](int slice, int bt, int m, int j, int lane) {
       return base +
@@ -462,10 +582,11 @@ class Sweep {
     }
   }
 
-  FASTRNN_DEVICE void compute(Exchange& exchange, int64_t i, int tile, Sums& sums,
+  FASTRNN_DEVICE void compute(Exchange& exchange, int i, int tile,
+                              const var<typename Role::Biases> (&biases)[kUnitGroups], Sums& sums,
                               const var<typename Role::Inputs> (&inputs)[kUnitGroups][kBatchTiles][2]) {
     var<E> elements[kUnitGroups][kBatchTiles][Role::parts][2];
-    for_each_own(tile, [&](int lane, int ug, int bt, int which, int unit, int n, int64_t b) {
+    for_each_own(tile, [&](int lane, int ug, int bt, int which, int unit, int n, int b) {
       float own[kRowsPerUnit];
       FASTRNN_UNROLL
       for (int row = 0; row < kRowsPerUnit; ++row) {
@@ -473,10 +594,11 @@ class Sweep {
         own[row] = sums[bt][slot / 2][slot % 2 * 2 + which][lane];
       }
       T out[Role::parts] = {};
-      const bool takes = takes_part(i, unit, b);
+      const Place place = place_of(i, tile, unit, n, b);
+      const bool takes = takes_part(place);
       if (takes) {
-        role.step(i, unit0 + unit, b, inputs[ug][bt][which][lane], own, state(tile, unit, n), state_stride(),
-                  out);
+        role.step(place, biases[ug][lane], inputs[ug][bt][which][lane], own, state(tile, unit, n),
+                  state_stride(), out);
       }
       if constexpr (kPushes) {
         FASTRNN_UNROLL
@@ -491,6 +613,8 @@ class Sweep {
       }
     });
     if constexpr (kPushes) {
+      // All lanes have read the buffer before any pushes, also those without a unit, which push nothing.
+      ctx.warp_sync();
       FASTRNN_UNROLL
       for (int ug = 0; ug < kUnitGroups; ++ug) {
         FASTRNN_UNROLL
@@ -507,12 +631,11 @@ class Sweep {
   Ctx& ctx;
   const Tiling& t;
   const Role role;
-  const int64_t H, B;
+  const int H, B;
   const ExchangeShape shape;
-  const int group, row_warp, k_warp;
-  const int64_t unit0;
-  int64_t k0;  // where this warp's slice begins
-  int used;    // its tiles that hold more than padding
+  const int group, row_warp, k_warp, unit0;
+  int k0;    // where this warp's slice begins
+  int used;  // its tiles that hold more than padding
 };
 
 }  // namespace fastrnn::cuda

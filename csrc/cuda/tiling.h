@@ -41,6 +41,7 @@ constexpr TileShape tile_shape(Math math) {
 constexpr int kWeightWords = 128;
 // A k loop is left as soon as this many tiles hold only padding.
 constexpr int kTilesPerCheck = 4;
+constexpr int kRowsKept = 4;   // steps whose first row a warp has at hand
 constexpr int kMostWarps = 8;  // of a block: 8 * 32 * 255 registers are all an SM has
 
 // The rows that a warp multiplies: for each of its units `rows_per_unit` of them (the gates, in the forward; one
@@ -78,12 +79,12 @@ constexpr int kept_states(bool has_c, bool reads_h, bool backward) {
 // Sizes of a block's shared memory and where its parts begin, in bytes.
 struct Tiling {
   int row_warps, k_warps, blocks, groups, tiles;
-  int64_t k_tiles;           // that hold more than padding, of all k warps
-  int64_t row_elements;      // of the exchange, with padding against bank conflicts
-  int64_t tile_stride;       // from the exchange's buffers of a tile to those of the next
-  int64_t buffer_stride;     // from a tile's buffer to its other one
-  int64_t partial_bytes;     // one of the two buffers of partial sums
-  int64_t partials, states;  // where they begin
+  int64_t k_tiles;                          // that hold more than padding, of all k warps
+  int64_t row_elements;                     // of the exchange, with padding against bank conflicts
+  int64_t tile_stride;                      // from the exchange's buffers of a tile to those of the next
+  int64_t buffer_stride;                    // from a tile's buffer to its other one
+  int64_t partial_bytes;                    // one of the two buffers of partial sums
+  int64_t partials, rows, lengths, states;  // where they begin
   int64_t exchange;
   int64_t bytes;  // in all
 };
@@ -110,7 +111,9 @@ constexpr Tiling make_tiling(const Plan& plan, Math math, const WarpRows& rows, 
                     (plan.tile_batch / kTileBatch) * 32 * 4;
   t.exchange = cluster ? ceil_div(plan.tiles * 2 * 8, 128) * 128 : 0;
   t.partials = t.exchange + (cluster ? plan.tiles : 1) * t.tile_stride;
-  t.states = t.partials + 2 * t.partial_bytes;
+  t.rows = t.partials + 2 * t.partial_bytes;
+  t.lengths = t.rows + int64_t{kMostWarps} * kRowsKept * 8;
+  t.states = t.lengths + int64_t{plan.tiles} * plan.tile_batch * 4;
   t.bytes = t.states + int64_t{plan.tiles} * states * plan.row_warps * rows.units() * plan.tile_batch * 4;
   return t;
 }

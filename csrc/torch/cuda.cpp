@@ -4,10 +4,12 @@
 
 #include <ATen/cuda/CUDAContextLight.h>
 #include <ATen/ops/empty.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAStream.h>
 
 #include <optional>
 
+#include "cuda/device.h"
 #include "cuda/layer.h"
 
 namespace fastrnn::torch_ops {
@@ -42,6 +44,8 @@ cuda::Math math_of() {
 // allocator as soon as the work is in the stream, and is used again only behind it.
 template <class T, class F>
 void with_context(const F& run) {
+  // A first call may be captured into a graph, and loads kernels and asks what fits.
+  const c10::cuda::CUDAStreamCaptureModeGuard may_load(cudaStreamCaptureModeRelaxed);
   at::Tensor scratch;
   run(cuda::Context{.stream = c10::cuda::getCurrentCUDAStream(),
                     .blas = at::cuda::getCurrentCUDABlasHandle(),
@@ -64,6 +68,20 @@ template <class T>
 void Cuda::backward(const cpu::CellKernels& cell, const BackwardParams<T>& p) const {
   with_context<T>(
       [&](const cuda::Context& context) { cuda::find_kernels<T>(cell.name).backward(p, context); });
+}
+
+cuda::Plan plan_on_device(const cuda::Problem& problem) {
+  const auto plan = [&]<class T>() { return cuda::find_kernels<T>(problem.cell).plan(problem); };
+  switch (problem.math) {
+    case cuda::Math::fp64:
+      return plan.operator()<double>();
+    case cuda::Math::fp16:
+      return plan.operator()<fp16>();
+    case cuda::Math::bf16:
+      return plan.operator()<bf16>();
+    default:
+      return plan.operator()<float>();
+  }
 }
 
 #define FASTRNN_DTYPE(T)                                                                  \

@@ -5,6 +5,7 @@
 
 #include "core/params.h"
 #include "cpu/dispatch.h"
+#include "cuda/plan.h"
 
 namespace fastrnn::torch_ops {
 
@@ -23,5 +24,8 @@ class Cuda {
  private:
   const c10::cuda::CUDAGuard guard_;
 };
+
+// How the current device computes a problem: a plan whose blocks it says it can hold at once.
+cuda::Plan plan_on_device(const cuda::Problem& problem);
 
 }  // namespace fastrnn::torch_ops

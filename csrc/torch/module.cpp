@@ -13,6 +13,10 @@
 #include "cuda/plan.h"
 #include "cuda/tiling.h"
 #include "torch/layer.h"
+#ifdef FASTRNN_CUDA
+#include "cuda/device.h"
+#include "torch/cuda.h"
+#endif
 
 namespace py = pybind11;
 namespace cpu = fastrnn::cpu;
@@ -42,17 +46,42 @@ cuda::Math find_math(const std::string& name) {
   throw std::invalid_argument("math: expected fp64, ieee, tf32, fp16 or bf16, got '" + name + "'");
 }
 
-py::dict plan(const std::string& cell, const std::string& math, bool backward, bool projected, int64_t B,
-              int64_t H, int D, int sms, int capability, int64_t shared_bytes, int tier) {
-  const cuda::Problem problem{cell, find_math(math), backward, projected, B, H, D};
-  const cuda::Plan p = cuda::make_plan(problem, {sms, capability, shared_bytes}, tier);
-  const int units = p.row_warps * cuda::warp_rows(cpu::find_cell(cell).gates, backward).units();
+py::dict describe(const cuda::Problem& problem, const cuda::Plan& p) {
+  const int units =
+      p.row_warps * cuda::warp_rows(cpu::find_cell(problem.cell).gates, problem.backward).units();
+  std::vector<int> refused;
+  for (int tier = 2; tier > p.tier; --tier) {
+    if (p.refused >> tier & 1) refused.push_back(tier);
+  }
   using namespace py::literals;
-  return py::dict("tier"_a = p.tier, "reason"_a = p.reason, "directions"_a = p.directions,
-                  "groups"_a = p.groups, "blocks"_a = p.blocks, "row_warps"_a = p.row_warps,
-                  "k_warps"_a = p.k_warps, "units_of_block"_a = units, "tiles"_a = p.tiles,
-                  "tile_batch"_a = p.tile_batch, "shared_bytes"_a = p.shared_bytes);
+  return py::dict("tier"_a = p.tier, "reason"_a = p.reason, "refused"_a = refused,
+                  "directions"_a = p.directions, "groups"_a = p.groups, "blocks"_a = p.blocks,
+                  "row_warps"_a = p.row_warps, "k_warps"_a = p.k_warps, "units_of_block"_a = units,
+                  "tiles"_a = p.tiles, "tile_batch"_a = p.tile_batch, "shared_bytes"_a = p.shared_bytes);
 }
+
+py::dict plan(const std::string& cell, const std::string& math, bool backward, bool projected, int64_t T,
+              int64_t B, int64_t H, int D, int sms, int capability, int64_t shared_bytes,
+              const std::array<int, cuda::kMostCluster>& clusters, int tier, int refused) {
+  const cuda::Problem problem{cell, find_math(math), backward, projected, T, B, H, D};
+  const cuda::Device device{sms, capability, shared_bytes, clusters};
+  return describe(problem, cuda::make_plan(problem, device, tier, refused));
+}
+
+#ifdef FASTRNN_CUDA
+py::dict plan_here(const std::string& cell, const std::string& math, bool backward, bool projected, int64_t T,
+                   int64_t B, int64_t H, int D) {
+  const cuda::Problem problem{cell, find_math(math), backward, projected, T, B, H, D};
+  return describe(problem, fastrnn::torch_ops::plan_on_device(problem));
+}
+
+py::dict device() {
+  const cuda::Device& here = cuda::current_device();
+  using namespace py::literals;
+  return py::dict("sms"_a = here.sms, "capability"_a = here.capability, "shared_bytes"_a = here.shared_bytes,
+                  "clusters"_a = here.clusters);
+}
+#endif
 
 // What holds an operator's argument between Python and the operator.
 template <class T>
@@ -107,9 +136,18 @@ PYBIND11_MODULE(_C, m) {
       "core_round_trip", &cpu::core_round_trip,
       "Nanoseconds that a cache line takes between two cores of the team and back; 2^63 - 1: no second one.");
   m.def("plan", &plan, py::kw_only(), py::arg("cell"), py::arg("math"), py::arg("backward") = false,
-        py::arg("projected") = false, py::arg("B"), py::arg("H"), py::arg("D") = 1, py::arg("sms"),
-        py::arg("capability"), py::arg("shared_bytes"), py::arg("tier") = -1,
+        py::arg("projected") = false, py::arg("T"), py::arg("B"), py::arg("H"), py::arg("D") = 1,
+        py::arg("sms"), py::arg("capability"), py::arg("shared_bytes"), py::arg("clusters"),
+        py::arg("tier") = -1, py::arg("refused") = 0,
         "How a GPU would compute a recurrence: csrc/cuda/plan.h says what the fields are.");
+#ifdef FASTRNN_CUDA
+  m.def("plan_here", &plan_here, py::kw_only(), py::arg("cell"), py::arg("math"), py::arg("backward") = false,
+        py::arg("projected") = false, py::arg("T"), py::arg("B"), py::arg("H"), py::arg("D") = 1,
+        "How the current GPU computes a recurrence, of which it was asked what fits.");
+  m.def("device", &device, "What a plan depends on, of the current GPU: csrc/cuda/plan.h says what.");
+#endif
   m.def("forced_cuda_tier", &cuda::forced_tier,
         "The tier that FASTRNN_CUDA_TIER names, or -1. RuntimeError if it names none.");
+  m.def("longest_cuda_wait", &cuda::longest_wait,
+        "Nanoseconds that a block waits for another, by FASTRNN_CUDA_WAIT_SECONDS; 0: for ever.");
 }

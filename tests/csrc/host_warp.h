@@ -142,6 +142,7 @@ class HostWarp {
     return reinterpret_cast<V*>(me_.shared.get() + offset);
   }
   void block_sync() { me_.warps.arrive(); }
+  void warp_sync() {}  // a warp is one thread
   void cluster_sync() { me_.cluster.arrive(); }
 
   template <class V>
@@ -195,7 +196,7 @@ class HostWarp {
   void signal(uint32_t* counter) {
     if (fault_ != Fault::lost_signal) std::atomic_ref<uint32_t>(*counter).fetch_add(1, release_);
   }
-  void wait_counter(uint32_t* counter, uint32_t value) {
+  void wait_counter(uint32_t* counter, uint32_t value, bool /*limited*/) {
     if (fault_ == Fault::missing_wait) return;
     spin([&] {
       return static_cast<int32_t>(std::atomic_ref<uint32_t>(*counter).load(acquire_) - value) >= 0;
@@ -219,7 +220,7 @@ class HostWarp {
   static float number(uint32_t bits) {
     if constexpr (math == cuda::Math::tf32) {
       if ((bits & 0x1fff) != 0 && (bits & 0x7f800000) != 0x7f800000) fail("a number is not rounded to tf32");
-      return cuda::bit_cast<float>(bits);
+      return cuda::bit_cast<float>(bits & 0xffffe000);  // the matrix unit does not read the others
     } else if constexpr (math == cuda::Math::bf16) {
       return cuda::to_real(bf16{static_cast<uint16_t>(bits)});
     } else {

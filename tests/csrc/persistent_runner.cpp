@@ -136,6 +136,9 @@ class Layer {
     const auto T_of = [](const Numbers& numbers) {
       std::vector<T> result;
       for (const double number : numbers) result.push_back(from_real<T>(static_cast<float>(number)));
+      if constexpr (std::is_same_v<T, float>) {  // a NaN whose upper bits are those of infinity
+        for (T& number : result) number = number != number ? bit_cast<float>(0x7f800001) : number;
+      }
       return result;
     };
     const auto float_of = [](const Numbers& numbers) {
@@ -184,8 +187,9 @@ class Layer {
  private:
   template <class Role>
   void launch(int tier, int sms, Fault fault, const typename Role::Params& p) const {
-    const Plan plan =
-        make_plan({Cell::name, math, Role::backward, false, B, H, D}, {sms, 90, 227 << 10}, tier);
+    Device device{sms, 90, 227 << 10, {}};
+    for (int n = 1; n <= kMostCluster; ++n) device.clusters[n - 1] = sms / n;
+    const Plan plan = make_plan({Cell::name, math, Role::backward, false, T_, B, H, D}, device, tier);
     Tiling t = make_tiling(plan, math, warp_rows(G, Role::backward), exchange_shape(G, Role::backward, H),
                            Role::states);
     if (fault == Fault::single_buffer) t.buffer_stride = t.partial_bytes = 0;
