@@ -56,7 +56,7 @@ def print_plan(args: argparse.Namespace):
     D = 2 if args.bidirectional else 1
     device = args.gpu or Gpu.here()
     print(
-        f"{args.plan}, T = {args.steps}, B = {args.batch}, H = {args.hidden}, {args.dtype}, {D} direction(s), "
+        f"{args.plan}, T = {args.steps}, B = {args.batch}, H = {args.hidden}, {args.dtype}, {D} direction(s) "
         f"on {device.sms} SMs of compute capability {'.'.join(map(str, device.capability))}"
     )
     plans = make_plans(args.plan, args.steps, args.batch, args.hidden, args.dtype, D, args.gpu)

@@ -120,7 +120,7 @@ def test_the_next_tier_where_one_is_refused():
 
 
 def test_clusters_of_a_device():
-    """Fewer than SMs are enough for: a cluster lies within a group of SMs. What was seen on an H100 is kept to."""
+    """Fewer than there are SMs for: a cluster lies within a group of SMs. On an H100 this was seen."""
     h100 = Gpu(132, (9, 0)).clusters
     assert (h100[0], h100[7], h100[15]) == (132, 15, 7)
     assert Gpu(132, (8, 0)).clusters == [0] * CLUSTER
