@@ -13,6 +13,7 @@ CUDA = [] if GPU_MISSING else [pytest.param("cuda", marks=pytest.mark.cuda)]
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "cuda: runs on a GPU")
+    config.addinivalue_line("markers", "alone: looks at the whole GPU, so nothing else may run there")
 
 
 def pytest_report_header():

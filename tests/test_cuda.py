@@ -369,6 +369,7 @@ def test_graph(tier, case, training):
         assert_same_bits(got, step(), f"replay {seed}")
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("form", ["padded", "batch_first", "packed", "step"])
 @pytest.mark.parametrize("tier", TIERS, indirect=True)
 @each_cell
@@ -435,6 +436,7 @@ def test_tensor_on_the_cpu(cell, alone):
     assert issubclass(attempt(fastrnn), attempt(torch.nn))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("tier", TIERS, indirect=True)
 def test_memory_is_from_the_allocator_of_torch(tier):
     """All that a call takes of the device it takes through torch, which has it back afterwards."""
