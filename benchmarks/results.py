@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from statistics import geometric_mean
 
@@ -85,6 +86,22 @@ def read_rows(data: dict) -> list[Row]:
     for refusal in data["refusals"]:
         row_of(refusal["problem"]).refusals[refusal["peer"]] = refusal["reason"]
     return list(rows.values())
+
+
+def merge(runs: list[dict]) -> dict:
+    """One run's JSON of that of several, which timed other problems on the same machine."""
+    merged, *others = json.loads(json.dumps(runs))
+    for run in others:
+        for key in ("benchmarks", "memory", "crowd", "refusals"):
+            merged[key] += run[key]
+        for key in ("missing", "tiers", "round_trips"):
+            merged[key] |= run[key]
+        for threads, limits in run["limits"].items():
+            best = merged["limits"].setdefault(threads, limits)
+            for part in ("gemm", "bandwidth"):
+                for name, found in limits[part].items():
+                    best[part][name] = max(found, best[part].get(name, found))
+    return merged
 
 
 def means(values: list[float | None]) -> tuple[float, float] | None:
