@@ -15,7 +15,7 @@ help:
 	@echo 'make demo     train a character model on fastrnn and on torch.nn'
 	@echo 'make test     run the tests'
 	@echo 'make bench    time fastrnn beside torch.nn, onnxruntime and torch.compile'
-	@echo 'make gpu-check   build, check and time on the GPU of this machine, with the torch that is there'
+	@echo 'make gpu-check   build, check and time on the GPU of this machine, with the torch that is there; ARGS="--help"'
 	@echo 'make cuda-wheel  build with CUDA without a GPU, and run the tests on that in a venv with CUDA torch'
 	@echo 'make lint     check style and include rules'
 	@echo 'make format   repair style'
@@ -31,7 +31,8 @@ test: $(VENV)/dev $(VENV)/built
 bench: $(VENV)/dev $(VENV)/built
 	python -m benchmarks $(ARGS)
 
-# With the torch of $(PYTHON), of .venv if that is there; downloads nothing.
+# With the torch of $(PYTHON), of .venv if that is there; downloads nothing. Calls of ten minutes each, if one is too
+# short for all, leave one report: ARGS="--stages build,facts", then "--stages tests", "--stages benchmarks,sanitizers".
 gpu-check:
 	$(PYTHON) tools/gpu_check.py $(ARGS)
 

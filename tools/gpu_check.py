@@ -1,253 +1,342 @@
-"""All that only a GPU can tell, in one command and under nine minutes: builds, checks, and times fastrnn.
+"""All that only a GPU can tell: builds, checks and times fastrnn, and leaves what it finds.
 
-    make gpu-check        or        python tools/gpu_check.py [--out FOLDER]
+    make gpu-check        or        python tools/gpu_check.py [--stages STAGES] [--out FOLDER]
 
-It takes the Python that runs it with the torch that is installed there, and downloads nothing. Every stage
-has its share of the time; what one has found is kept if a later one fails. Where there is no GPU it says so
-and is done.
+It takes the Python that runs it with the torch that is installed there, and downloads nothing. One call is
+under ten minutes. Several calls, each with some of the stages, leave one report if they have one folder. In
+it `report.md` is to be read first; the other files are what it is made from. Where there is no GPU the check
+says so and is done.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-import torch
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tools import gpu_facts, gpu_report
+from tools.gpu_isolation import JOURNAL, SHARD
+from tools.gpu_run import (
+    BENCHMARKS,
+    FACTS,
+    HUNG,
+    NO_TIME,
+    NOT_RUN,
+    ROOT,
+    TESTS,
+    WELL,
+    Journal,
+    Outcome,
+    Results,
+    read_json,
+    run_program,
+    run_worker,
+    stop_all,
+    write_whole,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
-SECONDS = 530  # in all
-PACKAGES = "torch numpy setuptools pybind11 pytest pytest_benchmark hypothesis rich matplotlib".split()
-PROGRAMS = "cmake ninja nvcc".split()
-# Of tests/, those that also run on a GPU, beside test_cuda.py; the longest first.
-TESTS = (
-    "parity numerics sequences gradcheck modules half autograd func interface wrapping ops functional errors "
-    "autocast plan stateful storage per_sample empty_sizes"
-).split()
-SANITIZER_TOOLS = ("memcheck", "racecheck", "initcheck")
+SECONDS = 540  # of a call, in all
+SCRATCH = ROOT / "build/gpu-check"  # which the next call finds
+CONFORMANCE = SCRATCH / "conformance"
 LAST_LINES = 25  # of what failed, on the terminal
-
-# Forward and backward by each tier that the device has; run with the sanitizer.
-SMALL_CASE = """
-import itertools, os, torch, fastrnn
-capability = torch.cuda.get_device_capability()
-for tier, least in enumerate([(7, 0), (8, 0), (9, 0)]):
-    if capability < least:
-        continue
-    os.environ["FASTRNN_CUDA_TIER"] = str(tier)
-    for name, dtype, H in itertools.product(
-        ("LSTM", "GRU", "RNN"), (torch.float32, torch.bfloat16), (17, 150)
-    ):
-        layer = getattr(fastrnn, name)(7, H, bidirectional=True, device="cuda", dtype=dtype)
-        x = torch.randn(3, 9, 7, device="cuda", dtype=dtype, requires_grad=True)
-        layer(x)[0].sum().backward()
-torch.cuda.synchronize()
-"""
+FACT_SECONDS, TEST_SECONDS, MODE_SECONDS = 20, 60, 90  # after which it hangs
+SHARD_TESTS = 250  # of a process, about
+WIDTH = 8  # programs at the same time
+SANITIZER_TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+# Seconds that a kernel waits for another block: not long, as that may be in vain, but without limit (0) where
+# a sanitizer slows it down.
+WAIT = "FASTRNN_CUDA_WAIT_SECONDS"
+TESTS_FAILED, NO_TESTS = 1, 5  # exit statuses of pytest
 
 
 @dataclass
 class Command:
-    """One program, or several one after the other, as long as they succeed.
+    """Programs that run one after the other, as long as they succeed.
 
-    `missing` says why it cannot run here.
+    needs: packages and programs
+    patience: seconds after which it hangs
     """
 
     name: str
     arguments: list[list[str | Path]]
     env: dict[str, str] = field(default_factory=dict)
-    missing: str = ""
+    needs: tuple[str | Path, ...] = ()
+    patience: float = math.inf
 
 
-@dataclass
-class Outcome:
-    name: str
-    status: str
-    seconds: float
-    output: str = ""
+class Check:
+    """One call: runs commands within the time that the stage has, and keeps what becomes of them."""
 
-    @property
-    def bad(self) -> bool:
-        return self.status.startswith(("FAILED", "STOPPED"))
+    def __init__(self, results: Results, env: dict[str, str], scratch: Path = SCRATCH):
+        self.results, self.env, self.scratch = results, env, scratch
+        self.stage, self.end = "", 0.0
+        self.bad = False
+        scratch.mkdir(parents=True, exist_ok=True)
+
+    def log_of(self, name: str) -> Path:
+        return self.scratch / f"{name.replace('/', '-')}.log"
+
+    def add(self, outcome: Outcome) -> Outcome:
+        self.results.add(self.stage, outcome)
+        self.bad |= outcome.bad
+        print(f"    {outcome.name}: {outcome.status} ({outcome.seconds:.0f} s)", flush=True)
+        if outcome.bad:
+            print(*outcome.output.splitlines()[-LAST_LINES:], sep="\n", flush=True)
+        return outcome
+
+    def run_command(self, command: Command) -> Outcome:
+        output, status = "", "passed"
+        start = time.monotonic()
+        if hindrance := self.hindrance(command):
+            return Outcome(command.name, hindrance)
+        for arguments in command.arguments:
+            end = min(self.end, start + command.patience)
+            code, text = run_program(arguments, self.env | command.env, end, self.log_of(command.name))
+            output += text
+            if code != 0:
+                status = describe_end(HUNG if code == NO_TIME and end < self.end else code)
+                break
+        self.log_of(command.name).write_text(output)
+        return Outcome(command.name, status, time.monotonic() - start, output)
+
+    def run_worker(self, command: Command, record: Callable[[str, str, str], None], well=(0,)) -> Outcome:
+        """well: the exit statuses after which it has gone through all its items"""
+        start = time.monotonic()
+        if hindrance := self.hindrance(command):
+            return Outcome(command.name, hindrance)
+        env, log = self.env | command.env, self.log_of(command.name)
+        code, output = run_worker(command.arguments[0], env, self.end, log, command.patience, record)
+        status = "passed" if code in well else describe_end(code)
+        return Outcome(command.name, status, time.monotonic() - start, output)
+
+    def hindrance(self, command: Command) -> str:
+        if missing := [str(name) for name in command.needs if not is_here(name, self.env["PATH"])]:
+            return f"skipped: not here: {', '.join(missing)}"
+        return f"left out: {NO_TIME}" if time.monotonic() >= self.end else ""
+
+    def run_together(self, commands: list[Command], run: Callable[[Command], Outcome]) -> dict[str, Outcome]:
+        with ThreadPoolExecutor(WIDTH) as pool:
+            running = [pool.submit(run, command) for command in commands]
+            outcomes = [self.add(future.result()) for future in as_completed(running)]
+        return {outcome.name: outcome for outcome in outcomes}
+
+
+def describe_end(code: int | str) -> str:
+    if code == NO_TIME:
+        return f"STOPPED: {NO_TIME}"
+    return "FAILED: hung" if code == HUNG else f"FAILED with exit status {code}"
+
+
+def is_here(name: str | Path, path: str) -> bool:
+    """A package or a program."""
+    package = isinstance(name, str) and importlib.util.find_spec(name) is not None
+    return package or shutil.which(name, path=path) is not None
+
+
+# ---- the stages: each returns whether the next may follow ----
+
+
+def build(check: Check) -> bool:
+    """The extension for the device that is here, and beside it the primitives of the kernels."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    arch = f"{major}.{minor}" + "a" * (major == 9)
+    check.results.forget(check.stage)
+    CONFORMANCE.unlink(missing_ok=True)
+    compile_conformance = ["nvcc", "-std=c++20", "-O2", f"-arch=sm_{arch.replace('.', '')}", "-Icsrc"]
+    compile_conformance += ["-Itests/csrc", "-o", CONFORMANCE, "tests/csrc/conformance.cu"]
+    extension = Command(
+        "extension",
+        [[sys.executable, "setup.py", "build_ext", "--inplace"]],
+        {"FASTRNN_CUDA": "1", "TORCH_CUDA_ARCH_LIST": arch},
+        needs=("setuptools", "pybind11", "cmake", "ninja", "nvcc"),
+    )
+    programs = [compile_conformance, [CONFORMANCE], [CONFORMANCE, "lost_signal"]]
+    conformance = Command("conformance", programs, needs=("nvcc",))
+    return not check.run_together([extension, conformance], check.run_command)["extension"].bad
+
+
+def facts(check: Check) -> bool:
+    path = check.results.folder / FACTS
+    check.results.forget(check.stage, FACTS)
+    until = time.time() + check.end - time.monotonic() - 5
+    worker = [sys.executable, ROOT / "tools/gpu_facts.py", path, check.log_of("conformance"), str(until)]
+    command = Command("facts", [worker], {WAIT: "5"}, patience=FACT_SECONDS)
+    check.add(check.run_worker(command, partial(gpu_facts.record_end, path)))
+    return True
+
+
+def tests(check: Check) -> bool:
+    journal = Journal(check.results.folder / TESTS)
+    check.results.forget(check.stage, TESTS)
+
+    def run(command: Command) -> Outcome:
+        return check.run_worker(command, journal.add, well=(0, TESTS_FAILED, NO_TESTS))
+
+    # First those that look at the whole device. This process also notes what other tests there are.
+    alone = check.add(run(pytest_command(journal, "alone on the device", "tests", "cuda and alone")))
+    found = journal.read().items()
+    left = Counter(name.split("::")[0] for name, entry in found if entry["status"] == NOT_RUN)
+    commands = []
+    for file, count in sorted(left.items(), key=lambda item: ("test_cuda" not in item[0], -item[1])):
+        shards = math.ceil(count / SHARD_TESTS)
+        for i in range(shards):
+            name = Path(file).name + f" {i + 1} of {shards}" * (shards > 1)
+            commands.append(pytest_command(journal, name, file, "cuda and not alone", f"{i}/{shards}"))
+    check.run_together(commands, run)
+    counts = Counter(entry["status"] for entry in journal.read().values())
+    if not counts and alone.status == "passed":
+        check.add(Outcome("all", "FAILED: there is no test of a GPU; is fastrnn built with CUDA?"))
+    elif counts:
+        words = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+        check.add(Outcome("all", f"{'FAILED' if counts.keys() - WELL else 'passed'}: {words}"))
+    return True
+
+
+def pytest_command(journal: Journal, name: str, tests: str, marks: str, shard: str = "0/1") -> Command:
+    options = ["-v", "--tb=short", "-o", f"faulthandler_timeout={TEST_SECONDS * 3 // 4}", "-m", marks]
+    options += ["-p", "no:cacheprovider", "-p", "tools.gpu_isolation", "--continue-on-collection-errors"]
+    env = {JOURNAL: str(journal.path), SHARD: shard, WAIT: "10"}
+    arguments = [sys.executable, "-m", "pytest", *options, tests]
+    return Command(name, [arguments], env, needs=("pytest",), patience=TEST_SECONDS)
+
+
+def benchmarks(check: Check) -> bool:
+    """A process for each mode; where that leaves nothing, one for each of its shapes."""
+    from benchmarks.problems import MODES, modes_of
+    from benchmarks.results import merge
+
+    check.results.forget(check.stage, BENCHMARKS)
+    found = []
+
+    def measure(name: str, *options: str) -> bool:
+        path = check.scratch / "benchmark.json"
+        path.unlink(missing_ok=True)
+        arguments = [sys.executable, "-m", "benchmarks", "--device=cuda", f"--json={path}", *options]
+        needs = ("pytest", "pytest_benchmark", "rich", "matplotlib", "numpy")
+        outcome = check.add(check.run_command(Command(name, [arguments], {}, needs, MODE_SECONDS)))
+        if path.is_file() and path.stat().st_size:
+            found.append(read_json(path))
+            write_whole(check.results.folder / BENCHMARKS, merge(found))
+            return True
+        return not outcome.status.startswith("FAILED")
+
+    for mode in modes_of("cuda"):
+        if not measure(mode, "--modes", mode):
+            for shape in MODES[mode].shapes:
+                measure(f"{mode} {shape}", "--modes", mode, "--shapes", str(shape))
+    return True
+
+
+def sanitizers(check: Check) -> bool:
+    """On the primitives of the kernels, where nothing of torch is in the way."""
+    check.results.forget(check.stage)
+    commands = []
+    for tool in SANITIZER_TOOLS:
+        options = [f"--tool={tool}", "--error-exitcode=1", "--print-limit=20"]
+        arguments = ["compute-sanitizer", *options, CONFORMANCE, "quick"]
+        commands.append(Command(tool, [arguments], {WAIT: "0"}, needs=("compute-sanitizer", CONFORMANCE)))
+    check.run_together(commands, check.run_command)
+    return True
 
 
 @dataclass
 class Stage:
-    """Commands that run at the same time, `width` of them.
+    """seconds: at most; reserved: that the stages before leave for it."""
 
-    seconds: at most; reserved: that the stages before leave for it
-    """
-
-    name: str
+    run: Callable[[Check], bool]
     seconds: float
-    commands: list[Command]
-    width: int = 8
-    reserved: float = 0.0
+    reserved: float
 
 
-def run_command(command: Command, end: float, env: dict[str, str]) -> Outcome:
-    start = time.monotonic()
-    if command.missing:
-        return Outcome(command.name, f"skipped: {command.missing}", 0.0)
-    output, status = "", "passed"
-    for arguments in command.arguments:
-        code, text = run_program(arguments, end, env | command.env)
-        output += text
-        if code is None:
-            status = "STOPPED: no time left"
-            break
-        if code != 0:
-            status = f"FAILED with exit status {code}"
-            break
-    return Outcome(command.name, status, time.monotonic() - start, output)
+STAGES = {
+    "build": Stage(build, 300, 0),
+    "facts": Stage(facts, 60, 60),
+    "tests": Stage(tests, 480, 120),
+    "benchmarks": Stage(benchmarks, 420, 90),
+    "sanitizers": Stage(sanitizers, 120, 40),
+}
+NAMES = (*STAGES, "report")
 
 
-def run_program(arguments: list[str | Path], end: float, env: dict[str, str]) -> tuple[int | None, str]:
-    """Exit status, None if it had to be stopped, and output. It is interrupted first: pytest then still
-    writes what it has."""
-    if time.monotonic() >= end:
-        return None, ""
-    with tempfile.TemporaryFile("w+", errors="replace") as log:
-        print("$", *arguments, file=log, flush=True)
-        process = subprocess.Popen(
-            arguments, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        code = None
-        for stop, patience in ((None, end - time.monotonic()), (signal.SIGINT, 15), (signal.SIGKILL, 15)):
-            if stop:
-                os.killpg(process.pid, stop)
-            try:
-                status = process.wait(max(0.0, patience))
-                code = None if stop else status
-                break
-            except subprocess.TimeoutExpired:
-                continue
-        log.seek(0)
-        return code, log.read()
-
-
-def run_stages(stages: list[Stage], seconds: float, folder: Path, env: dict[str, str]) -> list[Outcome]:
-    """Writes `log.txt`, all that was printed, and `summary.txt`."""
-    # What a shell runs in the background ignores interrupts, and so would the programs.
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def run_stages(names: list[str], check: Check, seconds: float = SECONDS):
     deadline = time.monotonic() + seconds
-    outcomes = []
-    with open(folder / "log.txt", "w") as log:
-        for i, stage in enumerate(stages):
-            print(f"==> {stage.name}", flush=True)
-            reserved = sum(later.reserved for later in stages[i + 1 :])
-            end = min(deadline - reserved, time.monotonic() + stage.seconds)
-            with ThreadPoolExecutor(stage.width) as pool:
-                running = [pool.submit(run_command, command, end, env) for command in stage.commands]
-            found = [future.result() for future in running]
-            for outcome in found:
-                print(f"==> {stage.name}: {outcome.name}\n{outcome.output}", file=log, flush=True)
-                print(f"    {outcome.name}: {outcome.status} ({outcome.seconds:.0f} s)", flush=True)
-                if outcome.bad:
-                    print(*outcome.output.splitlines()[-LAST_LINES:], sep="\n", flush=True)
-            outcomes += found
-    lines = [f"{outcome.name:32}{outcome.seconds:6.0f} s  {outcome.status}" for outcome in outcomes]
-    (folder / "summary.txt").write_text("\n".join(lines) + "\n")
-    print("", *lines, sep="\n")
-    return outcomes
+    for i, name in enumerate(names):
+        print(f"==> {name}", flush=True)
+        stage = STAGES[name]
+        reserved = sum(STAGES[later].reserved for later in names[i + 1 :])
+        check.stage = name
+        check.end = min(deadline - reserved, time.monotonic() + stage.seconds)
+        try:
+            if not stage.run(check):
+                break
+        except Exception:
+            check.add(Outcome(name, "FAILED: an error of the check itself", 0, traceback.format_exc()))
+        finally:
+            gpu_report.write_report(check.results.folder)
 
 
-def pytest_command(name: str) -> Command:
-    options = ["-q", "-m", "cuda", "-p", "no:cacheprovider", "--durations=5", "--durations-min=5"]
-    return Command(f"tests/{name}.py", [[sys.executable, "-m", "pytest", *options, f"tests/{name}.py"]])
+def stage_names(text: str) -> list[str]:
+    names = text.split(",")
+    if wrong := [name for name in names if name not in NAMES]:
+        raise argparse.ArgumentTypeError(f"{', '.join(map(repr, wrong))}: expected some of {','.join(NAMES)}")
+    return [name for name in STAGES if name in names]
 
 
-def sanitizer_command(tool: str) -> Command:
-    program = find_sanitizer()
-    arguments = [program or "compute-sanitizer", f"--tool={tool}", "--error-exitcode=1", "--print-limit=20"]
-    if tool != "initcheck":  # which has to see what other kernels have written
-        arguments.append("--kernel-name=kns=fastrnn")
-    arguments += [sys.executable, "-c", SMALL_CASE]
-    # Each tensor a piece of memory of its own, so that nothing lies beside it unnoticed.
-    env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    return Command(tool, [arguments], env, "" if program else "compute-sanitizer is not here")
-
-
-def find_sanitizer() -> str | None:
-    toolkit = Path(shutil.which("nvcc")).resolve().parent.parent
-    places = [os.environ["PATH"], toolkit / "bin", toolkit / "compute-sanitizer"]
-    return shutil.which("compute-sanitizer", path=os.pathsep.join(map(str, places)))
-
-
-def make_stages(folder: Path, scratch: Path, arch: str) -> list[Stage]:
-    conformance = scratch / "conformance"
-    compile_conformance = ["nvcc", "-std=c++20", "-O2", f"-arch=sm_{arch.replace('.', '')}", "-Icsrc"]
-    compile_conformance += ["-Itests/csrc", "-o", conformance, "tests/csrc/conformance.cu"]
-    json = folder / "gpu.json"
-    results = [f"--json={json}", f"--plots={folder}"]
-    return [
-        Stage(
-            "build, and the primitives of the kernels",
-            180,
-            [
-                Command(
-                    "build",
-                    [[sys.executable, "setup.py", "build_ext", "--inplace"]],
-                    {"FASTRNN_CUDA": "1", "TORCH_CUDA_ARCH_LIST": arch},
-                ),
-                Command("conformance", [compile_conformance, [conformance], [conformance, "lost_signal"]]),
-            ],
-        ),
-        # Alone, because it looks at the device's memory and at who waits for whom.
-        Stage("what only a GPU shows", 100, [pytest_command("test_cuda")]),
-        # A process for each file, so that what a kernel that fails leaves behind stays in it.
-        Stage("the other tests", 130, [pytest_command(f"test_{name}") for name in TESTS], width=4),
-        Stage("compute-sanitizer", 60, [sanitizer_command(tool) for tool in SANITIZER_TOOLS]),
-        Stage(
-            "benchmarks",
-            270,
-            [Command("benchmarks", [[sys.executable, "-m", "benchmarks", "--device=cuda", *results]])],
-            reserved=120,
-        ),
-        # Again, for a run that was stopped before it wrote its report.
-        Stage(
-            "report",
-            20,
-            [Command("report", [[sys.executable, "-m", "benchmarks.report", json, f"--plots={folder}"]])],
-            reserved=20,
-        ),
-    ]
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python tools/gpu_check.py", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--out", type=Path, default=ROOT / "out/gpu-check", help="where results go (%(default)s)")
+    add(
+        "--stages",
+        type=stage_names,
+        default=list(STAGES),
+        help=f"some of {','.join(NAMES)}, which run in this order; all unless given. The report is always "
+        "written; 'report' alone writes it again, also where there is no GPU",
+    )
+    return parser.parse_args()
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python tools/gpu_check.py", description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "out/gpu-check", help="where results go (%(default)s)"
-    )
-    folder = parser.parse_args().out.resolve()
+    args = parse_arguments()
+    folder = args.out.resolve()
+    if not args.stages:
+        if not folder.is_dir():
+            sys.exit(f"error: --out: expected a folder with results, got {args.out}")
+        print(gpu_report.write_report(folder))
+        return 0
+    import torch
 
     if not torch.cuda.is_available():
         print("no GPU: nothing is checked")
         return 0
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    # What a shell runs in the background ignores interrupts, and so would the programs.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, stop_all)
     # What was installed with this Python is beside it.
-    places = [str(Path(sys.executable).parent), os.environ["PATH"], "/usr/local/cuda/bin"]
-    os.environ["PATH"] = os.pathsep.join(places)
-    missing += [name for name in PROGRAMS if shutil.which(name) is None]
-    if missing:
-        sys.exit(f"error: not here: {', '.join(missing)}")
-    major, minor = torch.cuda.get_device_capability()
-    folder.mkdir(parents=True, exist_ok=True)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], "/usr/local/cuda/bin"])
+    if nvcc := shutil.which("nvcc", path=path):
+        path = os.pathsep.join([path, str(Path(nvcc).resolve().parents[1] / "compute-sanitizer")])
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    env = os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "4"}
-    with tempfile.TemporaryDirectory() as scratch:
-        stages = make_stages(folder, Path(scratch), f"{major}.{minor}" + "a" * (major == 9))
-        outcomes = run_stages(stages, SECONDS, folder, env)
-    return int(any(outcome.bad for outcome in outcomes))
+    env = {"PATH": path, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "2"}
+    check = Check(Results(folder), os.environ | env)
+    run_stages(args.stages, check)
+    print(folder / gpu_report.REPORT)
+    return int(check.bad)
 
 
 if __name__ == "__main__":
