@@ -112,11 +112,13 @@ def test_few_steps_do_not_pay_for_loading_the_weights():
     assert _C.plan(**LSTM | dict(T=1), **H200, tier=2)["tier"] == 2, "a tier that is asked for"
 
 
-def test_the_next_tier_where_one_is_refused():
-    plans = [_C.plan(**LSTM, **H200, refused=refused) for refused in (0, 1 << 2, 1 << 2 | 1 << 1)]
+def test_the_next_tier_where_one_does_not_fit():
+    plans = [_C.plan(**LSTM, **H200, fitting=tiers) for tiers in ({1, 2}, {1}, set())]
     assert [(plan["tier"], plan["refused"]) for plan in plans] == [(2, []), (1, [2]), (0, [2, 1])]
     assert [describe(plan).count("cannot run tier") for plan in plans] == [0, 1, 1]
     assert "(the GPU cannot run tier 2 or 1 now)" in describe(plans[2])
+    with pytest.raises(RuntimeError, match="tier 2 cannot compute lstm"):
+        _C.plan(**LSTM, **H200, tier=2, fitting={1})
 
 
 def test_clusters_of_a_device():

@@ -16,20 +16,11 @@
 namespace fastrnn::cuda {
 namespace {
 
-// The plan for the current device, whose blocks it can hold at once: that of the first tier, of those that are not
-// `refused`, that the device says it can run.
 template <class Cell, class T>
 Plan find_plan(const Problem& problem, int forced, int refused) {
-  const Device& device = current_device();
-  for (;;) {
-    const Plan plan = make_plan(problem, device, forced, refused);
-    if (plan.tier == 0 || persistent::fits<Cell, T>(plan, problem.math, problem.backward)) return plan;
-    if (forced > 0) {
-      throw std::runtime_error("FASTRNN_CUDA_TIER: the blocks of tier " + std::to_string(forced) +
-                               " do not fit the device at once");
-    }
-    refused |= 1 << plan.tier;
-  }
+  return find_plan(problem, current_device(), forced, refused, [&](const Plan& plan) {
+    return persistent::fits<Cell, T>(plan, problem.math, problem.backward);
+  });
 }
 
 // The plans that were found, kept, since asking the driver what fits takes longer than a short call.

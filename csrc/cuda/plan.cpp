@@ -114,6 +114,20 @@ Plan make_plan(const Problem& problem, const Device& device, int tier, int refus
   return plan;
 }
 
+Plan find_plan(const Problem& problem, const Device& device, int tier, int refused,
+               const std::function<bool(const Plan&)>& fits) {
+  for (;;) {
+    const Plan plan = make_plan(problem, device, tier, refused);
+    if (plan.tier == 0 || fits(plan)) return plan;
+    if (tier > 0) {
+      throw std::runtime_error("the blocks of tier " + std::to_string(tier) +
+                               " do not fit this device at once: tier " + std::to_string(tier) +
+                               " cannot compute " + problem.cell);
+    }
+    refused |= 1 << plan.tier;
+  }
+}
+
 int forced_tier() {
   const char* value = std::getenv("FASTRNN_CUDA_TIER");
   if (value == nullptr || *value == '\0') return -1;

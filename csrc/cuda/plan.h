@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <string>
 
 // Which kernels compute a recurrence, and how they cut it up: a table of rules, and arithmetic on sizes. Plain
@@ -60,6 +61,11 @@ struct Plan {
 // that one. Throws std::invalid_argument for an unknown cell and std::runtime_error where a tier that was asked
 // for cannot compute the problem.
 Plan make_plan(const Problem& problem, const Device& device, int tier = -1, int refused = 0);
+
+// The same, of the first tier whose plan `fits`: the device is asked whether it can hold its blocks at once. Throws
+// std::runtime_error also where the one that was asked for does not.
+Plan find_plan(const Problem& problem, const Device& device, int tier, int refused,
+               const std::function<bool(const Plan&)>& fits);
 
 // From this many steps on a plan no longer depends on their number.
 extern const int64_t kManySteps;

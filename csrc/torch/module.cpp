@@ -6,7 +6,9 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
+#include <array>
 #include <cstdlib>
+#include <set>
 
 #include "cpu/dispatch.h"
 #include "cpu/distance.h"
@@ -138,8 +140,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan", &plan, py::kw_only(), py::arg("cell"), py::arg("math"), py::arg("backward") = false,
         py::arg("projected") = false, py::arg("T"), py::arg("B"), py::arg("H"), py::arg("D") = 1,
         py::arg("sms"), py::arg("capability"), py::arg("shared_bytes"), py::arg("clusters"),
-        py::arg("tier") = -1, py::arg("refused") = 0,
-        "How a GPU would compute a recurrence: csrc/cuda/plan.h says what the fields are.");
+        py::arg("tier") = -1, py::arg("fitting") = std::set<int>{1, 2},
+        "How a GPU would compute a recurrence, if it can hold the blocks of the tiers that are `fitting`: "
+        "csrc/cuda/plan.h says what the fields are.");
 #ifdef FASTRNN_CUDA
   m.def("plan_here", &plan_here, py::kw_only(), py::arg("cell"), py::arg("math"), py::arg("backward") = false,
         py::arg("projected") = false, py::arg("T"), py::arg("B"), py::arg("H"), py::arg("D") = 1,
