@@ -16,6 +16,7 @@ from cases import (
     float32_products,
     give,
     name_values,
+    run_python,
     take,
 )
 from conftest import use_device
@@ -367,6 +368,26 @@ def test_graph(tier, case, training):
         graph.replay()
         got = {name: t.clone() for name, t in results.items()}
         assert_same_bits(got, step(), f"replay {seed}")
+
+
+FIRST_CALL = """
+import torch, fastrnn
+x = torch.randn(5, 3, 7, device="cuda")
+x @ x.mT  # torch's own preparations
+layer = fastrnn.LSTM(7, 40, device="cuda")
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph), torch.no_grad():
+    y, _ = layer(x)
+graph.replay()
+assert torch.equal(y, layer(x)[0])
+"""
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_first_call_may_be_captured(tier):
+    """In a process that has neither loaded kernels nor asked what fits."""
+    done = run_python("-c", FIRST_CALL, env={"FASTRNN_CUDA_TIER": str(tier)})
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.alone
