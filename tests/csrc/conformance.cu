@@ -1,13 +1,18 @@
 // On a GPU: does every primitive of DeviceWarp (csrc/cuda/device_warp.cuh) do what HostWarp makes of it? The
 // kernels' logic is tested on the host with HostWarp (persistent_runner.cpp); this is what the host cannot see.
 //
-//   conformance               one line a test; returns 1 if one fails
+//   conformance               one line a test, then what a round of each exchange takes; returns 1 if a test fails
+//   conformance quick         few rounds and no times, for the sanitizers
 //   conformance lost_signal   waits for what never comes: returns 0 if that ends in an error, after 20 seconds
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <functional>
+#include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cuda/activations.h"
@@ -19,11 +24,24 @@ namespace {
 
 using host::HostWarp;
 
+struct Skipped {
+  std::string why;
+};
+
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(error));
-  std::exit(2);
+  cudaGetLastError();  // the next check asks for its own
+  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
+
+int attribute(cudaDeviceAttr name) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, name, 0), "cudaDeviceGetAttribute");
+  return value;
+}
+
+// So much shared memory leaves an SM no room for a second block.
+int most_shared() { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
 
 // Memory that the host and, by copies, the device see.
 template <class V>
@@ -45,27 +63,59 @@ class Buffer {
   V* device = nullptr;
 };
 
-enum class Start { plain, cooperative, cluster };
+struct Shape {
+  int blocks, threads;
+  int cluster = 0;  // blocks
+  bool cooperative = false;
+  int shared = 0;  // bytes
+};
+
+// What the runtime is told of a shape; it points into itself.
+struct Launch {
+  cudaLaunchConfig_t config{};
+  cudaLaunchAttribute attribute{};
+
+  template <class Kernel>
+  Launch(Kernel* kernel, const Shape& shape) {
+    config.gridDim = dim3(shape.blocks);
+    config.blockDim = dim3(shape.threads);
+    config.dynamicSmemBytes = shape.shared;
+    config.attrs = &attribute;
+    if (shape.cooperative) {
+      attribute.id = cudaLaunchAttributeCooperative;
+      attribute.val.cooperative = 1;
+      config.numAttrs = 1;
+    } else if (shape.cluster > 0) {
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster size");
+      attribute.id = cudaLaunchAttributeClusterDimension;
+      attribute.val.clusterDim = {static_cast<unsigned>(shape.cluster), 1, 1};
+      config.numAttrs = 1;
+    }
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared),
+          "shared memory");
+  }
+  Launch(const Launch&) = delete;
+};
 
 template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), int blocks, int threads, Start start,
-                   Arguments... arguments) {
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(blocks);
-  config.blockDim = dim3(threads);
-  cudaLaunchAttribute attribute{};
-  if (start == Start::cooperative) {
-    attribute.id = cudaLaunchAttributeCooperative;
-    attribute.val.cooperative = 1;
-  } else if (start == Start::cluster) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster size");
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
-  }
-  config.attrs = &attribute;
-  config.numAttrs = start == Start::plain ? 0 : 1;
-  config.dynamicSmemBytes = 16 << 10;
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
+void launch(void (*kernel)(Parameters...), const Shape& shape, Arguments... arguments) {
+  const Launch launch(kernel, shape);
+  check(cudaLaunchKernelEx(&launch.config, kernel, arguments...), "launch");
+}
+
+float milliseconds(const std::function<void()>& work) {
+  cudaEvent_t begin, end;
+  check(cudaEventCreate(&begin), "cudaEventCreate");
+  check(cudaEventCreate(&end), "cudaEventCreate");
+  check(cudaEventRecord(begin), "cudaEventRecord");
+  work();
+  check(cudaEventRecord(end), "cudaEventRecord");
+  check(cudaEventSynchronize(end), "a kernel");
+  float result = 0;
+  check(cudaEventElapsedTime(&result, begin, end), "cudaEventElapsedTime");
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  return result;
 }
 
 __global__ void shuffle_kernel(uint32_t* out) {
@@ -79,7 +129,7 @@ __global__ void shuffle_kernel(uint32_t* out) {
 }
 bool shuffle_xor() {
   Buffer<uint32_t> out(1024, 0);
-  check(launch(shuffle_kernel, 1, 32, Start::plain, out.device), "launch");
+  launch(shuffle_kernel, {.blocks = 1, .threads = 32}, out.device);
   out.fetch();
   for (int mask = 1; mask < 32; mask *= 2) {
     for (int lane = 0; lane < 32; ++lane) {
@@ -89,61 +139,100 @@ bool shuffle_xor() {
   return true;
 }
 
-// Fragments of small whole numbers, whose products have exact sums.
+// Products in which every position of the fragments has a number of its own, and whose sums are exact. A has the
+// odd numbers +-1 .. +-255. In product p < places B has numbers in one place along k only, 2^column: whatever a
+// result adds to its accumulator is an odd number times a power of two, which tells from which position of A it
+// comes and from which column of B, and p tells the place. That is less than 2^15 and accumulators are 2^16
+// apart, so a result tells its accumulator too. Two exchanged positions, registers, halves or lanes therefore
+// change a result. The last product sums along all of k, with odd numbers in B.
 template <Math math>
-uint32_t fragment_word(int i) {
-  const auto number = [](int seed) { return static_cast<float>((seed * 37 + 11) % 17 - 8); };
-  if constexpr (math == Math::tf32) {
-    return bit_cast<uint32_t>(number(i));
-  } else {
-    using T = std::conditional_t<math == Math::bf16, bf16, fp16>;
-    return from_real<T>(number(2 * i)).bits | static_cast<uint32_t>(from_real<T>(number(2 * i + 1)).bits)
-                                                  << 16;
+struct Fragments {
+  static constexpr int per_word = math == Math::tf32 ? 1 : 2;
+  static constexpr int places = 2 * 4 * per_word;  // along k: register, lane % 4, half
+  static constexpr int products = places + 1;
+
+  static float odd(int i) { return static_cast<float>((i / 2 * 2 + 1) * (i % 2 ? -1 : 1)); }
+  static uint32_t bits(float number) {
+    if constexpr (math == Math::tf32) {
+      return bit_cast<uint32_t>(number);
+    } else {
+      return from_real<std::conditional_t<math == Math::bf16, bf16, fp16>>(number).bits;
+    }
   }
-}
+  template <class F>  // number(half)
+  static uint32_t word(const F& number) {
+    uint32_t result = 0;
+    for (int half = 0; half < per_word; ++half) result |= bits(number(half)) << 16 * half;
+    return result;
+  }
+
+  static uint32_t a(int i, int lane) {
+    return word([&](int half) { return odd((i * 32 + lane) * per_word + half); });
+  }
+  static uint32_t b(int product, int i, int lane) {
+    return word([&](int half) {
+      if (product == places) return odd((i * 32 + lane) * per_word + half);
+      return (i * 4 + lane % 4) * per_word + half == product ? std::ldexp(1.0f, lane / 4) : 0.0f;
+    });
+  }
+  static float c(int i, int lane) { return std::ldexp(static_cast<float>(i * 32 + lane - 64), 16); }
+};
 template <Math math>
-__global__ void mma_kernel(const uint32_t* words, float* out) {
+__global__ void mma_kernel(const uint32_t* a_words, const uint32_t* b_words, float* sums) {
+#if __CUDA_ARCH__ >= 800
   DeviceWarp warp;
   DeviceWarp::var<float> c[4];
   DeviceWarp::var<uint32_t> a[4], b[2];
   warp.lanes([&](int lane) {
-    for (int i = 0; i < 4; ++i) a[i][lane] = words[i * 32 + lane], c[i][lane] = i + lane;
-    for (int i = 0; i < 2; ++i) b[i][lane] = words[(4 + i) * 32 + lane];
+    for (int i = 0; i < 4; ++i) a[i][lane] = a_words[i * 32 + lane], c[i][lane] = sums[i * 32 + lane];
+    for (int i = 0; i < 2; ++i) b[i][lane] = b_words[i * 32 + lane];
   });
   warp.mma<math>(c, a, b);
   warp.lanes([&](int lane) {
-    for (int i = 0; i < 4; ++i) out[i * 32 + lane] = c[i][lane];
+    for (int i = 0; i < 4; ++i) sums[i * 32 + lane] = c[i][lane];
   });
+#endif
 }
 template <Math math>
 bool mma() {
-  Buffer<uint32_t> words(6 * 32, 0);
-  for (int i = 0; i < 6 * 32; ++i) words.host[i] = fragment_word<math>(i);
-  Buffer<uint32_t> copy(words.host);
-  Buffer<float> out(4 * 32, 0);
-  check(launch(mma_kernel<math>, 1, 32, Start::plain, copy.device, out.device), "launch");
-  out.fetch();
-  HostWarp::var<float> c[4];
-  HostWarp::var<uint32_t> a[4], b[2];
-  for (int lane = 0; lane < 32; ++lane) {
-    for (int i = 0; i < 4; ++i)
-      a[i][lane] = words.host[i * 32 + lane], c[i][lane] = static_cast<float>(i + lane);
-    for (int i = 0; i < 2; ++i) b[i][lane] = words.host[(4 + i) * 32 + lane];
-  }
-  HostWarp::mma<math>(c, a, b);
-  for (int i = 0; i < 4 * 32; ++i) {
-    if (out.host[i] != c[i / 32][i % 32]) return false;
+  using F = Fragments<math>;
+  for (int product = 0; product < F::products; ++product) {
+    HostWarp::var<float> c[4];
+    HostWarp::var<uint32_t> a[4], b[2];
+    std::vector<uint32_t> a_words, b_words;
+    std::vector<float> sums;
+    for (int i = 0; i < 4; ++i) {
+      for (int lane = 0; lane < 32; ++lane) {
+        a_words.push_back(a[i][lane] = F::a(i, lane));
+        sums.push_back(c[i][lane] = F::c(i, lane));
+        if (i < 2) b_words.push_back(b[i][lane] = F::b(product, i, lane));
+      }
+    }
+    Buffer<uint32_t> device_a(a_words), device_b(b_words);
+    Buffer<float> device_sums(sums);
+    launch(mma_kernel<math>, {.blocks = 1, .threads = 32}, device_a.device, device_b.device,
+           device_sums.device);
+    device_sums.fetch();
+    HostWarp::mma<math>(c, a, b);
+    for (int i = 0; i < 4 * 32; ++i) {
+      if (device_sums.host[i] != c[i / 32][i % 32]) return false;
+    }
   }
   return true;
 }
 
 // Rounds in which every block writes, says so, waits for all and reads what all have written: where the last
-// round's numbers stood in the same cache lines.
-constexpr int kRounds = 2000;
-__global__ void counter_kernel(uint32_t* data, uint32_t* counter, uint32_t* wrong) {
+// round's numbers stood in the same cache lines. Unless `checked` it does not read: that is what is timed, with
+// the writes, which the signal waits for, and with the two block_sync() that the grid's exchange has.
+int rounds = 2000;
+template <bool checked>
+__global__ void counter_kernel(int rounds, int shared_bytes, uint32_t* data, uint32_t* counter,
+                               uint32_t* wrong) {
   DeviceWarp warp;
   const int blocks = gridDim.x;
-  for (int round = 0; round < kRounds; ++round) {
+  uint32_t* const last_word = warp.shared<uint32_t>(shared_bytes - 4);
+  if (threadIdx.x == 0) *last_word = blockIdx.x;
+  for (int round = 0; round < rounds; ++round) {
     uint32_t* const mine = data + round % 2 * blocks * 64;
     if (threadIdx.x < 64) mine[blockIdx.x * 64 + threadIdx.x] = round * 1000 + blockIdx.x;
     warp.block_sync();
@@ -152,32 +241,47 @@ __global__ void counter_kernel(uint32_t* data, uint32_t* counter, uint32_t* wron
       warp.wait_counter(counter, blocks * (round + 1));
     }
     warp.block_sync();
-    for (int i = threadIdx.x; i < blocks * 64; i += blockDim.x) {
-      if (warp.load_fresh<uint32_t>(mine + i) != static_cast<uint32_t>(round * 1000 + i / 64))
+    if constexpr (checked) {
+      for (int i = threadIdx.x; i < blocks * 64; i += blockDim.x) {
+        if (warp.load_fresh<uint32_t>(mine + i) != static_cast<uint32_t>(round * 1000 + i / 64))
+          atomicAdd(wrong, 1);
+      }
+      for (int i = threadIdx.x; i < blocks * 16; i += blockDim.x) {
+        const Quad quad = warp.load_fresh<Quad>(mine + 4 * i);
+        if (quad.of[3] != static_cast<uint32_t>(round * 1000 + i / 16)) atomicAdd(wrong, 1);
+      }
+      if (warp.load_fresh<unsigned short>(mine) != static_cast<unsigned short>(round * 1000))
         atomicAdd(wrong, 1);
     }
-    for (int i = threadIdx.x; i < blocks * 16; i += blockDim.x) {
-      const Quad quad = warp.load_fresh<Quad>(mine + 4 * i);
-      if (quad.of[3] != static_cast<uint32_t>(round * 1000 + i / 16)) atomicAdd(wrong, 1);
-    }
-    if (warp.load_fresh<unsigned short>(mine) != static_cast<unsigned short>(round * 1000))
-      atomicAdd(wrong, 1);
   }
+  if (threadIdx.x == 0 && *last_word != blockIdx.x) atomicAdd(wrong, 1);
 }
-bool signal_and_wait_counter() {
-  const int blocks = 32;
+// Returns whether all was right, and the time of the launch.
+template <bool checked>
+std::pair<bool, float> run_counter(int blocks, int shared) {
   Buffer<uint32_t> data(2 * blocks * 64, 0), counter(1, 0), wrong(1, 0);
-  check(launch(counter_kernel, blocks, 128, Start::cooperative, data.device, counter.device, wrong.device),
-        "cooperative launch");
-  return wrong.fetch()[0] == 0;
+  const float time = milliseconds([&] {
+    launch(counter_kernel<checked>, {.blocks = blocks, .threads = 128, .cooperative = true, .shared = shared},
+           rounds, shared, data.device, counter.device, wrong.device);
+  });
+  return {wrong.fetch()[0] == 0, time};
 }
+int blocks_of_large_grid() { return std::min(128, attribute(cudaDevAttrMultiProcessorCount)); }
 
-// The same through the shared memory of a cluster: two buffers behind the barriers at 0 and 8.
-__global__ void push_kernel(uint32_t* wrong) {
+// The same through the shared memory of a cluster: two buffers behind the barriers at 0 and 8, at the memory's
+// far end. Every word that is ever pushed is another number, so that none can come from another round, cluster
+// or block, or go to another, unseen. Unless `checked` nobody reads them: pushes and waits are what is timed.
+constexpr int kPushThreads = 64;
+template <bool checked>
+__global__ void push_kernel(int rounds, int shared_bytes, int blocks, uint32_t* wrong) {
 #if __CUDA_ARCH__ >= 900
   DeviceWarp warp;
-  const int blocks = gridDim.x, words = blocks * 64;
-  const auto place = [&](int round, int i) { return 128 + (round % 2 * words + i) * 4; };
+  const int words = blocks * kPushThreads;
+  const int clusters = gridDim.x / blocks, cluster = blockIdx.x / blocks, me = blockIdx.x % blocks;
+  const auto place = [&](int round, int i) { return shared_bytes - 4 * (words * (1 + round % 2) - i); };
+  const auto number = [&](int round, int to, int i) {
+    return static_cast<uint32_t>(((round * clusters + cluster) * blocks + to) * words + i);
+  };
   if (warp.warp() == 0) {
     for (int buffer = 0; buffer < 2; ++buffer) {
       warp.barrier_init(8 * buffer);
@@ -185,28 +289,50 @@ __global__ void push_kernel(uint32_t* wrong) {
     }
   }
   warp.cluster_sync();
-  for (int round = 0; round < kRounds; ++round) {
+  for (int round = 0; round < rounds; ++round) {
     const int at = 8 * (round % 2);
     for (int rank = 0; rank < blocks; ++rank) {
-      const int i = blockIdx.x * 64 + threadIdx.x;
-      warp.push(threadIdx.x % 32, rank, place(round, i), round * 1000 + i, at);
+      const int i = me * kPushThreads + threadIdx.x;
+      warp.push(threadIdx.x % 32, rank, place(round, i), number(round, rank, i), at);
     }
     warp.barrier_wait(at, round / 2 % 2);
-    if (warp.warp() == 0 && round + 2 < kRounds) warp.barrier_expect(at, 4 * words);
-    for (int i = threadIdx.x; i < words; i += blockDim.x) {
-      if (*warp.shared<uint32_t>(place(round, i)) != static_cast<uint32_t>(round * 1000 + i))
-        atomicAdd(wrong, 1);
+    if (warp.warp() == 0 && round + 2 < rounds) warp.barrier_expect(at, 4 * words);
+    if constexpr (checked) {
+      for (int i = threadIdx.x; i < words; i += blockDim.x) {
+        if (*warp.shared<uint32_t>(place(round, i)) != number(round, me, i)) atomicAdd(wrong, 1);
+      }
+      warp.block_sync();
     }
-    warp.block_sync();
   }
   warp.cluster_sync();
 #endif
 }
-template <int blocks>
-bool push_and_barrier_wait() {
+Shape push_shape(int blocks, int clusters) {
+  return {.blocks = blocks * clusters, .threads = kPushThreads, .cluster = blocks, .shared = most_shared()};
+}
+template <bool checked>
+int clusters_at_once(int blocks) {
+  const Launch launch(push_kernel<checked>, push_shape(blocks, 1));
+  int clusters = 0;
+  if (cudaOccupancyMaxActiveClusters(&clusters, push_kernel<checked>, &launch.config) != cudaSuccess) {
+    cudaGetLastError();  // a device may know no clusters of this size
+    return 0;
+  }
+  return clusters;
+}
+template <bool checked>
+std::pair<bool, float> run_push(int blocks, int clusters) {
   Buffer<uint32_t> wrong(1, 0);
-  check(launch(push_kernel, blocks, 64, Start::cluster, wrong.device), "cluster launch");
-  return wrong.fetch()[0] == 0;
+  const float time = milliseconds([&] {
+    launch(push_kernel<checked>, push_shape(blocks, clusters), rounds, most_shared(), blocks, wrong.device);
+  });
+  return {wrong.fetch()[0] == 0, time};
+}
+bool push_and_barrier_wait(int blocks, bool all_clusters) {
+  const int clusters = clusters_at_once<true>(blocks);
+  if (clusters == 0) throw Skipped{"the device holds no such cluster"};
+  if (all_clusters && clusters == 1) throw Skipped{"the device holds one such cluster"};
+  return run_push<true>(blocks, all_clusters ? clusters : 1).first;
 }
 
 __global__ void numbers_kernel(float* from_bf16, float* from_fp16, uint16_t* bf16_of, uint16_t* fp16_of,
@@ -271,38 +397,75 @@ bool activations() {
 __global__ void lost_signal_kernel(uint32_t* counter) { DeviceWarp().wait_counter(counter, 1); }
 bool lost_signal_is_an_error() {
   Buffer<uint32_t> counter(1, 0);
-  check(launch(lost_signal_kernel, 1, 32, Start::plain, counter.device), "launch");
+  launch(lost_signal_kernel, {.blocks = 1, .threads = 32}, counter.device);
   return cudaDeviceSynchronize() != cudaSuccess;
 }
 
 struct Test {
-  const char* name;
+  std::string name;
   int capability;  // at least
-  bool (*run)();
+  std::function<bool()> run;
 };
-const Test kTests[] = {
-    {"shuffle_xor", 75, shuffle_xor},
-    {"mma bf16", 80, mma<Math::bf16>},
-    {"mma fp16", 80, mma<Math::fp16>},
-    {"mma tf32", 80, mma<Math::tf32>},
-    {"numbers", 75, numbers},
-    {"activations", 75, activations},
-    {"signal, wait_counter, load_fresh, block_sync", 80, signal_and_wait_counter},
-    {"push, barrier_wait, cluster_sync: 1 block", 90, push_and_barrier_wait<1>},
-    {"push, barrier_wait, cluster_sync: 4 blocks", 90, push_and_barrier_wait<4>},
-    {"push, barrier_wait, cluster_sync: 8 blocks", 90, push_and_barrier_wait<8>},
-    {"push, barrier_wait, cluster_sync: 16 blocks", 90, push_and_barrier_wait<16>},
-};
+constexpr int kClusterSizes[] = {1, 3, 4, 5, 8, 12, 16};
 
-int run_all(int capability) {
-  bool right = true;
-  for (const Test& test : kTests) {
-    const bool possible = capability >= test.capability, passed = !possible || test.run();
-    std::printf("%-45s %s\n", test.name, !possible ? "skipped: older device" : passed ? "passed" : "FAILED");
-    std::fflush(stdout);
-    right = right && passed;
+std::vector<Test> tests() {
+  std::vector<Test> all = {
+      {"shuffle_xor", 75, shuffle_xor},  {"mma bf16", 80, mma<Math::bf16>}, {"mma fp16", 80, mma<Math::fp16>},
+      {"mma tf32", 80, mma<Math::tf32>}, {"numbers", 75, numbers},          {"activations", 75, activations},
+  };
+  const std::string counter = "signal, wait_counter, load_fresh, block_sync: ";
+  all.push_back({counter + "32 blocks", 80, [] { return run_counter<true>(32, 16 << 10).first; }});
+  all.push_back({counter + "an SM each", 80,
+                 [] { return run_counter<true>(blocks_of_large_grid(), most_shared()).first; }});
+  for (const int blocks : kClusterSizes) {
+    const std::string push = "push, barrier_wait, cluster_sync: " + std::to_string(blocks) + " blocks";
+    all.push_back({push, 90, [=] { return push_and_barrier_wait(blocks, false); }});
+    all.push_back({push + ", all clusters", 90, [=] { return push_and_barrier_wait(blocks, true); }});
   }
-  return right ? 0 : 1;
+  return all;
+}
+
+std::string outcome(const Test& test, int capability) {
+  if (capability < test.capability) return "skipped: older device";
+  try {
+    return test.run() ? "passed" : "FAILED";
+  } catch (const Skipped& skipped) {
+    return "skipped: " + skipped.why;
+  } catch (const std::runtime_error& error) {
+    return std::string("FAILED: ") + error.what();
+  }
+}
+
+bool run_tests(int capability) {
+  bool right = true;
+  for (const Test& test : tests()) {
+    const std::string result = outcome(test, capability);
+    std::printf("%-60s %s\n", test.name.c_str(), result.c_str());
+    std::fflush(stdout);
+    right = right && result.rfind("FAILED", 0) != 0;
+  }
+  return right;
+}
+
+// Of several launches the shortest: the first one loads the kernel, and the clocks rise.
+void print_time(const std::string& name, const std::function<float()>& milliseconds_of_a_launch) {
+  float shortest = INFINITY;
+  for (int i = 0; i < 6; ++i) shortest = std::min(shortest, milliseconds_of_a_launch());
+  std::printf("timing %s: %.1f ns a round\n", name.c_str(), shortest * 1e6 / rounds);
+  std::fflush(stdout);
+}
+
+void print_times(int capability) {
+  for (const int blocks : {8, 32, 64, 128}) {
+    if (capability < 80 || blocks > blocks_of_large_grid()) continue;
+    print_time("counter of " + std::to_string(blocks) + " blocks",
+               [=] { return run_counter<false>(blocks, most_shared()).second; });
+  }
+  for (const int blocks : kClusterSizes) {
+    if (capability < 90 || clusters_at_once<false>(blocks) == 0) continue;
+    print_time("push to " + std::to_string(blocks) + " blocks",
+               [=] { return run_push<false>(blocks, 1).second; });
+  }
 }
 
 }  // namespace
@@ -310,8 +473,18 @@ int run_all(int capability) {
 
 int main(int argc, char** argv) {
   using namespace fastrnn::cuda;
-  cudaDeviceProp properties;
-  check(cudaGetDeviceProperties(&properties, 0), "no GPU");
-  if (argc > 1 && std::string(argv[1]) == "lost_signal") return lost_signal_is_an_error() ? 0 : 1;
-  return run_all(10 * properties.major + properties.minor);
+  const std::string argument = argc > 1 ? argv[1] : "";
+  try {
+    if (argument == "lost_signal") return lost_signal_is_an_error() ? 0 : 1;
+    const bool quick = argument == "quick";
+    if (quick) rounds = 20;
+    const int capability =
+        10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
+    const bool right = run_tests(capability);
+    if (!quick) print_times(capability);
+    return right ? 0 : 1;
+  } catch (const std::runtime_error& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 2;
+  }
 }
