@@ -12,7 +12,6 @@
 #include <functional>
 #include <stdexcept>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "cuda/activations.h"
@@ -70,7 +69,7 @@ struct Shape {
   int shared = 0;  // bytes
 };
 
-// What the runtime is told of a shape; it points into itself.
+// What the runtime is told of a launch; it points into itself.
 struct Launch {
   cudaLaunchConfig_t config{};
   cudaLaunchAttribute attribute{};
@@ -103,12 +102,19 @@ void launch(void (*kernel)(Parameters...), const Shape& shape, Arguments... argu
   check(cudaLaunchKernelEx(&launch.config, kernel, arguments...), "launch");
 }
 
-float milliseconds(const std::function<void()>& work) {
+struct Run {
+  bool right;
+  float milliseconds;
+};
+
+template <class... Parameters, class... Arguments>
+float milliseconds(void (*kernel)(Parameters...), const Shape& shape, Arguments... arguments) {
+  const Launch launch(kernel, shape);
   cudaEvent_t begin, end;
   check(cudaEventCreate(&begin), "cudaEventCreate");
   check(cudaEventCreate(&end), "cudaEventCreate");
   check(cudaEventRecord(begin), "cudaEventRecord");
-  work();
+  check(cudaLaunchKernelEx(&launch.config, kernel, arguments...), "launch");
   check(cudaEventRecord(end), "cudaEventRecord");
   check(cudaEventSynchronize(end), "a kernel");
   float result = 0;
@@ -256,14 +262,12 @@ __global__ void counter_kernel(int rounds, int shared_bytes, uint32_t* data, uin
   }
   if (threadIdx.x == 0 && *last_word != blockIdx.x) atomicAdd(wrong, 1);
 }
-// Returns whether all was right, and the time of the launch.
 template <bool checked>
-std::pair<bool, float> run_counter(int blocks, int shared) {
+Run run_counter(int blocks, int shared) {
   Buffer<uint32_t> data(2 * blocks * 64, 0), counter(1, 0), wrong(1, 0);
-  const float time = milliseconds([&] {
-    launch(counter_kernel<checked>, {.blocks = blocks, .threads = 128, .cooperative = true, .shared = shared},
-           rounds, shared, data.device, counter.device, wrong.device);
-  });
+  const Shape shape{.blocks = blocks, .threads = 128, .cooperative = true, .shared = shared};
+  const float time =
+      milliseconds(counter_kernel<checked>, shape, rounds, shared, data.device, counter.device, wrong.device);
   return {wrong.fetch()[0] == 0, time};
 }
 int blocks_of_large_grid() { return std::min(128, attribute(cudaDevAttrMultiProcessorCount)); }
@@ -321,18 +325,17 @@ int clusters_at_once(int blocks) {
   return clusters;
 }
 template <bool checked>
-std::pair<bool, float> run_push(int blocks, int clusters) {
+Run run_push(int blocks, int clusters) {
   Buffer<uint32_t> wrong(1, 0);
-  const float time = milliseconds([&] {
-    launch(push_kernel<checked>, push_shape(blocks, clusters), rounds, most_shared(), blocks, wrong.device);
-  });
+  const float time = milliseconds(push_kernel<checked>, push_shape(blocks, clusters), rounds, most_shared(),
+                                  blocks, wrong.device);
   return {wrong.fetch()[0] == 0, time};
 }
 bool push_and_barrier_wait(int blocks, bool all_clusters) {
   const int clusters = clusters_at_once<true>(blocks);
   if (clusters == 0) throw Skipped{"the device holds no such cluster"};
   if (all_clusters && clusters == 1) throw Skipped{"the device holds one such cluster"};
-  return run_push<true>(blocks, all_clusters ? clusters : 1).first;
+  return run_push<true>(blocks, all_clusters ? clusters : 1).right;
 }
 
 __global__ void numbers_kernel(float* from_bf16, float* from_fp16, uint16_t* bf16_of, uint16_t* fp16_of,
@@ -414,13 +417,13 @@ std::vector<Test> tests() {
       {"mma tf32", 80, mma<Math::tf32>}, {"numbers", 75, numbers},          {"activations", 75, activations},
   };
   const std::string counter = "signal, wait_counter, load_fresh, block_sync: ";
-  all.push_back({counter + "32 blocks", 80, [] { return run_counter<true>(32, 16 << 10).first; }});
-  all.push_back({counter + "an SM each", 80,
-                 [] { return run_counter<true>(blocks_of_large_grid(), most_shared()).first; }});
+  all.push_back({counter + "32 blocks", 80, [] { return run_counter<true>(32, 16 << 10).right; }});
+  all.push_back({counter + "one block an SM", 80,
+                 [] { return run_counter<true>(blocks_of_large_grid(), most_shared()).right; }});
   for (const int blocks : kClusterSizes) {
-    const std::string push = "push, barrier_wait, cluster_sync: " + std::to_string(blocks) + " blocks";
-    all.push_back({push, 90, [=] { return push_and_barrier_wait(blocks, false); }});
-    all.push_back({push + ", all clusters", 90, [=] { return push_and_barrier_wait(blocks, true); }});
+    const std::string push = "push, barrier_wait, cluster_sync: ", size = " of " + std::to_string(blocks);
+    all.push_back({push + "one cluster" + size, 90, [=] { return push_and_barrier_wait(blocks, false); }});
+    all.push_back({push + "all clusters" + size, 90, [=] { return push_and_barrier_wait(blocks, true); }});
   }
   return all;
 }
@@ -458,13 +461,13 @@ void print_time(const std::string& name, const std::function<float()>& milliseco
 void print_times(int capability) {
   for (const int blocks : {8, 32, 64, 128}) {
     if (capability < 80 || blocks > blocks_of_large_grid()) continue;
-    print_time("counter of " + std::to_string(blocks) + " blocks",
-               [=] { return run_counter<false>(blocks, most_shared()).second; });
+    print_time("counter, " + std::to_string(blocks) + " blocks",
+               [=] { return run_counter<false>(blocks, most_shared()).milliseconds; });
   }
   for (const int blocks : kClusterSizes) {
     if (capability < 90 || clusters_at_once<false>(blocks) == 0) continue;
-    print_time("push to " + std::to_string(blocks) + " blocks",
-               [=] { return run_push<false>(blocks, 1).second; });
+    print_time("push, cluster of " + std::to_string(blocks),
+               [=] { return run_push<false>(blocks, 1).milliseconds; });
   }
 }
 
