@@ -56,8 +56,7 @@ FACT_SECONDS, TEST_SECONDS, MODE_SECONDS = 20, 60, 90  # after which it hangs
 SHARD_TESTS = 250  # of a process, about
 WIDTH = 8  # programs at the same time
 SANITIZER_TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-# Seconds that a kernel waits for another block: not long, as that may be in vain, but without limit (0) where
-# a sanitizer slows it down.
+# Seconds that a kernel waits for another block: not long, as that may be in vain.
 WAIT = "FASTRNN_CUDA_WAIT_SECONDS"
 TESTS_FAILED, NO_TESTS = 1, 5  # exit statuses of pytest
 
@@ -249,7 +248,7 @@ def sanitizers(check: Check) -> bool:
     for tool in SANITIZER_TOOLS:
         options = [f"--tool={tool}", "--error-exitcode=1", "--print-limit=20"]
         arguments = ["compute-sanitizer", *options, CONFORMANCE, "quick"]
-        commands.append(Command(tool, [arguments], {WAIT: "0"}, needs=("compute-sanitizer", CONFORMANCE)))
+        commands.append(Command(tool, [arguments], needs=("compute-sanitizer", CONFORMANCE)))
     check.run_together(commands, check.run_command)
     return True
 

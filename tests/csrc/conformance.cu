@@ -125,7 +125,7 @@ float milliseconds(void (*kernel)(Parameters...), const Shape& shape, Arguments.
 }
 
 __global__ void shuffle_kernel(uint32_t* out) {
-  DeviceWarp warp;
+  DeviceWarp warp(0);
   for (int mask = 1; mask < 32; mask *= 2) {
     DeviceWarp::var<uint32_t> value;
     warp.lanes([&](int lane) { value[lane] = 100 + lane; });
@@ -186,7 +186,7 @@ struct Fragments {
 template <Math math>
 __global__ void mma_kernel(const uint32_t* a_words, const uint32_t* b_words, float* sums) {
 #if __CUDA_ARCH__ >= 800
-  DeviceWarp warp;
+  DeviceWarp warp(0);
   DeviceWarp::var<float> c[4];
   DeviceWarp::var<uint32_t> a[4], b[2];
   warp.lanes([&](int lane) {
@@ -231,10 +231,11 @@ bool mma() {
 // round's numbers stood in the same cache lines. Unless `checked` it does not read: that is what is timed, with
 // the writes, which the signal waits for, and with the two block_sync() that the grid's exchange has.
 int rounds = 2000;
+uint64_t wait_limit = 20'000'000'000;  // nanoseconds
 template <bool checked>
-__global__ void counter_kernel(int rounds, int shared_bytes, uint32_t* data, uint32_t* counter,
-                               uint32_t* wrong) {
-  DeviceWarp warp;
+__global__ void counter_kernel(int rounds, uint64_t wait_limit, int shared_bytes, uint32_t* data,
+                               uint32_t* counter, uint32_t* wrong) {
+  DeviceWarp warp(wait_limit);
   const int blocks = gridDim.x;
   uint32_t* const last_word = warp.shared<uint32_t>(shared_bytes - 4);
   if (threadIdx.x == 0) *last_word = blockIdx.x;
@@ -244,7 +245,7 @@ __global__ void counter_kernel(int rounds, int shared_bytes, uint32_t* data, uin
     warp.block_sync();
     if (warp.warp() == 0) {
       warp.signal(counter);
-      warp.wait_counter(counter, blocks * (round + 1));
+      warp.wait_counter(counter, blocks * (round + 1), round > 0);
     }
     warp.block_sync();
     if constexpr (checked) {
@@ -266,8 +267,8 @@ template <bool checked>
 Run run_counter(int blocks, int shared) {
   Buffer<uint32_t> data(2 * blocks * 64, 0), counter(1, 0), wrong(1, 0);
   const Shape shape{.blocks = blocks, .threads = 128, .cooperative = true, .shared = shared};
-  const float time =
-      milliseconds(counter_kernel<checked>, shape, rounds, shared, data.device, counter.device, wrong.device);
+  const float time = milliseconds(counter_kernel<checked>, shape, rounds, wait_limit, shared, data.device,
+                                  counter.device, wrong.device);
   return {wrong.fetch()[0] == 0, time};
 }
 int blocks_of_large_grid() { return std::min(128, attribute(cudaDevAttrMultiProcessorCount)); }
@@ -277,9 +278,9 @@ int blocks_of_large_grid() { return std::min(128, attribute(cudaDevAttrMultiProc
 // or block, or go to another, unseen. Unless `checked` nobody reads them: pushes and waits are what is timed.
 constexpr int kPushThreads = 64;
 template <bool checked>
-__global__ void push_kernel(int rounds, int shared_bytes, int blocks, uint32_t* wrong) {
+__global__ void push_kernel(int rounds, uint64_t wait_limit, int shared_bytes, int blocks, uint32_t* wrong) {
 #if __CUDA_ARCH__ >= 900
-  DeviceWarp warp;
+  DeviceWarp warp(wait_limit);
   const int words = blocks * kPushThreads;
   const int clusters = gridDim.x / blocks, cluster = blockIdx.x / blocks, me = blockIdx.x % blocks;
   const auto place = [&](int round, int i) { return shared_bytes - 4 * (words * (1 + round % 2) - i); };
@@ -327,8 +328,8 @@ int clusters_at_once(int blocks) {
 template <bool checked>
 Run run_push(int blocks, int clusters) {
   Buffer<uint32_t> wrong(1, 0);
-  const float time = milliseconds(push_kernel<checked>, push_shape(blocks, clusters), rounds, most_shared(),
-                                  blocks, wrong.device);
+  const float time = milliseconds(push_kernel<checked>, push_shape(blocks, clusters), rounds, wait_limit,
+                                  most_shared(), blocks, wrong.device);
   return {wrong.fetch()[0] == 0, time};
 }
 bool push_and_barrier_wait(int blocks, bool all_clusters) {
@@ -397,10 +398,12 @@ bool activations() {
   return true;
 }
 
-__global__ void lost_signal_kernel(uint32_t* counter) { DeviceWarp().wait_counter(counter, 1); }
+__global__ void lost_signal_kernel(uint64_t wait_limit, uint32_t* counter) {
+  DeviceWarp(wait_limit).wait_counter(counter, 1, true);
+}
 bool lost_signal_is_an_error() {
   Buffer<uint32_t> counter(1, 0);
-  launch(lost_signal_kernel, {.blocks = 1, .threads = 32}, counter.device);
+  launch(lost_signal_kernel, {.blocks = 1, .threads = 32}, wait_limit, counter.device);
   return cudaDeviceSynchronize() != cudaSuccess;
 }
 
@@ -480,7 +483,7 @@ int main(int argc, char** argv) {
   try {
     if (argument == "lost_signal") return lost_signal_is_an_error() ? 0 : 1;
     const bool quick = argument == "quick";
-    if (quick) rounds = 20;
+    if (quick) rounds = 20, wait_limit = 0;  // sanitizers are slow
     const int capability =
         10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
     const bool right = run_tests(capability);
