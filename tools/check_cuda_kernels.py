@@ -37,7 +37,7 @@ BATCH_TILES = {1: 2, 2: 1}  # of 8 sequences, by tier
 MATRIX = {"bf16": "HMMA.16816.F32.BF16", "fp16": "HMMA.16816.F32", "tf32": "HMMA.1688.F32.TF32"}
 
 INSTRUCTION = re.compile(
-    r"\s*/\*(?P<at>[0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(?P<name>[A-Z][\w.]*)\s*(?P<operands>[^;]*);"
+    r"\s*/\*(?P<at>[0-9a-f]{4,})\*/\s+(?P<guard>@!?U?P\w+\s+)?(?P<name>[A-Z][\w.]*)\s*(?P<operands>[^;]*);"
 )
 NAME = re.compile(
     r"sweep<fastrnn::cuda::(?P<role>Forward|Backward)Role<fastrnn::cells::(?P<cell>\w+(?:<[\w:]+>)?), "
@@ -55,6 +55,7 @@ class Instruction:
     at: int
     name: str
     operands: list[str]
+    guarded: bool  # by a predicate
 
     def registers(self, operand: int, count: int = 1) -> range:
         """Those that an operand names, `count` in a row from the first."""
@@ -71,11 +72,12 @@ class Instruction:
         pair = load and (".64" in self.name or "M88.2" in self.name) or "WIDE" in self.name
         return self.registers(0, 2 if pair or self.name == "CS2R" else 1)
 
-    def reads(self, register: int) -> bool:
-        """Whether an operand names it, alone or as the first or second of an address."""
+    @cached_property
+    def read(self) -> set[int]:
+        """The registers that operands name, alone or as a pair."""
         sources = self.operands if self.name.startswith(("ST", "RED")) else self.operands[1:]
         found = re.findall(r"\bR(\d+)(\.64)?", " ".join(sources))
-        return any(register in (int(first), int(first) + bool(pair)) for first, pair in found)
+        return {int(first) + second for first, pair in found for second in range(1 + bool(pair))}
 
     @property
     def target(self) -> int | None:
@@ -194,17 +196,36 @@ def loads_weights_again(kernel: Kernel) -> str | None:
     return f"only {kept} of {expected} products have a factor from before it" if kept < expected else None
 
 
+def find_use(registers: Iterable[int], code: list[Instruction], start: int) -> Instruction | None:
+    """What reads one of the registers on a way through the code from `start`, before it is written again."""
+    registers = set(registers)
+    places = {i.at: k for k, i in enumerate(code)}
+    ways, seen = [start], set()
+    while ways:
+        k = ways.pop()
+        if k in seen or k >= len(code):
+            continue
+        seen.add(k)
+        instruction = code[k]
+        if registers & instruction.read:
+            return instruction
+        if registers & set(instruction.written) and not instruction.guarded:
+            continue
+        if instruction.target in places:
+            ways.append(places[instruction.target])
+        if instruction.target is None or instruction.guarded:
+            ways.append(k + 1)
+    return None
+
+
 def waits_for_loads(kernel: Kernel) -> str | None:
     """Loads that are issued before the wait for the other blocks are to be under way during it."""
     window = kernel.before_wait
     for at, load in enumerate(window):
         if not load.name.startswith("LDG") or load.name == POLLS[1]:
             continue
-        for later in window[at + 1 :]:
-            if any(later.reads(register) for register in load.written):
-                return f"{load.name} at {load.at:#x} is used at {later.at:#x}, before the wait"
-            if set(load.written) & set(later.written):
-                break
+        if later := find_use(load.written, window, at + 1):
+            return f"{load.name} at {load.at:#x} is used at {later.at:#x}, before the wait"
     loads = any(i.name.startswith("LDG") for i in window)
     return None if loads or not kernel.time_loop else "no loads before the wait"
 
@@ -271,7 +292,8 @@ def read_kernels(cuobjdump: str, path: Path) -> Iterator[Kernel]:
                 kernel.stack = stacks[arch, found[1]]
         elif kernel and (found := INSTRUCTION.match(line)):
             operands = [operand.strip() for operand in found["operands"].split(",")]
-            kernel.code.append(Instruction(int(found["at"], 16), found["name"], operands))
+            guarded = bool(found["guard"])
+            kernel.code.append(Instruction(int(found["at"], 16), found["name"], operands, guarded))
     if kernel:
         yield kernel
 
