@@ -64,10 +64,11 @@ py::dict describe(const cuda::Problem& problem, const cuda::Plan& p) {
 
 py::dict plan(const std::string& cell, const std::string& math, bool backward, bool projected, int64_t T,
               int64_t B, int64_t H, int D, int sms, int capability, int64_t shared_bytes,
-              const std::array<int, cuda::kMostCluster>& clusters, int tier, int refused) {
+              const std::array<int, cuda::kMostCluster>& clusters, int tier, const std::set<int>& fitting) {
   const cuda::Problem problem{cell, find_math(math), backward, projected, T, B, H, D};
   const cuda::Device device{sms, capability, shared_bytes, clusters};
-  return describe(problem, cuda::make_plan(problem, device, tier, refused));
+  const auto fits = [&](const cuda::Plan& plan) { return fitting.count(plan.tier) > 0; };
+  return describe(problem, cuda::find_plan(problem, device, tier, 0, fits));
 }
 
 #ifdef FASTRNN_CUDA
