@@ -61,7 +61,7 @@ def can(tier: int, case: Case) -> bool:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTRNN_CUDA_TIER", str(tier))
         try:
-            make_plans(case.cell, case.T, case.B, case.H, PLAN_DTYPES[case.dtype], 1 + case.bidirectional)
+            make_plans(case.cell, case.H, case.B, PLAN_DTYPES[case.dtype], 1 + case.bidirectional, HERE)
         except RuntimeError:
             return False
     return True
@@ -126,7 +126,7 @@ def large_cases():
                 yield Case(cell, T=T, B=B, I=64, H=H, dtype=dtype)
 
 
-@pytest.mark.parametrize("case", large_cases(), ids=str)
+@pytest.mark.parametrize("case", list(large_cases()), ids=str)
 def test_large(case):
     """By the tier that the plan chooses."""
     check(case)
@@ -239,7 +239,7 @@ def cudnn_cases():
             )
 
 
-@pytest.mark.parametrize("case", cudnn_cases(), ids=str)
+@pytest.mark.parametrize("case", list(cudnn_cases()), ids=str)
 def test_is_cudnn(case):
     theirs = case.build(torch.nn).cuda()
     x, hx = case.inputs(fastrnn)
@@ -457,7 +457,6 @@ def test_tensor_on_the_cpu(cell, alone):
     assert issubclass(attempt(fastrnn), attempt(torch.nn))
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("tier", TIERS, indirect=True)
 def test_memory_is_from_the_allocator_of_torch(tier):
     """All that a call takes of the device it takes through torch, which has it back afterwards."""

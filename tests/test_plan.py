@@ -234,6 +234,5 @@ def test_on_a_gpu_the_device_is_known():
     here = Gpu.here()
     done = run_plan(*LAYER)
     assert done.returncode == 0, done.stderr
-    assert (
-        f"on {here.multi_processor_count} SMs of compute capability {here.major}.{here.minor}" in done.stdout
-    )
+    capability = ".".join(map(str, here.capability))
+    assert f"on {here.sms} SMs of compute capability {capability}" in done.stdout

@@ -112,7 +112,8 @@ def test_one_power_iteration_a_call(cell, step):
         got = call(x, hx)
         with torch.no_grad():
             getattr(plain, name).copy_(getattr(other, name))
-        assert all(map(torch.equal, got, call_of(case, step, plain)(x, hx)))
+        # Not to the bit: on a GPU torch.nn has joined the weights of one of them, which moves them in memory.
+        torch.testing.assert_close(got, call_of(case, step, plain)(x, hx), rtol=0, atol=1e-12)
 
 
 @each_cell
