@@ -57,7 +57,7 @@ def _load():
 _load()
 
 # These need the operators; some of them register what torch looks up.
-from . import flops, functional, onnx, per_sample, quantization, vmap  # noqa: E402, F401
+from . import fake, flops, functional, onnx, per_sample, quantization, vmap  # noqa: E402, F401
 from .conversion import convert, revert, summary  # noqa: E402
 from .functional import KindError  # noqa: E402
 from .installation import install, uninstall  # noqa: E402

@@ -10,7 +10,8 @@ import warnings
 import pytest
 import torch
 import torch._dynamo.testing
-from cases import EVERY_CELL, Case, device_of, give, take
+from cases import EVERY_CELL, Case, device_of, fastrnn_on, give, take
+from torch._subclasses import FakeTensorMode
 from torch.export import Dim
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
@@ -141,6 +142,34 @@ def test_packed_argument(one_graph, cell):
         return [y.data, *take(state)]
 
     agree(torch.compile(run, fullgraph=True, backend="aot_eager")(packed), run(packed))
+
+
+@pytest.mark.parametrize("save", [None, False, True], ids=["layer", "forward", "save"])
+@each_cell
+def test_batch_sizes_stay_on_the_cpu_in_a_graph(cell, save):
+    """Of a layer on a GPU, where all else is; tensors without data show it on every machine."""
+    case = Case(cell, B=3, I=5, H=8, form="packed")
+    options = (cell, False, False) if save is None else (cell, False, False, save)
+    op = torch.ops.fastrnn.layer if save is None else torch.ops.fastrnn.layer_forward
+    with fastrnn_on("cpu"):
+        layer, _, x, hx = case.prepare(fastrnn)
+    packed = case.pack(x.detach())
+    real = [packed.data, *hx, *layer._flat_weights]
+    want = op(packed.data, packed.batch_sizes, hx, layer._flat_weights, *options)
+    with FakeTensorMode() as mode:
+        data, *others = (torch.empty(t.shape, device="cuda") for t in real)
+        states, weights = others[: len(hx)], others[len(hx) :]
+        sizes = mode.from_tensor(packed.batch_sizes)
+        found = op(data, sizes, states, weights, *options)
+        assert [(t.shape, t.device.type) for t in found] == [(t.shape, "cuda") for t in want]
+        if save:
+            results = found[: 1 + len(hx)]
+            wanted = [True] * len(real)
+            saved = found[len(results) :]
+            found = torch.ops.fastrnn.layer_backward(
+                results, data, sizes, states, weights, *options[:3], [results[0], *saved], wanted
+            )
+            assert [(t.shape, t.device.type) for t in found] == [(t.shape, "cuda") for t in real]
 
 
 LENGTHS = [[4, 2, 0], [7, 7, 7], [0, 1, 0], [3, 9, 1, 0, 2]]
