@@ -48,7 +48,7 @@ format: $(VENV)/dev
 	clang-format -i $(CPP)
 
 # The tests run from a folder in which Python does not find ./fastrnn; without those of the sources and programs.
-TOOL_TESTS := benchmarks gpu_check persistent stepwise
+TOOL_TESTS := benchmarks fake_cuda gpu_check persistent stepwise
 cuda-wheel: export PATH := $(CURDIR)/$(CUDA_VENV)/bin:$(PATH)
 cuda-wheel: $(CUDA_VENV)/made $(SOURCES)
 	rm -rf $(CUDA_VENV)/wheel

@@ -61,7 +61,7 @@ def can(tier: int, case: Case) -> bool:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTRNN_CUDA_TIER", str(tier))
         try:
-            make_plans(case.cell, case.H, case.B, PLAN_DTYPES[case.dtype], 1 + case.bidirectional, HERE)
+            make_plans(case.cell, case.T, case.B, case.H, PLAN_DTYPES[case.dtype], 1 + case.bidirectional)
         except RuntimeError:
             return False
     return True
@@ -457,6 +457,7 @@ def test_tensor_on_the_cpu(cell, alone):
     assert issubclass(attempt(fastrnn), attempt(torch.nn))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("tier", TIERS, indirect=True)
 def test_memory_is_from_the_allocator_of_torch(tier):
     """All that a call takes of the device it takes through torch, which has it back afterwards."""
