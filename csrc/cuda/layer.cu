@@ -1,6 +1,5 @@
 // The kernels of every cell for one dtype, FASTRNN_DTYPE: this file is compiled once for each.
 
-#include <algorithm>
 #include <map>
 #include <mutex>
 #include <stdexcept>
@@ -54,8 +53,8 @@ class Plans {
  private:
   using Key = std::tuple<int, int, Math, bool, bool, int64_t, int64_t, int64_t, int>;
   static Key key_of(const Problem& p, int forced) {
-    return {current_device_index(),    forced, p.math, p.backward, p.projected,
-            std::min(p.T, kManySteps), p.B,    p.H,    p.D};
+    return {current_device_index(), forced, p.math, p.backward, p.projected,
+            steps_of_plan(p.T),     p.B,    p.H,    p.D};
   }
   static std::map<Key, Plan>& plans() {
     static std::map<Key, Plan> all;

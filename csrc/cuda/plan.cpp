@@ -44,6 +44,7 @@ constexpr Rule kRules[] = {
     {2, 90, kMostCluster, 4, 3, "the weights fit the registers of one cluster"},
     {1, 80, 0, 4, 3, "the weights fit the registers of the device"},
 };
+constexpr int64_t kMostCounted = 1 << 30;  // steps and sequences: the kernels count in 32 bits
 constexpr Plan kStepByStep{0, 0, 0, 0, 0, 0, 0, 1, 0, "a GEMM and a pointwise kernel for each step", 0};
 
 // The plan of a rule's tier, or nothing if the problem or the device does not allow it.
@@ -52,8 +53,7 @@ std::optional<Plan> plan_of(const Rule& rule, const Problem& problem, const Devi
     return std::nullopt;
   }
   if (choose && problem.T < rule.least_steps) return std::nullopt;
-  constexpr int64_t kMost = 1 << 30;  // the kernels count in 32 bits
-  if (std::max(problem.T, problem.B) > kMost) return std::nullopt;
+  if (std::max(problem.T, problem.B) > kMostCounted) return std::nullopt;
   const CellNumbers cell = find_cell(problem.cell);
   const WarpRows rows = warp_rows(cell.gates, problem.backward);
   const ExchangeShape exchange = exchange_shape(cell.gates, problem.backward, problem.H);
@@ -91,8 +91,6 @@ std::optional<Plan> plan_of(const Rule& rule, const Problem& problem, const Devi
 
 }  // namespace
 
-const int64_t kManySteps = std::ranges::max(kRules, {}, &Rule::least_steps).least_steps;
-
 Plan make_plan(const Problem& problem, const Device& device, int tier, int refused) {
   find_cell(problem.cell);
   if (tier != 0) {
@@ -126,6 +124,11 @@ Plan find_plan(const Problem& problem, const Device& device, int tier, int refus
     }
     refused |= 1 << plan.tier;
   }
+}
+
+int64_t steps_of_plan(int64_t T) {
+  const int64_t many = std::ranges::max(kRules, {}, &Rule::least_steps).least_steps;
+  return T > kMostCounted ? kMostCounted + 1 : std::min(T, many);
 }
 
 int forced_tier() {

@@ -67,8 +67,8 @@ Plan make_plan(const Problem& problem, const Device& device, int tier = -1, int 
 Plan find_plan(const Problem& problem, const Device& device, int tier, int refused,
                const std::function<bool(const Plan&)>& fits);
 
-// From this many steps on a plan no longer depends on their number.
-extern const int64_t kManySteps;
+// The least number of steps whose plans are those of T steps.
+int64_t steps_of_plan(int64_t T);
 
 // The tier that FASTRNN_CUDA_TIER names, or -1. Throws std::runtime_error for anything but 0, 1 or 2.
 int forced_tier();
