@@ -1,7 +1,9 @@
 """What only a GPU can show: every tier, streams, graphs, memory, no waiting of the host. The other tests run
 there too, with fastrnn on the GPU."""
 
+import ctypes
 import functools
+from pathlib import Path
 
 import pytest
 import torch
@@ -479,6 +481,20 @@ def test_memory_is_from_the_allocator_of_torch(tier):
     assert torch.cuda.max_memory_allocated() - allocated > 200 << 20, "the case shows nothing"
     assert torch.cuda.memory_allocated() == allocated
     assert taken_otherwise() - otherwise < 32 << 20
+
+
+def test_error_is_raised_once(monkeypatch):
+    """What fastrnn raises it takes from the CUDA runtime, or torch's next check would raise it too."""
+    _, call, x, hx = prepare_data(Case("lstm", form="packed"))  # whose first launch is fastrnn's own
+    monkeypatch.setenv("FASTRNN_CUDA_TIER", "0")
+    call(x, hx)
+    loaded = Path("/proc/self/maps").read_text().splitlines()
+    libraries = {line.split()[-1] for line in loaded if "libcudart.so" in line}
+    assert libraries, "no libcudart.so is loaded"
+    ctypes.CDLL(libraries.pop()).cudaSetDevice(9999)  # leaves an error for the check of the next launch
+    with pytest.raises(RuntimeError, match="invalid device ordinal"):
+        call(x, hx)
+    assert torch.ones(3, device="cuda").sum() == 3
 
 
 @each_cell

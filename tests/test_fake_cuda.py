@@ -28,6 +28,7 @@ EXPECTED = {
     "test_cuda.test_the_tier_that_is_forced_runs": "^assert False",  # no kernel is on the profile
     "test_cuda.test_tier_that_cannot_be": "DID NOT RAISE",
     "test_cuda.test_tf32": "AssertionError: assert not True",
+    "test_cuda.test_error_is_raised_once": "no libcudart.so is loaded",
     "test_cuda.test_memory_is_from_the_allocator_of_torch": "AssertionError: the case shows nothing",
     "test_compile.test_inductor": "TritonMissing",
     "test_compile.test_ahead_of_time": "TritonMissing",
