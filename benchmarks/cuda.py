@@ -129,7 +129,7 @@ def copy_bandwidth() -> float:
     return 2 * COPY_BYTES / best_time(lambda: target.copy_(source))
 
 
-def describe_device(flush_l2: bool) -> dict:
+def describe_gpu() -> dict:
     properties = torch.cuda.get_device_properties()
     return {
         "name": properties.name,
@@ -137,6 +137,11 @@ def describe_device(flush_l2: bool) -> dict:
         "capability": f"{properties.major}.{properties.minor}",
         "memory_bytes": properties.total_memory,
         "l2_bytes": properties.L2_cache_size,
+    }
+
+
+def describe_device(flush_l2: bool) -> dict:
+    return describe_gpu() | {
         "l2_state": "flushed before each call" if flush_l2 else "warm",
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),

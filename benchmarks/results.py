@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import copy
 from dataclasses import dataclass, field
 from statistics import geometric_mean
 
@@ -90,7 +90,7 @@ def read_rows(data: dict) -> list[Row]:
 
 def merge(runs: list[dict]) -> dict:
     """One run's JSON of that of several, which timed other problems on the same machine."""
-    merged, *others = json.loads(json.dumps(runs))
+    merged, *others = copy.deepcopy(runs)
     for run in others:
         for key in ("benchmarks", "memory", "crowd", "refusals"):
             merged[key] += run[key]

@@ -1,8 +1,10 @@
-"""The operators for tensors without data, of which torch.compile and torch.export make graphs."""
+"""The operators for tensors without data, of which torch.compile and torch.export make graphs.
+
+Their Meta kernels know what comes out. torch by itself wants all tensors of a call on one device, but
+batch_sizes are on the CPU.
+"""
 
 import torch
-
-__all__ = ["register"]
 
 _META = torch._C.DispatchKeySet(torch._C.DispatchKey.Meta)
 
@@ -15,10 +17,5 @@ def _register(name: str):
         return meta.call_boxed(_META, *arguments)
 
 
-def register():
-    """Tell torch, which by itself wants all tensors of a call on one device: batch_sizes are on the CPU."""
-    for name in ("layer", "layer_forward", "layer_backward"):
-        _register(f"fastrnn::{name}")
-
-
-register()
+for _name in ("layer", "layer_forward", "layer_backward"):
+    _register(f"fastrnn::{_name}")

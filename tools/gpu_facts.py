@@ -61,7 +61,7 @@ def name_row(row: Row) -> str:
 
 def list_facts(conformance: Path) -> Facts:
     facts: Facts = {
-        "device": describe_device,
+        "device": read_device,
         "clocks": read_clocks,
         "versions": read_versions,
         "clusters": read_clusters,
@@ -80,17 +80,10 @@ def list_facts(conformance: Path) -> Facts:
     return facts
 
 
-def describe_device() -> dict:
-    import torch
+def read_device() -> dict:
+    from benchmarks.cuda import describe_gpu
 
-    p = torch.cuda.get_device_properties()
-    return {
-        "name": p.name,
-        "sms": p.multi_processor_count,
-        "capability": f"{p.major}.{p.minor}",
-        "memory_bytes": p.total_memory,
-        "l2_bytes": p.L2_cache_size,
-    }
+    return describe_gpu()
 
 
 def read_clocks() -> dict | str:

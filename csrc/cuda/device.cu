@@ -1,4 +1,5 @@
 #include "cuda/device.h"
+#include "cuda/tiling.h"
 
 namespace fastrnn::cuda {
 namespace {
@@ -19,7 +20,7 @@ int count_clusters(int blocks, int64_t shared_bytes) {
   attribute.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(blocks);
-  config.blockDim = dim3(256);
+  config.blockDim = dim3(32 * kMostWarps);
   config.dynamicSmemBytes = shared_bytes;
   config.attrs = &attribute;
   config.numAttrs = 1;
