@@ -80,8 +80,8 @@ void run(const Params& p, const Plan& plan, const Context& context) {
 // Until a plan is not refused; one step after the other never is.
 template <class Cell, class T, class Pass, class Params>
 void run_by_plan(const Params& p, bool backward, const Context& context) {
-  const Problem problem{Cell::name, context.math, backward, p.weights[0].W_hr != nullptr,
-                        p.rows.T,   p.rows.B,     p.H,      p.D};
+  const Problem problem{&Cell::info, context.math, backward, p.weights[0].W_hr != nullptr,
+                        p.rows.T,    p.rows.B,     p.H,      p.D};
   for (;;) {
     const Plan plan = Plans<Cell, T>::find(problem);
     try {
@@ -101,8 +101,8 @@ void backward(const BackwardParams<T>& p, const Context& context) {
   run_by_plan<Cell, T, LayerBackward<Queue, Cell, T>>(p, true, context);
 }
 
-#define FASTRNN_ROW(Cell)                                                                        \
-  {cells::Cell::name, forward<cells::Cell, FASTRNN_DTYPE>, backward<cells::Cell, FASTRNN_DTYPE>, \
+#define FASTRNN_ROW(Cell)                                                     \
+  {forward<cells::Cell, FASTRNN_DTYPE>, backward<cells::Cell, FASTRNN_DTYPE>, \
    Plans<cells::Cell, FASTRNN_DTYPE>::find},
 const Kernels<FASTRNN_DTYPE> kernels[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_ROW)};
 #undef FASTRNN_ROW
@@ -110,11 +110,8 @@ const Kernels<FASTRNN_DTYPE> kernels[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_ROW)};
 }  // namespace
 
 template <>
-const Kernels<FASTRNN_DTYPE>& find_kernels<FASTRNN_DTYPE>(const std::string& cell) {
-  for (const Kernels<FASTRNN_DTYPE>& row : kernels) {
-    if (cell == row.cell) return row;
-  }
-  throw std::invalid_argument("cell: unknown name '" + cell + "'");
+const Kernels<FASTRNN_DTYPE>& kernels_of<FASTRNN_DTYPE>(int cell) {
+  return kernels[cell];
 }
 
 }  // namespace fastrnn::cuda

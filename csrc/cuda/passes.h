@@ -57,7 +57,7 @@ class RowsOnDevice {
 template <class T>
 class InputWeights {
  public:
-  InputWeights(const ForwardParams<T>& p, int64_t GH, Arena& arena) : p_(p), GH_(GH) {
+  InputWeights(const LayerParams<T>& p, int64_t GH, Arena& arena) : p_(p), GH_(GH) {
     if (p.D == 2) stacked_ = arena.take<T>(2 * GH * p.I);
   }
 
@@ -69,19 +69,20 @@ class InputWeights {
   }
 
  private:
-  const ForwardParams<T>& p_;
+  const LayerParams<T>& p_;
   const int64_t GH_;
   T* stacked_ = nullptr;
 };
 
-template <class T>
-void fill(Recurrence<T>& r, const ForwardParams<T>& p, const DeviceRows& rows) {
+// What recurrences of both passes have.
+template <class R, class Params>
+void fill(R& r, const Params& p, const DeviceRows& rows) {
   r.rows = rows;
   r.H = p.H;
   r.D = p.D;
   std::copy_n(p.weights, 2, r.weights);
   r.h0 = p.h0;
-  r.c0 = p.c0;
+  std::copy_n(p.c0, kMostCellStates, r.c0);
   r.y = p.y;
   r.s = p.s;
   r.c = p.c;
@@ -101,7 +102,7 @@ class LayerForward {
     fill(recurrence, p, rows.get());
     recurrence.gx = gx;
     recurrence.hn = p.hn;
-    recurrence.cn = p.cn;
+    std::copy_n(p.cn, kMostCellStates, recurrence.cn);
     if (plan.tier == 0) {
       stepwise.emplace(recurrence, p.rows, p.P, arena);
     } else {
@@ -122,6 +123,7 @@ class LayerForward {
     } else {
       queue.template run_recurrence<Cell>(plan, recurrence, scratch);
     }
+    if (p.y_copy) queue.copy(p.y_copy, p.y, R * p.D * p.P);
   }
 
  private:
@@ -152,8 +154,9 @@ class LayerBackward {
     const int64_t width = p.D * GH;
     dgx = arena.take<T>(R * width);
     dgh = cells::has_split_gate<Cell> ? arena.take<T>(R * width) : dgx;
-    if (wanted(&WeightGradients<T>::W_hh)) h_prev = arena.take<T>(R * p.D * p.P);
-    sums = arena.take<Real<T>>(parts * width);
+    if (p.dweights[0].W_hh || p.dweights[1].W_hh) h_prev = arena.take<T>(R * p.D * p.P);
+    sums = arena.take<Real<T>>(parts * std::max(width, p.D * U * p.H));
+    if (U > 0) du = arena.take<T>(R * p.D * U * p.H);
     if (p.weights[0].W_hr) {
       dh_rows = arena.take<T>(R * p.D * p.P);
       m = arena.take<T>(R * p.D * p.H);
@@ -161,11 +164,12 @@ class LayerBackward {
     fill(recurrence, p, rows.get());
     recurrence.dy = p.dy;
     recurrence.dhn = p.dhn;
-    recurrence.dcn = p.dcn;
+    std::copy_n(p.dcn, kMostCellStates, recurrence.dcn);
     recurrence.dgx = dgx;
     recurrence.dgh = dgh;
+    recurrence.du = du;
     recurrence.dh0 = p.dh0;
-    recurrence.dc0 = p.dc0;
+    std::copy_n(p.dc0, kMostCellStates, recurrence.dc0);
     if (plan.tier == 0) {
       stepwise.emplace(recurrence, p.rows, p.P, dh_rows, m, arena);
     } else {
@@ -197,19 +201,11 @@ class LayerBackward {
       sum_products(queue, dgh, GH, d, h_prev, p.P, d, p.D * p.P, dw.W_hh);
       sum_products(queue, dh_rows, p.P, d, m, p.H, d, p.D * p.H, dw.W_hr);
     }
-    if (cells::has_split_gate<Cell>) {
-      sum_columns(queue, dgx, &WeightGradients<T>::b_ih, nullptr);
-      sum_columns(queue, dgh, &WeightGradients<T>::b_hh, nullptr);
-    } else {
-      sum_columns(queue, dgx, &WeightGradients<T>::b_ih, &WeightGradients<T>::b_hh);
-    }
+    sum_vectors(queue);
   }
 
  private:
-  using Gradient = T* WeightGradients<T>::*;
-  bool wanted(Gradient of) const {
-    return p.dweights[0].*of != nullptr || (p.D == 2 && p.dweights[1].*of != nullptr);
-  }
+  static constexpr int U = Cell::unit_vectors;
 
   // to [M, N] = sum over the rows of column block d of `gradient` [R, D*M] times column block `block` of
   // `right`, whose rows have ld numbers.
@@ -224,17 +220,29 @@ class LayerBackward {
                               .C = {to, N}});
   }
 
-  // The sums of the columns of gate gradients go to one or two of the biases.
-  void sum_columns(Q& queue, const T* gradients, Gradient first, Gradient second) {
-    if (!wanted(first) && !(second && wanted(second))) return;
-    const int64_t width = p.D * GH;
-    SumParts<T> total{.sums = sums, .parts = parts, .width = width, .columns = GH, .to = {}};
+  // The gradients of vectors are sums over all rows.
+  void sum_vectors(Q& queue) {
+    typename SumParts<T>::Targets of_x{}, of_h{}, of_units{};
     for (int d = 0; d < p.D; ++d) {
-      total.to[d][0] = p.dweights[d].*first;
-      if (second) total.to[d][1] = p.dweights[d].*second;
+      const WeightGradients<T>& dw = p.dweights[d];
+      of_x[d] = {dw.b_ih, cells::has_split_gate<Cell> ? nullptr : dw.b_hh};
+      if (cells::has_split_gate<Cell>) of_h[d] = {dw.b_hh};
+      for (int k = 0; k < U; ++k) of_units[d * U + k] = {dw.unit[k]};
     }
-    queue.launch(1, parts, width, SumPart<T>{gradients, R, width, part, sums});
-    queue.launch(p.D, 1, GH, total);
+    sum_columns(queue, dgx, p.D, GH, of_x);
+    sum_columns(queue, dgh, p.D, GH, of_h);
+    sum_columns(queue, du, p.D * U, p.H, of_units);
+  }
+
+  // The sums of the columns of `from` [R, blocks * columns] go, block by block, to one or two places each.
+  void sum_columns(Q& queue, const T* from, int blocks, int64_t columns,
+                   const typename SumParts<T>::Targets& to) {
+    const auto wanted = [](const auto& targets) { return targets[0] || targets[1]; };
+    if (std::none_of(to.begin(), to.end(), wanted)) return;
+    const int64_t width = blocks * columns;
+    queue.launch(1, parts, width, SumPart<T>{from, R, width, part, sums});
+    queue.launch(blocks, 1, columns,
+                 SumParts<T>{.sums = sums, .parts = parts, .width = width, .columns = columns, .to = to});
   }
 
   const BackwardParams<T>& p;
@@ -244,7 +252,8 @@ class LayerBackward {
   const InputWeights<T> W_ih;
   T *dgx, *dgh;                        // [R, D*GH]; one buffer unless the cell has a split gate
   T* h_prev = nullptr;                 // [R, D*P], the hidden state before each step, if wanted
-  Real<T>* sums;                       // [parts, D*GH]
+  T* du = nullptr;                     // [R, D*U*H], a step's share of the gradients of the unit vectors
+  Real<T>* sums;                       // [parts, max(D*GH, D*U*H)]
   T *dh_rows = nullptr, *m = nullptr;  // [R, D*P], [R, D*H], with a projection
   BackwardRecurrence<T> recurrence{};
   std::optional<stepwise::Backward<Cell, T>> stepwise;  // tier 0

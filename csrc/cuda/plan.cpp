@@ -5,30 +5,11 @@
 #include <optional>
 #include <stdexcept>
 
-#include "cells/registry.h"
 #include "cuda/tiling.h"
 
 namespace fastrnn::cuda {
 
 namespace {
-
-// What the plan needs to know of a cell.
-struct CellNumbers {
-  int gates;
-  bool has_c, reads_h;
-};
-
-CellNumbers find_cell(const std::string& name) {
-#define FASTRNN_CELL(Cell) \
-  if (name == cells::Cell::name) return {cells::Cell::gates, cells::Cell::has_c, cells::Cell::reads_h};
-  FASTRNN_FOR_EACH_CELL(FASTRNN_CELL)
-#undef FASTRNN_CELL
-  std::string known;
-#define FASTRNN_CELL(Cell) known += (known.empty() ? "" : ", ") + std::string(cells::Cell::name);
-  FASTRNN_FOR_EACH_CELL(FASTRNN_CELL)
-#undef FASTRNN_CELL
-  throw std::invalid_argument("cell: expected one of " + known + ", got '" + name + "'");
-}
 
 // The selector: the first row that can compute a problem does. The numbers are predictions, made before any
 // measurement.
@@ -49,14 +30,15 @@ constexpr Plan kStepByStep{0, 0, 0, 0, 0, 0, 0, 1, 0, "a GEMM and a pointwise ke
 
 // The plan of a rule's tier, or nothing if the problem or the device does not allow it.
 std::optional<Plan> plan_of(const Rule& rule, const Problem& problem, const Device& device, bool choose) {
-  if (device.capability < rule.capability || problem.math == Math::fp64 || problem.projected) {
+  if (device.capability < rule.capability || problem.math == Math::fp64 || problem.projected ||
+      !has_persistent_kernels(*problem.cell)) {
     return std::nullopt;
   }
   if (choose && problem.T < rule.least_steps) return std::nullopt;
   if (std::max(problem.T, problem.B) > kMostCounted) return std::nullopt;
-  const CellNumbers cell = find_cell(problem.cell);
-  const WarpRows rows = warp_rows(cell.gates, problem.backward);
-  const ExchangeShape exchange = exchange_shape(cell.gates, problem.backward, problem.H);
+  const cells::CellInfo& cell = *problem.cell;
+  const WarpRows rows = warp_rows(cell.gates.size(), problem.backward);
+  const ExchangeShape exchange = exchange_shape(cell.gates.size(), problem.backward, problem.H);
   const int64_t most_blocks = rule.most_blocks > 0 ? rule.most_blocks : device.sms;
   const int64_t k_warps = ceil_div(exchange.K(), rows.k_slice(problem.math));
   if (k_warps > kMostWarps) return std::nullopt;
@@ -81,7 +63,7 @@ std::optional<Plan> plan_of(const Rule& rule, const Problem& problem, const Devi
   plan.tiles = static_cast<int>(ceil_div(all_tiles, std::min(each, all_tiles)));
   plan.groups = static_cast<int>(ceil_div(all_tiles, plan.tiles));
   plan.reason = rule.reason;
-  const int states = kept_states(cell.has_c, cell.reads_h, problem.backward);
+  const int states = kept_states(cell.states.size() - 1, cell.reads_h, problem.backward);
   plan.shared_bytes = make_tiling(plan, problem.math, rows, exchange, states).bytes;
   if (plan.shared_bytes > device.shared_bytes || (choose && plan.tiles > rule.most_tiles)) {
     return std::nullopt;
@@ -92,7 +74,6 @@ std::optional<Plan> plan_of(const Rule& rule, const Problem& problem, const Devi
 }  // namespace
 
 Plan make_plan(const Problem& problem, const Device& device, int tier, int refused) {
-  find_cell(problem.cell);
   if (tier != 0) {
     for (const Rule& rule : kRules) {
       if (tier > 0 ? tier != rule.tier : (refused >> rule.tier & 1) != 0) continue;
@@ -103,7 +84,7 @@ Plan make_plan(const Problem& problem, const Device& device, int tier, int refus
     }
   }
   if (tier > 0) {
-    throw std::runtime_error("tier " + std::to_string(tier) + " cannot compute " + problem.cell +
+    throw std::runtime_error("tier " + std::to_string(tier) + " cannot compute " + problem.cell->name +
                              " with H = " + std::to_string(problem.H) + ", B = " + std::to_string(problem.B) +
                              (problem.backward ? ", backward," : ",") + " on this device");
   }
@@ -120,7 +101,7 @@ Plan find_plan(const Problem& problem, const Device& device, int tier, int refus
     if (tier > 0) {
       throw std::runtime_error("the blocks of tier " + std::to_string(tier) +
                                " do not fit this device at once: tier " + std::to_string(tier) +
-                               " cannot compute " + problem.cell);
+                               " cannot compute " + problem.cell->name);
     }
     refused |= 1 << plan.tier;
   }

@@ -3,7 +3,8 @@
 #include <array>
 #include <cstdint>
 #include <functional>
-#include <string>
+
+#include "cells/cell_info.h"
 
 // Which kernels compute a recurrence, and how they cut it up: a table of rules, and arithmetic on sizes. Plain
 // C++ that every build has, so that a plan for any device can be printed on any machine.
@@ -25,8 +26,13 @@ struct Device {
   std::array<int, kMostCluster> clusters;
 };
 
+// Whether the persistent kernels (tiers 1 and 2) have this cell: a lane of theirs keeps no numbers of vectors.
+constexpr bool has_persistent_kernels(const cells::CellInfo& cell) {
+  return cell.count(cells::Kind::unit_vector) == 0;
+}
+
 struct Problem {
-  std::string cell;
+  const cells::CellInfo* cell;
   Math math;
   bool backward;
   bool projected;
@@ -58,8 +64,7 @@ struct Plan {
 };
 
 // tier -1: the best by the table, without the `refused` tiers, which the device cannot run at present; 0, 1, 2:
-// that one. Throws std::invalid_argument for an unknown cell and std::runtime_error where a tier that was asked
-// for cannot compute the problem.
+// that one. Throws std::runtime_error where a tier that was asked for cannot compute the problem.
 Plan make_plan(const Problem& problem, const Device& device, int tier = -1, int refused = 0);
 
 // The same, of the first tier whose plan `fits`: the device is asked whether it can hold its blocks at once. Throws

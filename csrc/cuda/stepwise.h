@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "cuda/arena.h"
@@ -18,12 +19,13 @@
 namespace fastrnn::cuda::stepwise {
 
 // What both sweeps share. P = H without a projection.
-template <class Cell, class T>
+template <class Cell, class T, class Params>
 class Sweep {
  protected:
   using V = Real<T>;
+  static constexpr int C = Cell::cell_states;
 
-  Sweep(const Recurrence<T>& recurrence, const Rows& rows, int64_t P, Arena& arena)
+  Sweep(const Params& recurrence, const Rows& rows, int64_t P, Arena& arena)
       : r(recurrence), rows(rows), P(P), GH(Cell::gates * r.H), projected(r.weights[0].W_hr != nullptr) {
     if (r.D == 2) {
       W_hh_ = arena.take<T>(2 * GH * P);
@@ -79,7 +81,7 @@ class Sweep {
     queue.multiply(gemm);
   }
 
-  const Recurrence<T> r;
+  const Params r;
   const Rows rows;  // with arrays on the host
   const int64_t P, GH;
   const bool projected;
@@ -90,17 +92,18 @@ class Sweep {
 };
 
 template <class Cell, class T>
-class Forward : Sweep<Cell, T> {
-  using typename Sweep<Cell, T>::V;
+class Forward : Sweep<Cell, T, Recurrence<T>> {
+  using Base = Sweep<Cell, T, Recurrence<T>>;
+  using typename Base::V;
 
  public:
   Forward(const Recurrence<T>& recurrence, const Rows& rows, int64_t P, Arena& arena)
-      : Sweep<Cell, T>(recurrence, rows, P, arena) {
+      : Base(recurrence, rows, P, arena) {
     const int64_t DB = r.D * rows.B;
     h = r.hn ? r.hn : arena.take<T>(DB * P);
     gh = arena.take<V>(DB * GH);
     if (Cell::reads_h && !std::is_same_v<T, V>) h_real = arena.take<V>(DB * P);
-    if (Cell::has_c) c = arena.take<V>(DB * r.H);
+    if (C > 0) c = arena.take<V>(C * DB * r.H);
     if (projected) m = arena.take<T>(DB * r.H);
   }
 
@@ -110,7 +113,7 @@ class Forward : Sweep<Cell, T> {
     this->stack_weights(queue);
     queue.launch(1, DB, P, Assign<T, T>{r.h0, h, P});
     if (h_real) queue.launch(1, DB, P, Assign<T, V>{r.h0, h_real, P});
-    if (Cell::has_c) queue.launch(1, DB, H, Assign<T, V>{r.c0, c, H});
+    for (int k = 0; k < C; ++k) queue.launch(1, DB, H, Assign<T, V>{r.c0[k], c + k * DB * H, H});
     const CellForward<Cell, T> cell{.step = {},
                                     .B = B,
                                     .H = H,
@@ -145,32 +148,34 @@ class Forward : Sweep<Cell, T> {
                                 .C = {h, P, B * P}});
       queue.launch(r.D, this->sequences(i), P, this->at_step(i, output));
     }
-    if (Cell::has_c && r.cn) queue.launch(1, DB, H, Assign<V, T>{c, r.cn, H});
+    for (int k = 0; k < C; ++k) {
+      if (r.cn[k]) queue.launch(1, DB, H, Assign<V, T>{c + k * DB * H, r.cn[k], H});
+    }
   }
 
  private:
-  using Sweep<Cell, T>::r, Sweep<Cell, T>::rows, Sweep<Cell, T>::P, Sweep<Cell, T>::GH;
-  using Sweep<Cell, T>::projected;
+  using Base::r, Base::rows, Base::P, Base::GH, Base::projected, Base::C;
   T* h;                 // [D, B, P], in the end h_n
   V* gh;                // [D, B, GH], the hidden state's share of the gates
   V* h_real = nullptr;  // [D, B, P], h before it was rounded, if the cell reads it
-  V* c = nullptr;       // [D, B, H]
+  V* c = nullptr;       // [C, D, B, H]
   T* m = nullptr;       // [D, B, H], o tanh(c) before the projection
 };
 
 // dh_rows, m: for dW_hr; null without a projection.
 template <class Cell, class T>
-class Backward : Sweep<Cell, T> {
-  using typename Sweep<Cell, T>::V;
+class Backward : Sweep<Cell, T, BackwardRecurrence<T>> {
+  using Base = Sweep<Cell, T, BackwardRecurrence<T>>;
+  using typename Base::V;
 
  public:
   Backward(const BackwardRecurrence<T>& recurrence, const Rows& rows, int64_t P, T* dh_rows, T* m,
            Arena& arena)
-      : Sweep<Cell, T>(recurrence, rows, P, arena), p(recurrence), dh_rows(dh_rows), m(m) {
+      : Base(recurrence, rows, P, arena), dh_rows(dh_rows), m(m) {
     const int64_t DB = r.D * rows.B;
     dh = arena.take<V>(DB * P);
     dgh = arena.take<T>(DB * GH);
-    if (Cell::has_c) dc = arena.take<V>(DB * r.H);
+    if (C > 0) dc = arena.take<V>(C * DB * r.H);
     if (projected) {
       dh_step = arena.take<T>(DB * P);
       dm = arena.take<V>(DB * r.H);
@@ -181,15 +186,15 @@ class Backward : Sweep<Cell, T> {
   void run(Q& queue) {
     const int64_t B = rows.B, H = r.H, DB = r.D * B;
     this->stack_weights(queue);
-    queue.launch(1, DB, P, Assign<T, V>{p.dhn, dh, P});
-    if (Cell::has_c) queue.launch(1, DB, H, Assign<T, V>{p.dcn, dc, H});
+    queue.launch(1, DB, P, Assign<T, V>{r.dhn, dh, P});
+    for (int k = 0; k < C; ++k) queue.launch(1, DB, H, Assign<T, V>{r.dcn[k], dc + k * DB * H, H});
     const TakeGradient<T> take{.step = {},
                                .B = B,
                                .P = P,
                                .stride_b = rows.stride_b,
                                .D = r.D,
                                .dh = dh,
-                               .dy = p.dy,
+                               .dy = r.dy,
                                .dh_step = dh_step,
                                .dh_rows = dh_rows};
     CellBackward<Cell, T> cell{.step = {},
@@ -199,19 +204,22 @@ class Backward : Sweep<Cell, T> {
                                .R = rows.total(),
                                .stride_b = rows.stride_b,
                                .D = r.D,
+                               .weights = {r.weights[0], r.weights[1]},
                                .s = r.s,
                                .saved_c = r.c,
                                .y = r.y,
                                .h0 = r.h0,
-                               .c0 = r.c0,
-                               .dy = p.dy,
+                               .c0 = {},
+                               .dy = r.dy,
                                .dh = dh,
                                .dm = dm,
                                .dc = dc,
-                               .dgx = p.dgx,
-                               .dgh = p.dgh,
+                               .dgx = r.dgx,
+                               .dgh = r.dgh,
                                .dgh_step = dgh,
+                               .du = r.du,
                                .m = m};
+    std::copy_n(r.c0, C, cell.c0);
     for (int64_t i = rows.T - 1; i >= 0; --i) {
       if (projected) {
         queue.launch(r.D, this->sequences(i), P, this->at_step(i, take));
@@ -224,7 +232,7 @@ class Backward : Sweep<Cell, T> {
       }
       for (int d = 0; d < r.D; ++d) cell.before[d] = this->step_rows(d, i - 1);
       queue.launch(r.D, this->sequences(i), H, this->at_step(i, cell));
-      if (i == 0 && !p.dh0) break;
+      if (i == 0 && !r.dh0) break;
       this->multiply(queue, i,
                      Gemm<T, V>{.N = P,
                                 .K = GH,
@@ -233,18 +241,18 @@ class Backward : Sweep<Cell, T> {
                                 .C = {dh, P, B * P},
                                 .add = true});
     }
-    if (p.dh0) queue.launch(1, DB, P, Assign<V, T>{dh, p.dh0, P});
-    if (Cell::has_c && p.dc0) queue.launch(1, DB, H, Assign<V, T>{dc, p.dc0, H});
+    if (r.dh0) queue.launch(1, DB, P, Assign<V, T>{dh, r.dh0, P});
+    for (int k = 0; k < C; ++k) {
+      if (r.dc0[k]) queue.launch(1, DB, H, Assign<V, T>{dc + k * DB * H, r.dc0[k], H});
+    }
   }
 
  private:
-  using Sweep<Cell, T>::r, Sweep<Cell, T>::rows, Sweep<Cell, T>::P, Sweep<Cell, T>::GH;
-  using Sweep<Cell, T>::projected;
-  const BackwardRecurrence<T> p;
+  using Base::r, Base::rows, Base::P, Base::GH, Base::projected, Base::C;
   T *dh_rows, *m;        // [R, D*P], [R, D*H]
   V* dh;                 // [D, B, P], the gradient of the state h
   T* dgh;                // [D, B, GH], a step's gate gradients, of the hidden state's shares
-  V* dc = nullptr;       // [D, B, H]
+  V* dc = nullptr;       // [C, D, B, H]
   T* dh_step = nullptr;  // [D, B, P], the gradient of a step's h
   V* dm = nullptr;       // [D, B, H], and of what was projected
 };

@@ -72,8 +72,8 @@ constexpr ExchangeShape exchange_shape(int gates, bool backward, int64_t H) {
 
 // Numbers that a lane keeps of a unit and sequence between steps: in the forward c, and h where the cell reads
 // it past W_hh; in the backward dh that comes past W_hh, and dc.
-constexpr int kept_states(bool has_c, bool reads_h, bool backward) {
-  return backward ? 1 + has_c : has_c + reads_h;
+constexpr int kept_states(int cell_states, bool reads_h, bool backward) {
+  return backward ? 1 + cell_states : cell_states + reads_h;
 }
 
 // Sizes of a block's shared memory and where its parts begin, in bytes.
