@@ -17,6 +17,7 @@
 using fastrnn::cpu::CoreLatency;
 using fastrnn::cpu::TaskQueue;
 using fastrnn::cpu::FASTRNN_ISA::ThreadThrottle;
+using Wait = TaskQueue::Wait;
 
 namespace {
 
@@ -41,16 +42,17 @@ void test_queue_tasks() {
   TaskQueue queue(kThreads, 0);
   std::vector<std::atomic<int>> taken(kPhases + 1);
   run_threads(kThreads, [&](int rank) {
+    const auto from = rank == 0 ? TaskQueue::From::any : TaskQueue::From::own;
     int64_t waited = 0;
     for (uint32_t phase = 1; phase <= kPhases; ++phase) {
       uint32_t done = 0;
-      for (TaskQueue::Task task; (task = queue.take(rank, kThreads, phase, kCount, rank == 0)).owner >= 0;
+      for (TaskQueue::Task task; (task = queue.take(rank, kThreads, phase, kCount, from)).owner >= 0;
            ++done) {
         EXPECT(phase == 1 || taken[phase - 1] == kCount);
         EXPECT(rank == 0 || task.owner == rank);
         taken[phase].fetch_add(1);
       }
-      EXPECT(queue.finish(done, phase * kCount, /*patient=*/true, waited));
+      EXPECT(queue.finish(done, phase * kCount, Wait::patient, waited));
       EXPECT(taken[phase] == kCount);
     }
     EXPECT(waited >= 0);
@@ -76,7 +78,7 @@ void test_queue_chains() {
         working[task.chain].fetch_sub(1);
         queue.finish_dependent(task.chain);
       }
-      queue.finish(done, static_cast<uint32_t>((phase + 1) * kChains * kLength), true, waited);
+      queue.finish(done, static_cast<uint32_t>((phase + 1) * kChains * kLength), Wait::patient, waited);
     }
   });
   for (const auto& n : next) EXPECT(n == 2 * kLength);
@@ -86,17 +88,17 @@ void test_queue_chains() {
 void test_queue_wait() {
   TaskQueue queue(2, 0);
   int64_t waited = 0;
-  EXPECT(!queue.finish(1, 2, /*patient=*/false, waited));
+  EXPECT(!queue.finish(1, 2, Wait::impatient, waited));
   EXPECT(waited == 0);
   run_threads(2, [&](int rank) {
     if (rank == 1) {
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
       int64_t none = 0;
-      EXPECT(queue.finish(1, 2, true, none));
+      EXPECT(queue.finish(1, 2, Wait::patient, none));
       EXPECT(none == 0);
     } else {
       const int64_t start = TaskQueue::now();
-      EXPECT(queue.finish(0, 2, true, waited));
+      EXPECT(queue.finish(0, 2, Wait::patient, waited));
       EXPECT(waited > 0 && waited <= TaskQueue::now() - start);
     }
   });

@@ -48,17 +48,27 @@ struct Destination {
   Destination added() const { return {C, ldc, last, C, ldc}; }
 };
 
+// The left factor of a product, A [M, K], where it stands in memory.
+template <class T>
+struct LeftFactor {
+  const T* data;
+  int64_t M, K;
+  int64_t row_stride;            // numbers from a row to the next,
+  int64_t k_stride = kKPack<T>;  // and from a k-pack of a row to the next
+};
+
+// What the micro-kernel computes: a tile of C, all rows of A times some columns of B.
 template <class T>
 struct Tile {
   const T* A;
-  int64_t a_row_stride, a_k_stride;  // of A: to the next row, and to the next k-pack
-  const Real<T>* B;                  // k-packs
+  int64_t a_row_stride, a_k_stride;
+  const Real<T>* B;  // k-packs
   int64_t ldb;
   Destination<Real<T>> to;
   int64_t K;
-  const char* prefetch;    // is fetched into the cache,
-  int64_t prefetch_bytes;  // so many bytes for each k-pack
-  PrefetchList* prefetch_list;
+  const char* prefetch = nullptr;  // is fetched into the cache,
+  int64_t prefetch_bytes = 0;      // so many bytes for each k-pack
+  PrefetchList* prefetch_list = nullptr;
 };
 
 template <class T, int rows, int nv>
