@@ -13,11 +13,14 @@
 #include "cpu/threads/core_latency.h"
 #include "cpu/threads/task_queue.h"
 #include "cpu/threads/throttle.h"
+#include "cpu/tuning.h"
 
 using fastrnn::cpu::CoreLatency;
 using fastrnn::cpu::TaskQueue;
 using fastrnn::cpu::FASTRNN_ISA::ThreadThrottle;
 using Wait = TaskQueue::Wait;
+
+namespace tuning = fastrnn::cpu::tuning;
 
 namespace {
 
@@ -112,8 +115,8 @@ void test_core_latency() {
   latency.begin(1);
   latency.measure(0);
   latency.measure(1);
-  EXPECT(latency.round_trip() == INT64_MAX && !latency.outdated(1 + CoreLatency::kPeriod));
-  EXPECT(latency.outdated(2 + CoreLatency::kPeriod));
+  EXPECT(latency.round_trip() == INT64_MAX && !latency.outdated(1 + tuning::kLatencyPeriod));
+  EXPECT(latency.outdated(2 + tuning::kLatencyPeriod));
   int64_t now = TaskQueue::now();
   const int64_t end = now + 2'000'000'000;
   // Some tries, since the machine may keep one of both off its core.
@@ -157,15 +160,14 @@ void test_throttle_rests() {
     tries.push_back(now);
     throttle.record(now, 6 * kMs, 2 * kMs);
   }
-  EXPECT(tries[1] - tries[0] == ThreadThrottle::kFirstRest);
+  EXPECT(tries[1] - tries[0] == tuning::kFirstRest);
   for (size_t i = 2; i < tries.size(); ++i) {
-    EXPECT(tries[i] - tries[i - 1] ==
-           std::min(2 * (tries[i - 1] - tries[i - 2]), ThreadThrottle::kLongestRest));
+    EXPECT(tries[i] - tries[i - 1] == std::min(2 * (tries[i - 1] - tries[i - 2]), tuning::kLongestRest));
   }
-  EXPECT(tries.back() - tries[tries.size() - 2] == ThreadThrottle::kLongestRest);
+  EXPECT(tries.back() - tries[tries.size() - 2] == tuning::kLongestRest);
 
   // The other program has ended.
-  now += ThreadThrottle::kLongestRest;
+  now += tuning::kLongestRest;
   for (int call = 0; call < 5000; ++call, now += kMs) {
     EXPECT(throttle.threads(2, clock) == 2);
     throttle.record(now, 0, 2 * kMs);
@@ -173,7 +175,7 @@ void test_throttle_rests() {
   // So the next loss costs a short rest.
   throttle.record(now, 6 * kMs, 2 * kMs);
   EXPECT(throttle.threads(2, clock) == 1);
-  now += ThreadThrottle::kFirstRest;
+  now += tuning::kFirstRest;
   EXPECT(throttle.threads(2, clock) == 2);
 }
 

@@ -31,8 +31,7 @@ class Backward : DirectionBase<Cell, T, BackwardParams<T>> {
  public:
   Backward(const BackwardParams<T>& params, int d, const Plan& plan, const Resources& resources)
       : Base(params, d, plan, resources),
-        chunk_steps_(steps_in_chunk(
-            p_.rows, std::max<int64_t>(kChunkRows, kChunkBytes / (GH_ * static_cast<int64_t>(sizeof(T)))))),
+        chunk_steps_(steps_in_chunk(p_.rows, rows_of_chunk(GH_))),
         W_hh_{step_panels(p_.P, 1, GH_), GH_},
         W_hr_{step_panels(p_.H, 1, p_.P), p_.P},
         W_ih_{{p_.I, 1, kTileVectors, kTileVectors}, GH_},
@@ -57,11 +56,10 @@ class Backward : DirectionBase<Cell, T, BackwardParams<T>> {
   }
 
  private:
-  // Rows whose gate gradients are multiplied at a time: enough that reading and writing dW again costs
-  // little.
-  static constexpr int64_t kChunkRows = 512;
-  // More rows where they are short: a chunk has several barriers.
-  static constexpr int64_t kChunkBytes = 512 << 10;
+  // Rows whose gate gradients are multiplied at a time.
+  static int64_t rows_of_chunk(int64_t GH) {
+    return std::max<int64_t>(tuning::kBackwardChunkRows, tuning::kBackwardChunkBytes / (GH * sizeof(T)));
+  }
 
   ChunkBuffers<T> take_buffers(int64_t rows) {
     ChunkBuffers<T> buffers;
@@ -127,7 +125,7 @@ class Backward : DirectionBase<Cell, T, BackwardParams<T>> {
 
   // A short call reads whole panels from where they stand.
   bool in_place(const Panels<T>& panels, int64_t panel) const {
-    return kKPack<T> == 1 && R_ <= kUnpackedRows && panels.last(panel) == L;
+    return kKPack<T> == 1 && R_ <= tuning::kUnpackedRows && panels.last(panel) == L;
   }
 
   // A product with the weights W [K, columns], which B packs.
@@ -335,7 +333,7 @@ class Backward : DirectionBase<Cell, T, BackwardParams<T>> {
   // has left, `carried`.
   void chunk_gradients(const Chunk& chunk, Team& team, Update update, const Later* carried) {
     const int64_t K = chunk.count();
-    const Steal steal = K >= kStolenRows ? Steal::at_once : steal_;
+    const Steal steal = K >= tuning::kStolenRows ? Steal::at_once : steal_;
     list_rows(chunk, team);
     team.for_each(sums_.packing_tasks(K), steal, Order::ascending,
                   [&](int64_t task) { sums_.pack(K, task); });

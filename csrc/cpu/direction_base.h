@@ -11,6 +11,7 @@
 #include "cpu/plan.h"
 #include "cpu/range.h"
 #include "cpu/threads/team.h"
+#include "cpu/tuning.h"
 #include "cpu/workspace.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
@@ -29,7 +30,7 @@ class DirectionBase {
         d_(d),
         direction_{p_.rows.T, d == 1},
         plan_(plan),
-        steal_(p_.rows.B >= kStolenRows ? Steal::at_once : Steal::if_late),
+        steal_(p_.rows.B >= tuning::kStolenRows ? Steal::at_once : Steal::if_late),
         w_(p_.weights[d]),
         projected_(w_.W_hr != nullptr),
         R_(p_.rows.total()),

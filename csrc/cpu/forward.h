@@ -33,17 +33,16 @@ class Forward : DirectionBase<Cell, T, ForwardParams<T>> {
  public:
   Forward(const ForwardParams<T>& params, int d, const Plan& plan, const Resources& resources)
       : Base(params, d, plan, resources),
-        packed_(R_ > kUnpackedRows),
+        packed_(R_ > tuning::kUnpackedRows),
         saves_(p_.s != nullptr || p_.y_copy != nullptr),
         panels_(step_panels(p_.H, G, p_.P)),
         W_ih_{panels_, p_.I},
         W_hh_{panels_, p_.P},
         W_hr_{step_panels(p_.P, 1, p_.H), p_.H} {
     const int64_t B = p_.rows.B, width = panels_.padded_width();
-    chunk_steps_ =
-        steps_in_chunk(p_.rows, std::max<int64_t>(kChunkBytes / (width * sizeof(Real<T>)), kRowBlock));
-    // Short enough that a slow thread is not waited for long.
-    if (plan_.by_batch()) chunk_steps_ = std::min(chunk_steps_, ceil_div(p_.rows.T, kLeastChunks));
+    chunk_steps_ = steps_in_chunk(
+        p_.rows, std::max<int64_t>(tuning::kForwardChunkBytes / (width * sizeof(Real<T>)), kRowBlock));
+    if (plan_.by_batch()) chunk_steps_ = std::min(chunk_steps_, ceil_div(p_.rows.T, tuning::kLeastChunks));
     if (packed_) {
       used_once_ = !plan_.by_batch() && chunk_steps_ >= p_.rows.T;
       take(W_ih_.data, used_once_ ? plan_.threads * panels_.width(0) * W_ih_.rows() : W_ih_.size());
@@ -72,13 +71,6 @@ class Forward : DirectionBase<Cell, T, ForwardParams<T>> {
   }
 
  private:
-  static constexpr int64_t kLeastChunks = 8;
-  // Rows whose cells are computed at a time: all their gates, then all their outputs. An output waits for its
-  // gates, and a processor looks no further ahead than over two LSTM cells; nor does it read past many stores.
-  static constexpr int kCellRows = 8;
-  // About what a core's second-level cache holds.
-  static constexpr int64_t kChunkBytes = 1 << 20;
-
   void run_by_batch(Team& team) {
     team.for_each(panels_.count(), steal_, Order::ascending, [&](int64_t panel) {
       pack_for_input(panel, W_ih_);
@@ -309,6 +301,7 @@ class Forward : DirectionBase<Cell, T, ForwardParams<T>> {
         at_saved += p_.rows.stride_b * Cell::saved * p_.H;
       }
     };
+    using tuning::kCellRows;  // all their gates, then all their outputs
     int64_t b = rows.begin;
     for (; b + kCellRows <= rows.end; b += kCellRows) compute(std::integral_constant<int, kCellRows>{});
     for (; b < rows.end; ++b) compute(std::integral_constant<int, 1>{});
@@ -374,7 +367,7 @@ template <class Cell, class T>
 void forward(const ForwardParams<T>& p, const Resources& resources) {
   const int usable = usable_threads(resources.threads);
   // Two directions run side by side, each with half of the threads.
-  const bool side_by_side = p.D == 2 && usable >= 2 && work_of<Cell>(p) >= kThreadWork;
+  const bool side_by_side = p.D == 2 && usable >= 2 && work_of<Cell>(p) >= tuning::kThreadWork;
   const Plan each = make_plan<Cell>(p, side_by_side ? usable / 2 : usable);
   const int threads = side_by_side ? 2 * each.threads : each.threads;
   Forward<Cell, T> first(p, 0, each, resources);

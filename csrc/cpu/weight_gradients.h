@@ -11,15 +11,10 @@
 #include "cpu/gemm/gemm.h"
 #include "cpu/range.h"
 #include "cpu/threads/team.h"
+#include "cpu/tuning.h"
 #include "cpu/workspace.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
-
-// KC of a sum over rows. There may be thousands of rows, and one long sum would round more than torch.nn's, which
-// go step by step.
-constexpr int64_t kSummedRows = 128;
-// For a bias, which is only a sum, partial sums of fewer rows cost little; and as many of them form a longer one.
-constexpr int64_t kBiasRows = 16;
 
 // Whether a sum over the rows of a chunk replaces what stands there or is added to it.
 enum class Update { replace, add };
@@ -85,7 +80,7 @@ struct WeightProduct {
                         .B = right.matrix(K),
                         .panel = p,
                         .to = update == Update::add ? C.added() : C,
-                        .kc = kSummedRows});
+                        .kc = tuning::kSummedRows});
   }
 };
 
@@ -102,16 +97,17 @@ template <class T>
 void sum_rows(const RowSum<T>& s) {
   using V = Vector<Real<T>>;
   constexpr int L = kLanes<Real<T>>;
+  constexpr int64_t kShort = tuning::kSummedBiasRows, kLong = kShort * kShort;
   const int64_t K = s.K;
   const auto sum_vectors = [&](auto count, int64_t column, int64_t lanes) __attribute__((always_inline)) {
     constexpr int N = decltype(count)::value;
     V sum[N] = {};
     for (int j = 0; s.update == Update::add && j < N; ++j) sum[j] = load_upto(s.to + column + j * L, lanes);
-    for (int64_t k0 = 0; k0 < K; k0 += kBiasRows * kBiasRows) {
+    for (int64_t k0 = 0; k0 < K; k0 += kLong) {
       V partial[N] = {};
-      for (int64_t k1 = k0; k1 < std::min(k0 + kBiasRows * kBiasRows, K); k1 += kBiasRows) {
+      for (int64_t k1 = k0; k1 < std::min(k0 + kLong, K); k1 += kShort) {
         V shorter[N] = {};
-        for (int64_t k = k1; k < std::min(k1 + kBiasRows, K); ++k) {
+        for (int64_t k = k1; k < std::min(k1 + kShort, K); ++k) {
           for (int j = 0; j < N; ++j) shorter[j] += load_upto(s.rows + k * s.stride + column + j * L, lanes);
         }
         for (int j = 0; j < N; ++j) partial[j] += shorter[j];
@@ -120,7 +116,7 @@ void sum_rows(const RowSum<T>& s) {
     }
     for (int j = 0; j < N; ++j) store_upto(s.to + column + j * L, sum[j], lanes);
   };
-  constexpr int kTogether = 4;  // lines of a row, which lies far from the next
+  constexpr int kTogether = tuning::kBiasVectors;
   int64_t column = s.columns.begin;
   for (; column + kTogether * L <= s.columns.end; column += kTogether * L) {
     sum_vectors(std::integral_constant<int, kTogether>{}, column, L);
@@ -179,9 +175,8 @@ class GradientSums {
     };
     const int64_t ih = panels_of(dW_ih_, p.I), hh = panels_of(dW_hh_, p.P), hr = panels_of(dW_hr_, p.H);
     const auto pays = [](int64_t times, int64_t units) {
-      constexpr int64_t kSeldom = 4, kNearBytes = 1024;
-      const bool near = units * static_cast<int64_t>(sizeof(T)) <= kNearBytes;
-      return times > (kKPack<T> == 1 && near ? kSeldom : 0);
+      const bool near = units * static_cast<int64_t>(sizeof(T)) <= tuning::kNearRowBytes;
+      return times > (kKPack<T> == 1 && near ? tuning::kSeldomRead : 0);
     };
     const bool one = buffers.dgx == buffers.dgh;
     const bool packs[] = {
@@ -234,16 +229,16 @@ class GradientSums {
  private:
   enum Factors { kDgx, kDgh, kDh, kX, kH, kM, kFactors };  // kDgh is not used if dgh is dgx
   enum Products : size_t { kIh, kHh, kHr };
-  static constexpr int64_t kVectorBlock = 64;  // numbers of a bias or vector that a task sums
+  static constexpr int64_t kVectorBlock = tuning::kVectorBlock;
 
   static int64_t packing_tasks(const ChunkFactor<T>& factor, int64_t K) {
     return factor.packed ? ceil_div(K, kRowBlock) : 0;
   }
-  // Vectors of a block of gates: enough to pay for reading the other factor, but several blocks a thread. An odd
-  // number of cache lines, or the block's rows would share few sets of the cache.
+  // Vectors of a block of gates. An odd number of cache lines, or the block's rows would share few sets of the cache.
   int block_vectors(int threads) const {
-    constexpr int64_t kLine = 64, kWidth = sizeof(Real<T>);
-    const int64_t block = std::clamp<int64_t>(ceil_div(GH_, 2 * threads), 48, 192);
+    constexpr int64_t kLine = tuning::kLine, kWidth = sizeof(Real<T>);
+    const int64_t block = std::clamp(ceil_div(GH_, tuning::kGateBlocksOfThread * threads),
+                                     tuning::kLeastGateBlock, tuning::kMostGateBlock);
     return static_cast<int>((ceil_div(block * kWidth, kLine) | 1) * kLine / (L * kWidth));
   }
 

@@ -47,10 +47,9 @@ void multiply_micropanel(const MicropanelProduct<T>& product) {
     multiply_micropanel(half);
     return;
   }
-  constexpr int64_t kTilesInBlock = 8;
   const int64_t tiles = ceil_div(M, max_mr(nv));
-  for (int64_t i0 = 0; i0 < tiles; i0 += kTilesInBlock) {
-    const int64_t i1 = std::min(i0 + kTilesInBlock, tiles);
+  for (int64_t i0 = 0; i0 < tiles; i0 += tuning::kTilesInBlock) {
+    const int64_t i1 = std::min(i0 + tuning::kTilesInBlock, tiles);
     for (int64_t k = 0; k < K; k += kc) {
       const Destination<Real<T>> block = k == 0 ? product.to : product.to.added();
       Tile<T> tile{.A = nullptr,

@@ -14,8 +14,7 @@ namespace fastrnn::cpu::FASTRNN_ISA {
 template <class T, class Row>
 FASTRNN_INLINE Vector<Real<T>> dot_products(const T* a, int64_t K, const Row& row) {
   constexpr int L = kLanes<Real<T>>;
-  // Rows at a time. Each is a stream of its own for the caches, and 16 would be too many.
-  constexpr int kStreams = std::min(L, 8);
+  constexpr int kStreams = std::min(L, tuning::kStreams);  // rows at a time
   Vector<Real<T>> products[L];
 #pragma GCC unroll 2
   for (int i0 = 0; i0 < L; i0 += kStreams) {

@@ -11,10 +11,9 @@
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
-// Widest panel of products of several rows, and the micropanels that it is cut into: where there are 16
-// registers, tiles of 4 rows and 3 vectors read least for each multiply-add.
-constexpr int kPanelVectors = kRegisters == 32 ? 4 : 8;
-constexpr int kMicropanelVectors = kRegisters == 32 ? 4 : 3;
+// Widest panel of products of several rows, and the widest micropanels that it is cut into.
+constexpr int kPanelVectors = tuned(tuning::kPanelVectors);
+constexpr int kMicropanelVectors = tuned(tuning::kMicropanelVectors);
 
 // Widest micropanel for products of so many rows and terms. 7 or 8 rows would be two tiles of 4 vectors. With 3
 // rows a tile computes too little for what it fetches, and a block of a micropanel that is larger than the
@@ -22,10 +21,9 @@ constexpr int kMicropanelVectors = kRegisters == 32 ? 4 : 3;
 template <class T>
 constexpr int widest_micropanel(int64_t rows, int64_t K) {
   if (rows == 1) return kMaxVectors;
-  constexpr int64_t kFirstLevel = 32 << 10;
   const int64_t block = k_packs<T>(std::min(K, kc_of(K))) * kMicropanelVectors * kVectorBytes;
-  return kMicropanelVectors == 4 && (rows == 7 || (rows == 8 && block > kFirstLevel)) ? 3
-                                                                                      : kMicropanelVectors;
+  const bool narrow = rows == 7 || (rows == 8 && block > tuning::kNarrowBlockBytes);
+  return kMicropanelVectors == 4 && narrow ? 3 : kMicropanelVectors;
 }
 
 // Some vectors of a panel's columns.
@@ -94,7 +92,7 @@ struct PackedMatrix {
   // What a product with panel p fetches for the next one: the panel after p, all taken in turn. Null if the cache
   // has it anyway.
   const Real<T>* next_panel(int64_t p, Order order) const {
-    constexpr int64_t kNear = (768 << 10) / sizeof(Real<T>);  // stays in a core's second-level cache
+    constexpr int64_t kNear = tuning::kNearWeightBytes / sizeof(Real<T>);
     if (single_panel || panels.G * panels.units * rows() <= kNear) return nullptr;
     return panel(panels.after(p, order));
   }
@@ -109,7 +107,8 @@ Panels<T> make_panels(int64_t units, int G, int64_t rows, int64_t K, int threads
   double best_cost = 0;
   for (int U = 1; U * G <= most; ++U) {
     const Panels<T> panels{units, G, U, widest};
-    const double slowdown = 1 + 0.1 * static_cast<double>(ceil_div(U * G, widest)) / (U * G);
+    const double slowdown =
+        1 + tuning::kMicropanelCost * static_cast<double>(ceil_div(U * G, widest)) / (U * G);
     const double cost = slowdown * static_cast<double>(ceil_div(panels.count(), threads) * U);
     if (U == 1 || cost <= best_cost) {
       best = panels;

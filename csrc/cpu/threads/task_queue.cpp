@@ -2,6 +2,8 @@
 
 #include <chrono>
 
+#include "cpu/tuning.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -91,16 +93,13 @@ bool TaskQueue::finish(uint32_t done, uint32_t goal, Wait wait, int64_t& waited)
     completed_.notify_all();
     return true;
   }
-  // As long as falling asleep and being woken take (50 us in a virtual machine), but few enough that no
-  // hypervisor takes the core from a guest that only pauses (after 3000 or 4096 pauses).
-  constexpr int kSpins = 2400, kImpatientSpins = 80;
   int64_t since = 0;
   for (int spins = 1; static_cast<int32_t>(now - goal) < 0; ++spins) {
-    if (spins == kImpatientSpins) {
+    if (spins == tuning::kImpatientSpins) {
       if (wait == Wait::impatient) return false;
       since = TaskQueue::now();
     }
-    if (spins > kSpins) completed_.wait(now, std::memory_order_acquire);
+    if (spins > tuning::kSpins) completed_.wait(now, std::memory_order_acquire);
     pause();
     now = completed_.load(std::memory_order_acquire);
   }
