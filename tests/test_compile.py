@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 import fastrnn
-from fastrnn import functional
+from fastrnn import reference
 
 pytestmark = [
     pytest.mark.usefixtures("device", "default_precision"),
@@ -343,7 +343,7 @@ TRACES = [
 def arguments(form, lengths, cell):
     B, T = len(lengths), max(lengths) + (form != "packed")
     size = (B, T, 5) if form == "batch_first" else (T, B, 5)
-    states = [(4, B, 8)] * len(functional.STATES[cell])
+    states = [(4, B, 8)] * len(reference.CELLS[cell].info.states)
     x, *hx = (torch.randn(size, device=device_of(fastrnn), requires_grad=True) for size in (size, *states))
     return x, torch.tensor(lengths), *hx
 

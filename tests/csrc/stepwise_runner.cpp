@@ -62,8 +62,8 @@ class HostQueue {
   }
 
   static int64_t recurrence_bytes(const Plan&) { return 0; }
-  template <class Cell, class T>
-  void run_recurrence(const Plan&, const Recurrence<T>&, void*) {
+  template <class Cell, class Recurrence>
+  void run_recurrence(const Plan&, const Recurrence&, void*) {
     throw std::logic_error("only tier 0 runs here");
   }
 

@@ -1,4 +1,4 @@
-// The operators that modules call: a stack of layers, and a single step. Both are composed of fastrnn::layer.
+#include "torch/operators.h"
 
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
@@ -8,18 +8,13 @@
 #include <algorithm>
 #include <sstream>
 
-#include "torch/layer.h"
-
 namespace fastrnn::torch_ops {
 namespace {
 
-const char* state_name(size_t i) { return i == 0 ? "h_0" : "c_0"; }
-
 // Errors that torch.nn has too begin with its words: people match them.
 
-// torch.nn's class of a layer.
-const char* class_name(const std::string& cell) {
-  return cell == "lstm" ? "LSTM" : cell == "gru" ? "GRU" : "RNN";
+std::string state_name(const CellInfo& cell, int i) {
+  return i < cell.states.size() ? cell.states[i] + std::string("_0") : "hx";
 }
 
 // A dtype and a size as Python writes them.
@@ -82,23 +77,31 @@ variable_list to_half(variable_list results) {
   return results;
 }
 
-}  // namespace
+// What fastrnn::rnn takes beside tensors.
+struct StackOptions {
+  int cell;  // its index in cells/registry.h
+  bool has_biases;
+  int64_t num_layers;
+  double dropout;
+  bool train, bidirectional, batch_first, checkpoint_gates;
+};
 
-variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::TensorList hx,
-                  at::TensorList weights, const std::string& cell, bool has_biases, int64_t num_layers,
-                  double dropout, bool train, bool bidirectional, bool batch_first, bool checkpoint_gates) {
+variable_list run_stack(const Tensor& input, const optional<Tensor>& batch_sizes, at::TensorList hx,
+                        at::TensorList weights, const StackOptions& options) {
   if (is_half_on_cpu(input, weights)) {
-    return to_half(rnn(input.to(at::kFloat), batch_sizes, half_to_float(hx, "hx"),
-                       half_to_float(weights, "weights"), cell, has_biases, num_layers, dropout, train,
-                       bidirectional, batch_first, checkpoint_gates));
+    return to_half(run_stack(input.to(at::kFloat), batch_sizes, half_to_float(hx, "hx"),
+                             half_to_float(weights, "weights"), options));
   }
-  const int64_t D = bidirectional ? 2 : 1;
+  const auto& [cell, has_biases, num_layers, dropout, train, bidirectional, batch_first, checkpoint_gates] =
+      options;
+  const CellInfo& info = *cells::kCells[cell];
   TORCH_CHECK_VALUE(num_layers > 0, "num_layers: expected at least 1, got ", num_layers);
   TORCH_CHECK_VALUE(dropout >= 0 && dropout <= 1, "dropout: expected a probability, got ", dropout);
-  const int64_t count = static_cast<int64_t>(weights.size()), each = count / (num_layers * D);
-  TORCH_CHECK(count == each * num_layers * D && each >= (has_biases ? 4 : 2) && each <= (has_biases ? 5 : 3),
-              "weights: expected W_ih, W_hh", has_biases ? ", b_ih, b_hh" : "", "[, W_hr] for each of ",
-              num_layers, " layer(s) and ", D, " direction(s), got ", count, " tensors");
+  const WeightLayout layout = weight_layout(info, weights, bidirectional, num_layers);
+  TORCH_CHECK(layout.bias == (has_biases && info.can(cells::Needs::bias)), "weights: expected ",
+              has_biases ? "biases among them" : "no biases among them", ", got ", layout.each,
+              " tensors for each layer and direction");
+  const int64_t D = layout.D, each = layout.each;
   const bool packed = batch_sizes.has_value();
   const bool unbatched = !packed && input.dim() == 2;
   if (packed) {
@@ -107,9 +110,9 @@ variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::
     TORCH_CHECK(input.dim() == 2, "input must have 2 dimensions, got ", input.dim(),
                 ": the data of packed sequences is [sum of lengths, input_size]");
   } else {
-    TORCH_CHECK_VALUE(input.dim() == 2 || input.dim() == 3, class_name(cell),
+    TORCH_CHECK_VALUE(input.dim() == 2 || input.dim() == 3, info.layer,
                       ": Expected input to be 2D or 3D, got ", input.dim(), "D ",
-                      class_name(cell) == std::string("RNN") ? "tensor " : "", "instead");
+                      info.layer == std::string("RNN") ? "tensor " : "", "instead");
   }
   const at::ScalarType dtype = input.scalar_type(), expected_dtype = weights[0].scalar_type();
   TORCH_CHECK_VALUE(dtype == expected_dtype, "RNN input dtype (", dtype_name(dtype),
@@ -127,30 +130,24 @@ variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::
     check_state_dimensions(hx, unbatched ? 2 : 3);
   }
 
+  const size_t count = info.states.size();
+  const c10::SymInt P = layout.P(weights), H = layout.H(weights);
   std::vector<Tensor> states;
   for (const auto i : c10::irange(hx.size())) {
     states.push_back(unbatched ? hx[i].unsqueeze(1) : hx[i]);
-    const bool is_h = i == 0;
     const c10::SymInt B = packed ? packed_batch(*batch_sizes, states[0]) : x.sym_size(batch_first ? 0 : 1);
-    const c10::SymInt width =
-        is_h ? weights[1].sym_size(1) : (each % 2 ? weights[each - 1].sym_size(-1) : weights[1].sym_size(1));
-    const c10::SymInt expected[] = {num_layers * D, B, width};
+    const c10::SymInt expected[] = {num_layers * D, B, i == 0 ? P : H};
     TORCH_CHECK(states[i].sym_sizes() == at::SymIntArrayRef(expected), "Expected hidden",
-                hx.size() == 1 ? ""
-                : is_h         ? "[0]"
-                               : "[1]",
-                " size ", tuple(expected), ", got ", states[i].sym_sizes(), " for ", state_name(i));
+                hx.size() == 1 ? "" : "[" + std::to_string(i) + "]", " size ", tuple(expected), ", got ",
+                states[i].sym_sizes(), " for ", state_name(info, static_cast<int>(i)));
   }
   if (states.empty() && (packed || is_traced(x))) {
     TORCH_CHECK(!packed || batch_sizes->dim() == 1, "batch_sizes: expected a vector, got ",
                 batch_sizes->sym_sizes());
     const c10::SymInt B =
         packed ? batch_sizes->select(0, 0).item().toSymInt() : x.sym_size(batch_first ? 0 : 1);
-    states.push_back(at::zeros_symint({num_layers * D, B, weights[1].sym_size(1)}, x.options()));
-    if (cell == "lstm") {
-      const c10::SymInt H = each % 2 ? weights[each - 1].sym_size(-1) : weights[1].sym_size(1);
-      states.push_back(at::zeros_symint({num_layers * D, B, H}, x.options()));
-    }
+    for (const auto i : c10::irange(count))
+      states.push_back(at::zeros_symint({num_layers * D, B, i == 0 ? P : H}, x.options()));
   }
 
   std::vector<variable_list> finals;
@@ -159,9 +156,9 @@ variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::
     if (num_layers > 1) {
       for (Tensor& state : layer_states) state = state.narrow(0, layer * D, D);
     }
-    variable_list outputs =
-        layer_operator().call(x, batch_sizes, layer_states, weights.slice(layer * D * each, D * each), cell,
-                              bidirectional, batch_first, checkpoint_gates);
+    const LayerArgs of_layer{x,    batch_sizes,   layer_states, weights.slice(layer * D * each, D * each),
+                             cell, bidirectional, batch_first};
+    variable_list outputs = call_layer(of_layer, checkpoint_gates);
     x = outputs[0];
     if (train && dropout > 0 && layer + 1 < num_layers)
       x = dropout_between(x, dropout, batch_first && !packed);
@@ -180,15 +177,15 @@ variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::
   return result;
 }
 
-variable_list cell_step(const Tensor& input, at::TensorList hx, at::TensorList weights,
-                        const std::string& cell) {
+variable_list run_step(const Tensor& input, at::TensorList hx, at::TensorList weights, int cell) {
   if (is_half_on_cpu(input, weights)) {
     return to_half(
-        cell_step(input.to(at::kFloat), half_to_float(hx, "hx"), half_to_float(weights, "weights"), cell));
+        run_step(input.to(at::kFloat), half_to_float(hx, "hx"), half_to_float(weights, "weights"), cell));
   }
-  TORCH_CHECK_VALUE(input.dim() == 1 || input.dim() == 2, class_name(cell),
+  const CellInfo& info = *cells::kCells[cell];
+  TORCH_CHECK_VALUE(input.dim() == 1 || input.dim() == 2, info.layer,
                     "Cell: Expected input to be 1D or 2D, got ", input.dim(), "D instead");
-  TORCH_CHECK(weights.size() == 2 || weights.size() == 4, "weights: expected W_ih, W_hh[, b_ih, b_hh], got ",
+  TORCH_CHECK(!weight_layout(info, weights, false).projected, "weights: a cell has no W_hr, got ",
               weights.size(), " tensors");
   TORCH_CHECK(weights[0].dim() == 2 && weights[1].dim() == 2,
               "weights: expected W_ih and W_hh to be matrices");
@@ -196,73 +193,81 @@ variable_list cell_step(const Tensor& input, at::TensorList hx, at::TensorList w
               input.sym_size(-1), " expected ", weights[0].sym_size(1));
   for (const auto i : c10::irange(hx.size())) {
     const Tensor& state = hx[i];
-    const char* torchs_name = hx.size() == 1 ? "hidden" : i == 0 ? "hx[0]" : "hx[1]";
-    TORCH_CHECK_VALUE(state.dim() == 1 || state.dim() == 2, class_name(cell), "Cell: Expected ", torchs_name,
-                      " to be 1D or 2D, got ", state.dim(), "D instead for ", state_name(i));
+    const auto name = [&] { return state_name(info, static_cast<int>(i)); };
+    TORCH_CHECK_VALUE(state.dim() == 1 || state.dim() == 2, info.layer, "Cell: Expected ",
+                      hx.size() == 1 ? "hidden" : "hx[" + std::to_string(i) + "]", " to be 1D or 2D, got ",
+                      state.dim(), "D instead for ", name());
     TORCH_CHECK(input.dim() == 1 || (state.dim() == 2 && input.sym_size(0) == state.sym_size(0)),
                 "Input batch size ", input.sym_size(0), " doesn't match hidden", i, " batch size ",
-                state.sym_size(0), " of ", state_name(i));
+                state.sym_size(0), " of ", name());
     TORCH_CHECK(state.dim() == input.dim() && state.sym_size(-1) == weights[1].sym_size(1), "hidden", i,
                 " has inconsistent hidden_size: got ", state.sym_size(input.dim() - 1), ", expected ",
-                weights[1].sym_size(1), " for ", state_name(i));
+                weights[1].sym_size(1), " for ", name());
   }
-  if (input.dim() == 2)
-    return layer_operator().call(input, std::nullopt, hx, weights, cell, false, false, false);
+  if (input.dim() == 2) return call_layer({input, std::nullopt, hx, weights, cell, false, false}, false);
   std::vector<Tensor> states;
   for (const Tensor& state : hx) states.push_back(state.unsqueeze(0));
   variable_list outputs =
-      layer_operator().call(input.unsqueeze(0), std::nullopt, states, weights, cell, false, false, false);
+      call_layer({input.unsqueeze(0), std::nullopt, states, weights, cell, false, false}, false);
   for (Tensor& output : outputs) output = output.squeeze(0);
   return outputs;
 }
 
-namespace {
-
 // In a region of torch.autocast tensors are cast to its dtype, except float64; weights once in the region.
 template <c10::DeviceType device>
 struct Autocast {
-  static constexpr auto key =
-      device == at::kCUDA ? c10::DispatchKey::AutocastCUDA : c10::DispatchKey::AutocastCPU;
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast{device == at::kCUDA ? c10::DispatchKey::AutocastCUDA
+                                                                           : c10::DispatchKey::AutocastCPU};
 
   template <class Tensors>
-  static auto cast(const Tensors& tensors) {
+  auto operator()(const Tensors& tensors) const {
     return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), tensors, device);
   }
-
-  static variable_list rnn(const Tensor& input, const optional<Tensor>& batch_sizes, at::TensorList hx,
-                           at::TensorList weights, const std::string& cell, bool has_biases,
-                           int64_t num_layers, double dropout, bool train, bool bidirectional,
-                           bool batch_first, bool checkpoint_gates) {
-    c10::impl::ExcludeDispatchKeyGuard no_autocast(key);
-    return torch_ops::rnn(cast(input), batch_sizes, cast(hx), cast(weights), cell, has_biases, num_layers,
-                          dropout, train, bidirectional, batch_first, checkpoint_gates);
-  }
-
-  static variable_list cell_step(const Tensor& input, at::TensorList hx, at::TensorList weights,
-                                 const std::string& cell) {
-    c10::impl::ExcludeDispatchKeyGuard no_autocast(key);
-    return torch_ops::cell_step(cast(input), cast(hx), cast(weights), cell);
+};
+// Tensors as they are.
+struct AsGiven {
+  template <class Tensors>
+  const Tensors& operator()(const Tensors& tensors) const {
+    return tensors;
   }
 };
+
+// The operators, whose tensors are cast first.
+template <class Cast>
+variable_list rnn_of(const Tensor& input, const optional<Tensor>& batch_sizes, at::TensorList hx,
+                     at::TensorList weights, const std::string& cell, bool has_biases, int64_t num_layers,
+                     double dropout, bool train, bool bidirectional, bool batch_first,
+                     bool checkpoint_gates) {
+  const Cast cast;
+  return run_stack(cast(input), batch_sizes, cast(hx), cast(weights),
+                   {find_cell(cell), has_biases, num_layers, dropout, train, bidirectional, batch_first,
+                    checkpoint_gates});
+}
+template <class Cast>
+variable_list cell_of(const Tensor& input, at::TensorList hx, at::TensorList weights,
+                      const std::string& cell) {
+  const Cast cast;
+  return run_step(cast(input), cast(hx), cast(weights), find_cell(cell));
+}
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fastrnn, CompositeImplicitAutograd, m) {
-  m.impl("rnn", rnn);
-  m.impl("cell", cell_step);
+  m.impl("rnn", rnn_of<AsGiven>);
+  m.impl("cell", cell_of<AsGiven>);
 }
 // torch.vmap does not take compositions by itself.
 TORCH_LIBRARY_IMPL(fastrnn, FuncTorchBatched, m) {
-  m.impl("rnn", rnn);
-  m.impl("cell", cell_step);
+  m.impl("rnn", rnn_of<AsGiven>);
+  m.impl("cell", cell_of<AsGiven>);
 }
 TORCH_LIBRARY_IMPL(fastrnn, AutocastCPU, m) {
-  m.impl("rnn", Autocast<at::kCPU>::rnn);
-  m.impl("cell", Autocast<at::kCPU>::cell_step);
+  m.impl("rnn", rnn_of<Autocast<at::kCPU>>);
+  m.impl("cell", cell_of<Autocast<at::kCPU>>);
 }
 TORCH_LIBRARY_IMPL(fastrnn, AutocastCUDA, m) {
-  m.impl("rnn", Autocast<at::kCUDA>::rnn);
-  m.impl("cell", Autocast<at::kCUDA>::cell_step);
+  m.impl("rnn", rnn_of<Autocast<at::kCUDA>>);
+  m.impl("cell", cell_of<Autocast<at::kCUDA>>);
 }
 
 }  // namespace fastrnn::torch_ops
