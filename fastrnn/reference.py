@@ -8,7 +8,7 @@ Sizes: `T` time, `B` batch, `I` input, `H` hidden, `P` projected hidden (`P = H`
 gates of the cell, `D` directions, `L` layers. Weights are those of torch.nn: gates are stacked along the
 rows.
 
-To add a cell: write its step and add a row to `CELLS`. Tests and benchmarks iterate over that table. The facts
+To add a cell: write its step and a row of `CELLS`. Tests and benchmarks iterate over that table. The facts
 of a cell stand with its kernels; see `fastrnn.cells`.
 """
 
