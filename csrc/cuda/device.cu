@@ -1,5 +1,5 @@
 #include "cuda/device.h"
-#include "cuda/tiling.h"
+#include "cuda/persistent/tiling.h"
 
 namespace fastrnn::cuda {
 namespace {

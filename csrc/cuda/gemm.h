@@ -7,14 +7,14 @@ namespace fastrnn::cuda {
 // A factor of a product of row-major matrices, as it stands in memory: rows of `ld` numbers. If `transposed`,
 // the factor is the transpose of that. The next product of a batch has its factor `stride` numbers further.
 template <class T>
-struct Factor {
+struct GemmOperand {
   const T* data;
   int64_t ld;
   bool transposed = false;
   int64_t stride = 0;
 };
 template <class T>
-struct Result {
+struct GemmResult {
   T* data;
   int64_t ld;
   int64_t stride = 0;
@@ -24,8 +24,8 @@ struct Result {
 template <class T, class TC>
 struct Gemm {
   int64_t M = 0, N = 0, K = 0;
-  Factor<T> A, B;
-  Result<TC> C;
+  GemmOperand<T> A, B;
+  GemmResult<TC> C;
   bool add = false;
   int batch = 1;
 };

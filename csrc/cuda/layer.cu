@@ -2,6 +2,7 @@
 
 #include <map>
 #include <mutex>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -9,14 +10,14 @@
 #include "cells/registry.h"
 #include "cuda/device.h"
 #include "cuda/layer.h"
-#include "cuda/passes.h"
+#include "cuda/layer_passes.h"
 #include "cuda/queue.h"
 
 namespace fastrnn::cuda {
 namespace {
 
 template <class Cell, class T>
-Plan find_plan(const Problem& problem, int forced, int refused) {
+Plan find_plan(const Problem& problem, std::optional<Kind> forced, int refused) {
   return find_plan(problem, current_device(), forced, refused, [&](const Plan& plan) {
     return persistent::fits<Cell, T>(plan, problem.math, problem.backward);
   });
@@ -27,7 +28,7 @@ template <class Cell, class T>
 class Plans {
  public:
   static Plan find(const Problem& problem) {
-    const int forced = forced_tier();
+    const auto forced = forced_kind();
     const std::lock_guard<std::mutex> lock(mutex());
     const auto [place, is_new] = plans().try_emplace(key_of(problem, forced));
     if (is_new) {
@@ -41,18 +42,18 @@ class Plans {
     return place->second;
   }
 
-  // From now on the plan of another tier.
+  // From now on a plan of another kind.
   static void refuse(const Problem& problem, const Plan& plan, cudaError_t error) {
-    const int forced = forced_tier();
-    if (forced > 0) check(error, ("the launch of tier " + std::to_string(forced)).c_str());
+    const auto forced = forced_kind();
+    if (forced) check(error, (std::string("the launch of a ") + name_of(*forced) + " plan").c_str());
     const std::lock_guard<std::mutex> lock(mutex());
     plans().insert_or_assign(key_of(problem, forced),
-                             find_plan<Cell, T>(problem, forced, plan.refused | 1 << plan.tier));
+                             find_plan<Cell, T>(problem, forced, plan.refused | bit_of(plan.kind)));
   }
 
  private:
-  using Key = std::tuple<int, int, Math, bool, bool, int64_t, int64_t, int64_t, int>;
-  static Key key_of(const Problem& p, int forced) {
+  using Key = std::tuple<int, std::optional<Kind>, Math, bool, bool, int64_t, int64_t, int64_t, int>;
+  static Key key_of(const Problem& p, std::optional<Kind> forced) {
     return {current_device_index(), forced, p.math, p.backward, p.projected,
             steps_of_plan(p.T),     p.B,    p.H,    p.D};
   }
@@ -104,14 +105,14 @@ void backward(const BackwardParams<T>& p, const Context& context) {
 #define FASTRNN_ROW(Cell)                                                                        \
   {cells::Cell::name, forward<cells::Cell, FASTRNN_DTYPE>, backward<cells::Cell, FASTRNN_DTYPE>, \
    Plans<cells::Cell, FASTRNN_DTYPE>::find},
-const Kernels<FASTRNN_DTYPE> kernels[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_ROW)};
+const LayerKernels<FASTRNN_DTYPE> kernels[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_ROW)};
 #undef FASTRNN_ROW
 
 }  // namespace
 
 template <>
-const Kernels<FASTRNN_DTYPE>& find_kernels<FASTRNN_DTYPE>(const std::string& cell) {
-  for (const Kernels<FASTRNN_DTYPE>& row : kernels) {
+const LayerKernels<FASTRNN_DTYPE>& find_kernels<FASTRNN_DTYPE>(const std::string& cell) {
+  for (const LayerKernels<FASTRNN_DTYPE>& row : kernels) {
     if (cell == row.cell) return row;
   }
   throw std::invalid_argument("cell: unknown name '" + cell + "'");

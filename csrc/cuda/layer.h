@@ -24,7 +24,7 @@ struct Context {
 // Pointers in the parameters are to device memory, but for the arrays of `rows`. No call waits for the
 // device. Errors are std::runtime_error.
 template <class T>
-struct Kernels {
+struct LayerKernels {
   const char* cell;
   void (*forward)(const ForwardParams<T>&, const Context&);
   void (*backward)(const BackwardParams<T>&, const Context&);
@@ -34,6 +34,6 @@ struct Kernels {
 
 // Throws std::invalid_argument for a name that is not registered.
 template <class T>
-const Kernels<T>& find_kernels(const std::string& cell);
+const LayerKernels<T>& find_kernels(const std::string& cell);
 
 }  // namespace fastrnn::cuda

@@ -3,6 +3,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 
 // Which kernels compute a recurrence, and how they cut it up: a table of rules, and arithmetic on sizes. Plain
@@ -34,44 +35,53 @@ struct Problem {
   int D;
 };
 
-// Tier 0: step after step, a GEMM and a pointwise kernel. Any device, any size.
-// Tier 1: a grid whose blocks keep the weights in registers for the whole sequence and pass h through
-//         global memory. sm_80.
-// Tier 2: the same in clusters of blocks that pass h through their shared memory. sm_90.
-//
-// A group is the blocks (tier 1) or the cluster (tier 2) that hold all weights of a direction once. It works
+// How a recurrence is computed.
+//   stepwise: step after step, a GEMM and a pointwise kernel. Any device, any size.
+//   grid:     a grid whose blocks keep the weights in registers for the whole sequence and pass h through
+//             global memory. sm_80.
+//   cluster:  the same in clusters of blocks that pass h through their shared memory. sm_90.
+enum class Kind { stepwise, grid, cluster };
+constexpr Kind kKinds[] = {Kind::stepwise, Kind::grid, Kind::cluster};
+constexpr const char* kKindNames = "stepwise, grid or cluster";  // for messages
+
+const char* name_of(Kind kind);
+std::optional<Kind> find_kind(const std::string& name);
+constexpr int bit_of(Kind kind) { return 1 << static_cast<int>(kind); }
+
+// A block group is the blocks of a grid, or the cluster, that hold all weights of a direction once. It works
 // on `tiles` tiles of `tile_batch` sequences in turn. A block has row_warps x k_warps warps: row_warps parts
 // of its rows of the weights, k_warps slices of the sum.
 struct Plan {
-  int tier;
+  Kind kind;
   int row_warps, k_warps;
-  int blocks;  // of a group
-  int groups;  // of a direction
-  int tiles;   // of a group
+  int blocks;        // of a block group
+  int block_groups;  // of a direction
+  int tiles;         // of a block group
   int tile_batch;
   int directions;        // that run at once, in one launch
   int64_t shared_bytes;  // of a block
-  const char* reason;    // why this tier
-  int refused;           // the tiers that `make_plan` was to leave out, bit 1 << tier for each
+  const char* reason;    // why this kind
+  int refused;           // the kinds that `make_plan` was to leave out, `bit_of` each
 
   int threads() const { return 32 * row_warps * k_warps; }
 };
 
-// tier -1: the best by the table, without the `refused` tiers, which the device cannot run at present; 0, 1, 2:
-// that one. Throws std::invalid_argument for an unknown cell and std::runtime_error where a tier that was asked
-// for cannot compute the problem.
-Plan make_plan(const Problem& problem, const Device& device, int tier = -1, int refused = 0);
+// A plan of the `forced` kind. Without one: the best by the table, without the `refused` kinds, which the device
+// cannot run at present. Throws std::invalid_argument for an unknown cell and std::runtime_error where the forced
+// kind cannot compute the problem.
+Plan make_plan(const Problem& problem, const Device& device, std::optional<Kind> forced = std::nullopt,
+               int refused = 0);
 
-// The same, of the first tier whose plan `fits`: the device is asked whether it can hold its blocks at once. Throws
-// std::runtime_error also where the one that was asked for does not.
-Plan find_plan(const Problem& problem, const Device& device, int tier, int refused,
+// The same, of the first kind whose plan `fits`: the device is asked whether it can hold its blocks at once. Throws
+// std::runtime_error also where the plan of the forced kind does not fit.
+Plan find_plan(const Problem& problem, const Device& device, std::optional<Kind> forced, int refused,
                const std::function<bool(const Plan&)>& fits);
 
 // The least number of steps whose plans are those of T steps.
 int64_t steps_of_plan(int64_t T);
 
-// The tier that FASTRNN_CUDA_TIER names, or -1. Throws std::runtime_error for anything but 0, 1 or 2.
-int forced_tier();
+// The kind of plan that FASTRNN_CUDA_PLAN names, if it is set. Throws std::runtime_error for any other name.
+std::optional<Kind> forced_kind();
 
 // Nanoseconds that a block waits for another before it takes it for lost; 0: for ever. FASTRNN_CUDA_WAIT_SECONDS,
 // or 20 seconds. Throws std::runtime_error for anything but a number that is not negative.

@@ -5,7 +5,7 @@
 #include "cuda/check.h"
 #include "cuda/gemm.h"
 #include "cuda/layer.h"
-#include "cuda/persistent.h"
+#include "cuda/persistent/persistent.h"
 
 namespace fastrnn::cuda {
 
@@ -14,11 +14,11 @@ __global__ void __launch_bounds__(128)
     for_each_index(const __grid_constant__ Body body, int64_t depth, int64_t rows, int64_t columns) {
   const int64_t first_row = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y;
   const int64_t first_column = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const int64_t row_step = static_cast<int64_t>(gridDim.y) * blockDim.y;
-  const int64_t column_step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  const int64_t row_stride = static_cast<int64_t>(gridDim.y) * blockDim.y;
+  const int64_t column_stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = blockIdx.z; i < depth; i += gridDim.z) {
-    for (int64_t row = first_row; row < rows; row += row_step) {
-      for (int64_t column = first_column; column < columns; column += column_step) body(i, row, column);
+    for (int64_t row = first_row; row < rows; row += row_stride) {
+      for (int64_t column = first_column; column < columns; column += column_stride) body(i, row, column);
     }
   }
 }

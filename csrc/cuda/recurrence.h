@@ -4,7 +4,7 @@
 
 // The recurrence of one layer on a device: what is left when the inputs' share of the gates has been computed
 // as one product over all rows (csrc/cuda/layer.cu), and before the gate gradients are multiplied into the
-// gradients of the weights and of x. Each tier computes it its own way.
+// gradients of the weights and of x. Each kind of plan computes it its own way.
 
 namespace fastrnn::cuda {
 

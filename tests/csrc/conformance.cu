@@ -1,4 +1,4 @@
-// On a GPU: does every primitive of DeviceWarp (csrc/cuda/device_warp.cuh) do what HostWarp makes of it? The
+// On a GPU: does every primitive of DeviceWarp (csrc/cuda/persistent/device_warp.cuh) do what HostWarp makes of it? The
 // kernels' logic is tested on the host with HostWarp (persistent_runner.cpp); this is what the host cannot see.
 //
 //   conformance               one line a test, then what a round of each exchange takes; returns 1 if a test fails
@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "cuda/activations.h"
-#include "cuda/device_warp.cuh"
+#include "cuda/persistent/device_warp.cuh"
 #include "host_warp.h"
 
 namespace fastrnn::cuda {

@@ -1,4 +1,4 @@
-// Runs the persistent kernels' body (csrc/cuda/sweep.h) on the host, and compares with a plain float64 sweep.
+// Runs the persistent kernels' body (csrc/cuda/persistent/recurrence_loop.h) on the host, and compares with a plain float64 recurrence.
 //
 //   persistent_runner MATH [FAULT]
 //
@@ -13,8 +13,9 @@
 #include <string>
 #include <vector>
 
+#include "cuda/persistent/recurrence_loop.h"
+#include "cuda/persistent/roles.h"
 #include "cuda/plan.h"
-#include "cuda/sweep.h"
 #include "host_warp.h"
 
 namespace fastrnn {
@@ -111,7 +112,7 @@ class Layer {
   }
 
   // The largest error of the kernels' results, in units of what rounding allows.
-  double run(int tier, int sms, Fault fault) {
+  double run(Kind kind, int sms, Fault fault) {
     double worst = 0;
     const auto compare = [&](const char* name, const auto& got, const Numbers& expected, double rounded) {
       double scale = 1;
@@ -160,7 +161,7 @@ class Layer {
     }
     p.h0 = h0_.data(), p.c0 = c0_.data();
     p.y = y_.data(), p.hn = hn_.data(), p.cn = cn_.data(), p.s = s_.data(), p.c = c_.data();
-    launch<ForwardRole<Cell, math>>(tier, sms, fault, p);
+    launch<ForwardRole<Cell, math>>(kind, sms, fault, p);
     compare("y", y_, y, rounded);
     compare("hn", hn_, hn, rounded);
     if (Cell::has_c) compare("cn", cn_, cn, rounded);
@@ -176,7 +177,7 @@ class Layer {
     p.dy = dy_.data(), p.dhn = dhn_.data(), p.dcn = dcn_.data();
     p.dgx = dgx_.data(), p.dgh = cells::has_split_gate<Cell> ? dgh_.data() : dgx_.data();
     p.dh0 = dh0_.data(), p.dc0 = dc0_.data();
-    launch<BackwardRole<Cell, math>>(tier, sms, fault, p);
+    launch<BackwardRole<Cell, math>>(kind, sms, fault, p);
     compare("dgx", dgx_, dgx, rounded);
     if (cells::has_split_gate<Cell>) compare("dgh", dgh_, dgh, rounded);
     compare("dh0", dh0_, dh0, rounded);
@@ -186,23 +187,23 @@ class Layer {
 
  private:
   template <class Role>
-  void launch(int tier, int sms, Fault fault, const typename Role::Params& p) const {
+  void launch(Kind kind, int sms, Fault fault, const typename Role::Params& p) const {
     Device device{sms, 90, 227 << 10, {}};
     for (int n = 1; n <= kMostCluster; ++n) device.clusters[n - 1] = sms / n;
-    const Plan plan = make_plan({Cell::name, math, Role::backward, false, T_, B, H, D}, device, tier);
+    const Plan plan = make_plan({Cell::name, math, Role::backward, false, T_, B, H, D}, device, kind);
     Tiling t = make_tiling(plan, math, warp_rows(G, Role::backward), exchange_shape(G, Role::backward, H),
                            Role::states);
     if (fault == Fault::single_buffer) t.buffer_stride = t.partial_bytes = 0;
     if (fault == Fault::short_tail) t.k_tiles = exchange_shape(G, Role::backward, H).K() / tile_shape(math).k;
     for (int d0 = 0; d0 < D; d0 += plan.directions) {
-      std::vector<uint32_t> counters(plan.directions * plan.groups * plan.tiles);
+      std::vector<uint32_t> counters(plan.directions * plan.block_groups * plan.tiles);
       host::launch(plan, plan.directions, t.bytes, fault, [&](host::HostWarp& warp) {
-        uint32_t* mine =
-            counters.data() + (warp.direction() * plan.groups + warp.block() / plan.blocks) * plan.tiles;
-        if (tier == 1) {
-          Sweep<host::HostWarp, Role, 1>::run(warp, p, t, d0 + warp.direction(), mine);
+        uint32_t* mine = counters.data() +
+                         (warp.direction() * plan.block_groups + warp.block() / plan.blocks) * plan.tiles;
+        if (kind == Kind::grid) {
+          RecurrenceLoop<host::HostWarp, Role, Kind::grid>::run(warp, p, t, d0 + warp.direction(), mine);
         } else {
-          Sweep<host::HostWarp, Role, 2>::run(warp, p, t, d0 + warp.direction(), mine);
+          RecurrenceLoop<host::HostWarp, Role, Kind::cluster>::run(warp, p, t, d0 + warp.direction(), mine);
         }
       });
     }
@@ -312,12 +313,12 @@ bool run_cases(const std::vector<Case>& cases, Fault fault) {
   bool right = true;
   for (const Case& c : cases) {
     Layer<Cell, math> problem(c);
-    for (const int tier : {1, 2}) {
-      std::printf("%-8s tier %d T=%-2d B=%-2d H=%-3d D=%d layout %d%s: ", Cell::name, tier,
+    for (const Kind kind : {Kind::grid, Kind::cluster}) {
+      std::printf("%-8s %-7s T=%-2d B=%-2d H=%-3d D=%d layout %d%s: ", Cell::name, name_of(kind),
                   static_cast<int>(c.T), static_cast<int>(c.B), static_cast<int>(c.H), c.D, c.layout,
                   c.nan ? ", NaN" : "");
       try {
-        const double worst = problem.run(tier, c.sms, fault);
+        const double worst = problem.run(kind, c.sms, fault);
         std::printf("%.3f of the tolerance\n", worst);
         right = right && worst <= 1;
       } catch (const std::runtime_error& error) {  // of make_plan

@@ -1,4 +1,4 @@
-// Runs tier 0 and the products around it (csrc/cuda/passes.h) on the host, forward and backward:
+// Runs stepwise plans and the products around them (csrc/cuda/layer_passes.h) on the host, forward and backward:
 //
 //   stepwise_runner CELL DTYPE ORDER INPUT OUTPUT
 //
@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "cells/registry.h"
-#include "cuda/passes.h"
+#include "cuda/layer_passes.h"
 
 namespace fastrnn::cuda {
 namespace {
@@ -64,7 +64,7 @@ class HostQueue {
   static int64_t recurrence_bytes(const Plan&) { return 0; }
   template <class Cell, class T>
   void run_recurrence(const Plan&, const Recurrence<T>&, void*) {
-    throw std::logic_error("only tier 0 runs here");
+    throw std::logic_error("only a stepwise plan runs here");
   }
 
  private:
@@ -126,7 +126,7 @@ class Output {
 
 template <class Pass, class Params>
 void run(const Params& p, HostQueue& queue) {
-  const Plan plan{};  // tier 0
+  const Plan plan{};  // stepwise
   Arena size(nullptr);
   Pass(p, plan, size);
   std::vector<char> block(size.bytes() + Arena::kAlignment, '\xff');

@@ -2,9 +2,9 @@
 
 #include <cuda_runtime.h>
 
-#include "cuda/product.h"
+#include "cuda/persistent/elements.h"
 
-// The execution context of csrc/cuda/sweep.h on a device: thin wrappers of PTX instructions.
+// The execution context of csrc/cuda/persistent/recurrence_loop.h on a device: thin wrappers of PTX instructions.
 
 namespace fastrnn::cuda {
 
@@ -12,7 +12,7 @@ class DeviceWarp {
  public:
   // longest_wait: nanoseconds, or 0 for no limit. A longer wait means that a block is lost. The trap ends the
   // kernel, and the next synchronisation reports it: nothing hangs.
-  __device__ __forceinline__ explicit DeviceWarp(uint64_t longest_wait) : longest_wait(longest_wait) {}
+  __device__ __forceinline__ explicit DeviceWarp(uint64_t longest_wait) : longest_wait_(longest_wait) {}
 
   template <class V>
   struct var {
@@ -150,10 +150,10 @@ class DeviceWarp {
     constexpr uint32_t kPollsPerLook = 256;
     uint64_t begin = 0;
     for (uint32_t polls = 1; !ready(); ++polls) {
-      if (polls % kPollsPerLook != 0 || !limited || longest_wait == 0) continue;
+      if (polls % kPollsPerLook != 0 || !limited || longest_wait_ == 0) continue;
       const uint64_t time = now();
       if (begin == 0) begin = time;
-      if (time - begin > longest_wait) __trap();
+      if (time - begin > longest_wait_) __trap();
     }
   }
   __device__ __forceinline__ uint64_t now() const {
@@ -162,7 +162,7 @@ class DeviceWarp {
     return time;
   }
 
-  const uint64_t longest_wait;
+  const uint64_t longest_wait_;
 };
 
 }  // namespace fastrnn::cuda

@@ -2,73 +2,19 @@
 
 #include <type_traits>
 
-#include "cuda/numbers.h"
-#include "cuda/tiling.h"
+#include "cuda/persistent/elements.h"
+#include "cuda/persistent/tiling.h"
 
 // A warp's product of weights that stay in its registers with the exchanged vectors in shared memory. Written
-// at warp granularity over an execution context Ctx (csrc/cuda/sweep.h says what that is).
-
-#if defined(__CUDACC__)
-#define FASTRNN_DEVICE __device__ __forceinline__
-#define FASTRNN_UNROLL _Pragma("unroll")
-#else
-#define FASTRNN_DEVICE inline
-#define FASTRNN_UNROLL
-#endif
+// at warp granularity over an execution context Ctx (csrc/cuda/persistent/recurrence_loop.h says what that is).
 
 namespace fastrnn::cuda {
 
-// What a math stores in global memory, and what it reads from shared memory.
-template <Math math>
-struct MathTypes {
-  using Stored = float;
-  using Element = float;
-};
-template <>
-struct MathTypes<Math::bf16> {
-  using Stored = bf16;
-  using Element = uint16_t;
-};
-template <>
-struct MathTypes<Math::fp16> {
-  using Stored = fp16;
-  using Element = uint16_t;
-};
-template <Math math>
-using Stored = typename MathTypes<math>::Stored;
-template <Math math>
-using Element = typename MathTypes<math>::Element;
-
-template <Math math>
-FASTRNN_DEVICE Element<math> to_element(Stored<math> value) {
-  if constexpr (math == Math::tf32) {
-    return to_tf32(value);
-  } else {
-    return bit_cast<Element<math>>(value);
-  }
-}
-
-struct alignas(16) Quad {
-  uint32_t of[4];
-};
-
-// Reads as V what stands at an address that is aligned for it.
-template <class V>
-FASTRNN_DEVICE V read_as(const void* address) {
-#if defined(__CUDA_ARCH__)
-  return *static_cast<const V*>(address);
-#else
-  V value;
-  memcpy(&value, address, sizeof(V));
-  return value;
-#endif
-}
-
 // [16 row_tiles, k_slice] weights of a warp. A lane's coordinates in a tile, from the matrix unit's definition:
-// `group` = lane / 4 is a row of the weights or a sequence, `member` = lane % 4 an index along k, or a pair of
-// sequences of the result.
+// `tile_row` = lane / 4 is a row of the weights or a sequence, `row_lane` = lane % 4 an index along k, or a pair
+// of sequences of the result.
 template <class Ctx, Math math, int row_tiles, int batch_tiles>
-class Product {
+class WarpProduct {
   static constexpr TileShape kTile = tile_shape(math);
   static constexpr int kTiles = kWeightWords / (row_tiles * kTile.words);
   template <class V>
@@ -87,16 +33,19 @@ class Product {
         FASTRNN_UNROLL
         for (int word = 0; word < kTile.words; ++word) {
           ctx.lanes([&](int lane) {
-            const int group = lane / 4, member = lane % 4;
+            const int tile_row = lane / 4, row_lane = lane % 4;
             if constexpr (math == Math::ieee) {
-              const int row = 16 * m + group + 8 * (word / 4), k = kt * kTile.k + 4 * member + word % 4;
-              weights[m][kt][word][lane] = bit_cast<uint32_t>(element(row, k));
+              const int row = 16 * m + tile_row + 8 * (word / 4), k = kt * kTile.k + 4 * row_lane + word % 4;
+              weights_[m][kt][word][lane] = bit_cast<uint32_t>(element(row, k));
             } else if constexpr (math == Math::tf32) {
-              const int row = 16 * m + group + 8 * (word % 2), k = kt * kTile.k + member + 4 * (word / 2);
-              weights[m][kt][word][lane] = bit_cast<uint32_t>(element(row, k));
+              const int row = 16 * m + tile_row + 8 * (word % 2),
+                        k = kt * kTile.k + row_lane + 4 * (word / 2);
+              weights_[m][kt][word][lane] = bit_cast<uint32_t>(element(row, k));
             } else {
-              const int row = 16 * m + group + 8 * (word % 2), k = kt * kTile.k + 2 * member + 8 * (word / 2);
-              weights[m][kt][word][lane] = element(row, k) | static_cast<uint32_t>(element(row, k + 1)) << 16;
+              const int row = 16 * m + tile_row + 8 * (word % 2),
+                        k = kt * kTile.k + 2 * row_lane + 8 * (word / 2);
+              weights_[m][kt][word][lane] = element(row, k) | static_cast<uint32_t>(element(row, k + 1))
+                                                                  << 16;
             }
           });
         }
@@ -105,8 +54,8 @@ class Product {
   }
 
   // sums [16 row_tiles, 8 batch_tiles] = weights [., k] * vectors [8 batch_tiles, k]^T over `used` tiles of the
-  // slice. Of a tile's result a lane has rows `group` (0, 1) and `group` + 8 (2, 3), sequences 2 `member` and
-  // 2 `member` + 1.
+  // slice. Of a tile's result a lane has rows `tile_row` (0, 1) and `tile_row` + 8 (2, 3), sequences
+  // 2 `row_lane` and 2 `row_lane` + 1.
   FASTRNN_DEVICE void multiply(Ctx& ctx, const Element<math>* vectors, int64_t row_elements, int used,
                                var<float> (&sums)[batch_tiles][row_tiles][4]) const {
     if constexpr (math == Math::ieee) {
@@ -133,16 +82,16 @@ class Product {
           for (int n = 0; n < batch_tiles; ++n) {
             var<uint32_t> words[2];
             ctx.lanes([&](int lane) {
-              const int group = lane / 4, member = lane % 4;
+              const int tile_row = lane / 4, row_lane = lane % 4;
               constexpr int kPerWord = 4 / sizeof(Element<math>);
               const Element<math>* row =
-                  vectors + (8 * n + group) * row_elements + kt * kTile.k + kPerWord * member;
+                  vectors + (8 * n + tile_row) * row_elements + kt * kTile.k + kPerWord * row_lane;
               words[0][lane] = read_as<uint32_t>(row);
               words[1][lane] = read_as<uint32_t>(row + kTile.k / 2);
             });
             FASTRNN_UNROLL
             for (int m = 0; m < row_tiles; ++m) {
-              ctx.template mma<math>(chains[kt % kChains][n][m], weights[m][kt], words);
+              ctx.template mma<math>(chains[kt % kChains][n][m], weights_[m][kt], words);
             }
           }
         }
@@ -165,8 +114,8 @@ class Product {
     }
   }
 
-  // Lane `member` sums over k = 4 member .. 4 member + 3 of every tile, for all 8 sequences; then the four
-  // members of a group add up theirs and keep two sequences each.
+  // Lane `row_lane` sums over k = 4 row_lane .. 4 row_lane + 3 of every tile, for all 8 sequences; then the four
+  // lanes of a tile row add up theirs and keep two sequences each.
   FASTRNN_DEVICE void multiply_ieee(Ctx& ctx, const float* vectors, int64_t row_elements, int used,
                                     var<float> (&sums)[batch_tiles][row_tiles][4]) const {
     constexpr int kRows = 2 * row_tiles;
@@ -186,7 +135,7 @@ class Product {
                 FASTRNN_UNROLL
                 for (int j = 0; j < 4; ++j) {
                   partial[n / 8][row][n % 8][lane] +=
-                      bit_cast<float>(weights[row / 2][kt][4 * (row % 2) + j][lane]) *
+                      bit_cast<float>(weights_[row / 2][kt][4 * (row % 2) + j][lane]) *
                       bit_cast<float>(h.of[j]);
                 }
               }
@@ -238,7 +187,7 @@ class Product {
     }
   }
 
-  var<uint32_t> weights[row_tiles][kTiles][kTile.words];
+  var<uint32_t> weights_[row_tiles][kTiles][kTile.words];
 };
 
 }  // namespace fastrnn::cuda

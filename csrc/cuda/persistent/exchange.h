@@ -1,74 +1,75 @@
 #pragma once
 
-#include "cuda/product.h"
+#include "cuda/persistent/elements.h"
+#include "cuda/persistent/tiling.h"
 
 // How the vectors of a step, h or the gate gradients, get from the warps that compute them to all warps of the
-// group. Iteration i of a sweep reads what iteration i - 1 wrote; `last` is the last iteration.
+// block group. Iteration i of a recurrence reads what iteration i - 1 wrote; `last` is the last iteration.
 
 namespace fastrnn::cuda {
 
-// Tier 2: pushed into the shared memory of every block of the cluster, where a barrier counts the bytes.
+// Of a cluster: pushed into the shared memory of every block of the cluster, where a barrier counts the bytes.
 // There are two buffers. Nobody overwrites one that is still read: what iteration i reads is overwritten by the
 // pushes of i + 1, which need all of what i pushed, and a warp pushes when it has read.
 template <class Ctx, Math math>
 class ClusterExchange {
  public:
   FASTRNN_DEVICE ClusterExchange(Ctx& ctx, const Tiling& t, const ExchangeShape& shape, int batch, int last)
-      : ctx(ctx), t(t), shape(shape), last(last) {
+      : ctx_(ctx), t_(t), shape_(shape), last_(last) {
     // What all warps push in an iteration: every sequence of the tile, whether it takes part or not.
-    bytes = static_cast<uint32_t>(batch * shape.K() * sizeof(Element<math>));
+    bytes_ = static_cast<uint32_t>(batch * shape.K() * sizeof(Element<math>));
   }
 
   FASTRNN_DEVICE Element<math>* buffer(int tile, int i) const {
-    return ctx.template shared<Element<math>>(offset(tile, i));
+    return ctx_.template shared<Element<math>>(offset(tile, i));
   }
 
   // Before the first iteration, when the buffers hold their start.
   FASTRNN_DEVICE void start() {
-    if (ctx.warp() == 0) {
-      for (int tile = 0; tile < t.tiles; ++tile) {
+    if (ctx_.warp() == 0) {
+      for (int tile = 0; tile < t_.tiles; ++tile) {
         for (int parity = 0; parity < kBuffers; ++parity) {
-          ctx.barrier_init(barrier(tile, parity));
+          ctx_.barrier_init(barrier(tile, parity));
           expect(tile, parity == 1 ? 1 : 2);
         }
       }
     }
-    ctx.cluster_sync();
+    ctx_.cluster_sync();
   }
 
   FASTRNN_DEVICE void wait(int tile, int i) {
     if (i == 0) return;
-    ctx.barrier_wait(barrier(tile, i), static_cast<uint32_t>((i - 1) / kBuffers % 2));
-    if (ctx.warp() == 0) expect(tile, i + kBuffers);
+    ctx_.barrier_wait(barrier(tile, i), static_cast<uint32_t>((i - 1) / kBuffers % 2));
+    if (ctx_.warp() == 0) expect(tile, i + kBuffers);
   }
 
-  // elements: of one part, for sequences 8 n + 2 member (0) and + 1 (1) of the tile, and unit unit0 + group.
+  // elements: of one part, for sequences 8 n + 2 row_lane (0) and + 1 (1) of the tile, and unit unit0 + tile_row.
   FASTRNN_DEVICE void publish(int tile, int i, int n, int part, int unit0,
                               const typename Ctx::template var<Element<math>> (&elements)[2]) {
-    if (i == last) return;
+    if (i == last_) return;
     const int64_t to = offset(tile, i + 1), bar = barrier(tile, i + 1);
     const auto place = [&](int sequence, int unit) {
-      return to + ((8 * n + sequence) * t.row_elements + part * shape.part + unit) *
+      return to + ((8 * n + sequence) * t_.row_elements + part * shape_.part + unit) *
                       static_cast<int64_t>(sizeof(Element<math>));
     };
     if constexpr (sizeof(Element<math>) == 2) {
       // Lanes of two neighbouring units exchange one sequence each, so that both have a word.
       typename Ctx::template var<uint32_t> sent;
-      ctx.lanes([&](int lane) { sent[lane] = lane / 4 % 2 ? elements[0][lane] : elements[1][lane]; });
-      const auto received = ctx.shuffle_xor(sent, 4);
-      ctx.lanes([&](int lane) {
-        const int odd = lane / 4 % 2, member = lane % 4;
+      ctx_.lanes([&](int lane) { sent[lane] = lane / 4 % 2 ? elements[0][lane] : elements[1][lane]; });
+      const auto received = ctx_.shuffle_xor(sent, 4);
+      ctx_.lanes([&](int lane) {
+        const int odd = lane / 4 % 2, row_lane = lane % 4;
         const int unit = unit0 + lane / 4 - odd;
         const uint32_t word = odd ? received[lane] | static_cast<uint32_t>(elements[1][lane]) << 16
                                   : elements[0][lane] | received[lane] << 16;
-        if (unit < shape.part) push_to_all(lane, place(2 * member + odd, unit), word, bar);
+        if (unit < shape_.part) push_to_all(lane, place(2 * row_lane + odd, unit), word, bar);
       });
     } else {
       FASTRNN_UNROLL
       for (int j = 0; j < 2; ++j) {
-        ctx.lanes([&](int lane) {
+        ctx_.lanes([&](int lane) {
           const int unit = unit0 + lane / 4;
-          if (unit < shape.part) {
+          if (unit < shape_.part) {
             push_to_all(lane, place(2 * (lane % 4) + j, unit), bit_cast<uint32_t>(elements[j][lane]), bar);
           }
         });
@@ -78,60 +79,60 @@ class ClusterExchange {
 
   FASTRNN_DEVICE void finish(int /*tile*/, int /*i*/) {}
   // A block may leave when nobody pushes to it any more.
-  FASTRNN_DEVICE void end() { ctx.cluster_sync(); }
+  FASTRNN_DEVICE void end() { ctx_.cluster_sync(); }
 
  private:
   static constexpr int kBuffers = 2;
 
   FASTRNN_DEVICE int64_t offset(int tile, int i) const {
-    return t.exchange + tile * t.tile_stride + i % kBuffers * t.buffer_stride;
+    return t_.exchange + tile * t_.tile_stride + i % kBuffers * t_.buffer_stride;
   }
   FASTRNN_DEVICE int64_t barrier(int tile, int i) const { return (tile * kBuffers + i % kBuffers) * 8; }
   FASTRNN_DEVICE void expect(int tile, int i) {
-    if (i <= last) ctx.barrier_expect(barrier(tile, i), bytes);
+    if (i <= last_) ctx_.barrier_expect(barrier(tile, i), bytes_);
   }
   FASTRNN_DEVICE void push_to_all(int lane, int64_t to, uint32_t word, int64_t bar) {
-    for (int rank = 0; rank < t.blocks; ++rank) ctx.push(lane, rank, to, word, bar);
+    for (int rank = 0; rank < t_.blocks; ++rank) ctx_.push(lane, rank, to, word, bar);
   }
 
-  Ctx& ctx;
-  const Tiling& t;
-  const ExchangeShape shape;
-  const int last;
-  uint32_t bytes;
+  Ctx& ctx_;
+  const Tiling& t_;
+  const ExchangeShape shape_;
+  const int last_;
+  uint32_t bytes_;
 };
 
-// Tier 1: through the results in global memory, which every step writes to a place of its own; a counter for
+// Of a grid: through the results in global memory, which every step writes to a place of its own; a counter for
 // each tile says how many blocks have written.
 template <class Ctx, Math math>
 class GridExchange {
  public:
   FASTRNN_DEVICE GridExchange(Ctx& ctx, const Tiling& t, const ExchangeShape&, int last, uint32_t* counters)
-      : ctx(ctx), t(t), last(last), counters(counters) {}
+      : ctx_(ctx), t_(t), last_(last), counters_(counters) {}
 
   FASTRNN_DEVICE Element<math>* buffer(int /*tile*/, int /*i*/) const {
-    return ctx.template shared<Element<math>>(t.exchange);
+    return ctx_.template shared<Element<math>>(t_.exchange);
   }
-  FASTRNN_DEVICE void start() { ctx.block_sync(); }
+  FASTRNN_DEVICE void start() { ctx_.block_sync(); }
 
   FASTRNN_DEVICE void wait(int tile, int i) {
     if (i == 0) return;
     // Until all blocks run, any time may pass: the device may be busy with others' work.
-    if (ctx.warp() == 0) ctx.wait_counter(counters + tile, static_cast<uint32_t>(t.blocks) * i, i > 1);
-    ctx.block_sync();
+    if (ctx_.warp() == 0) ctx_.wait_counter(counters_ + tile, static_cast<uint32_t>(t_.blocks) * i, i > 1);
+    ctx_.block_sync();
   }
 
   FASTRNN_DEVICE void finish(int tile, int i) {
-    ctx.block_sync();
-    if (ctx.warp() == 0 && i < last) ctx.signal(counters + tile);
+    ctx_.block_sync();
+    if (ctx_.warp() == 0 && i < last_) ctx_.signal(counters_ + tile);
   }
   FASTRNN_DEVICE void end() {}
 
  private:
-  Ctx& ctx;
-  const Tiling& t;
-  const int last;
-  uint32_t* const counters;
+  Ctx& ctx_;
+  const Tiling& t_;
+  const int last_;
+  uint32_t* const counters_;
 };
 
 }  // namespace fastrnn::cuda

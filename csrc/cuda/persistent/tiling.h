@@ -13,10 +13,10 @@ namespace fastrnn::cuda {
 // units in a layout of the same outputs.
 constexpr int kTileRows = 16, kTileBatch = 8;
 
-// Sequences of a tile. Tier 1 has the longer way to the other blocks, and so takes more at once, where
+// Sequences of a tile. A grid has the longer way to the other blocks, and so takes more at once, where
 // registers allow it.
-constexpr int tile_batch(int tier, Math math) {
-  return tier == 1 && math != Math::ieee ? 2 * kTileBatch : kTileBatch;
+constexpr int tile_batch(Kind kind, Math math) {
+  return kind == Kind::grid && math != Math::ieee ? 2 * kTileBatch : kTileBatch;
 }
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -45,13 +45,13 @@ constexpr int kRowsKept = 4;   // steps whose first row a warp has at hand
 constexpr int kMostWarps = 8;  // of a block: 8 * 32 * 255 registers are all an SM has
 
 // The rows that a warp multiplies: for each of its units `rows_per_unit` of them (the gates, in the forward; one
-// in the backward), in groups of 8 units. Half a tile, 8 rows, is a slot: one row of each unit of a group.
+// in the backward), in unit tiles of 8 units. Half a tile, 8 rows, is a slot: one row of each unit of a unit tile.
 struct WarpRows {
   int rows_per_unit;
   int row_tiles;
   constexpr int slots() const { return 2 * row_tiles; }
-  constexpr int unit_groups() const { return slots() / rows_per_unit; }
-  constexpr int units() const { return 8 * unit_groups(); }
+  constexpr int unit_tiles() const { return slots() / rows_per_unit; }
+  constexpr int units() const { return 8 * unit_tiles(); }
   constexpr int k_tiles(Math math) const { return kWeightWords / (row_tiles * tile_shape(math).words); }
   constexpr int k_slice(Math math) const { return k_tiles(math) * tile_shape(math).k; }
 };
@@ -78,7 +78,7 @@ constexpr int kept_states(bool has_c, bool reads_h, bool backward) {
 
 // Sizes of a block's shared memory and where its parts begin, in bytes.
 struct Tiling {
-  int row_warps, k_warps, blocks, groups, tiles;
+  int row_warps, k_warps, blocks, block_groups, tiles;
   int64_t k_tiles;                          // that hold more than padding, of all k warps
   int64_t row_elements;                     // of the exchange, with padding against bank conflicts
   int64_t tile_stride;                      // from the exchange's buffers of a tile to those of the next
@@ -89,16 +89,16 @@ struct Tiling {
   int64_t bytes;  // in all
 };
 
-// states: as kept_states gives. Tier 2 has two buffers for every tile and barriers before them, tier 1 one buffer.
+// states: as kept_states gives. A cluster has two buffers for every tile and barriers before them, a grid one buffer.
 constexpr Tiling make_tiling(const Plan& plan, Math math, const WarpRows& rows, const ExchangeShape& exchange,
                              int states) {
   const TileShape tile = tile_shape(math);
-  const bool cluster = plan.tier == 2;
+  const bool cluster = plan.kind == Kind::cluster;
   Tiling t{};
   t.row_warps = plan.row_warps;
   t.k_warps = plan.k_warps;
   t.blocks = plan.blocks;
-  t.groups = plan.groups;
+  t.block_groups = plan.block_groups;
   t.tiles = plan.tiles;
   t.k_tiles = ceil_div(exchange.K(), tile.k);
   // 16 bytes more than a multiple of 128: the 8 rows that a tile reads at once begin in different banks.
