@@ -340,7 +340,7 @@ def test_regimes():
 
     found = data(problems, times) | {
         "limits": {2: limits.to_json()},
-        "tiers": {problems[0].name: "2"},
+        "plans": {problems[0].name: "cluster"},
     }
     lines = table(found, "Regimes").rows
     assert [line[:4] for line in lines] == [
