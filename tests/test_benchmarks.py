@@ -351,7 +351,7 @@ def test_regimes():
     assert lines[0][4:] == [pytest.approx((8 * 2 * 2 * 8 * 2) ** 0.2), 2.0, "5"]
     assert [line[6] for line in lines] == ["5", "5", "4", "4", "1.1", "1.05"]
     (line,) = [r for r in table(found, f"{problems[0].group}:").rows if r[1] == str(problems[0].shape)]
-    assert line[-2:] == ["1.95 ms", "2"]
+    assert line[-2:] == ["1.95 ms", "cluster"]
 
 
 def test_a_gpu_need_not_read_the_weights_again():

@@ -443,7 +443,8 @@ def test_report_is_written_again(by_hand):
         "| push, 16 blocks | 800 |",
         "| lstm | bf16 | 256 | 16 | 1.00 / 2.00 | 3.00 / 6.00 | 9.00 / 9.50 "
         "| 5.00 / 8.00 | cluster/cluster | 5.00 / 4.00 |",
-        "| lstm | bf16 | 1024 | 16 | cannot / cannot | 4.00 / failed |  | 6.00 / 9.00 | grid/grid | 1.50 / - |",
+        "| lstm | bf16 | 1024 | 16 | cannot / cannot | 4.00 / failed |  "
+        "| 6.00 / 9.00 | grid/grid | 1.50 / - |",
         "| lstm bf16 H256 B16 fastrnn | 130.0 | 1 | made_by_hand_kernel |",
         "- step lstm bf16 H1024 B16 grid: RuntimeError: made by hand",
         "- clocks: died with exit status -11; the last words: made by hand",
