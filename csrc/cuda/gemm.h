@@ -4,8 +4,9 @@
 
 namespace fastrnn::cuda {
 
-// A factor of a product of row-major matrices, as it stands in memory: rows of `ld` numbers. If `transposed`,
-// the factor is the transpose of that. The next product of a batch has its factor `stride` numbers further.
+// An operand of a product of row-major matrices, as it is stored: rows of `ld` numbers. If `transposed` is set, the
+// operand is the transpose of the stored matrix. In a batch, the operand of the next product is `stride` numbers
+// further.
 template <class T>
 struct GemmOperand {
   const T* data;
@@ -30,9 +31,8 @@ struct Gemm {
   int batch = 1;
 };
 
-// The same product as BLAS takes it, whose matrices are column-major. A row-major matrix is there its
-// transpose, so C = A B is asked for as C' = B' A': the factors change places, M and N as well, and the flags
-// stay what they are.
+// The same product for BLAS, whose matrices are column-major. BLAS sees a row-major matrix as its transpose. So
+// C = A B becomes C' = B' A': the operands change places, M and N change places, and the flags stay the same.
 template <class T, class TC>
 struct BlasGemm {
   bool transpose_a, transpose_b;

@@ -1,4 +1,4 @@
-// The kernels of every cell for one dtype, FASTRNN_DTYPE: this file is compiled once for each.
+// The kernels of every cell for one dtype, FASTRNN_DTYPE. This file is compiled once for each dtype.
 
 #include <map>
 #include <mutex>
@@ -23,7 +23,7 @@ Plan find_plan(const Problem& problem, std::optional<Kind> forced, int refused) 
   });
 }
 
-// The plans that were found, kept, since asking the driver what fits takes longer than a short call.
+// Keeps the plans that were found: to ask the driver what fits takes longer than a short call.
 template <class Cell, class T>
 class Plans {
  public:
@@ -42,7 +42,7 @@ class Plans {
     return place->second;
   }
 
-  // From now on a plan of another kind.
+  // Replaces the plan of this problem by one of another kind, from now on.
   static void refuse(const Problem& problem, const Plan& plan, cudaError_t error) {
     const auto forced = forced_kind();
     if (forced) check(error, (std::string("the launch of a ") + name_of(*forced) + " plan").c_str());
@@ -78,7 +78,7 @@ void run(const Params& p, const Plan& plan, const Context& context) {
   pass.run(queue);
 }
 
-// Until a plan is not refused; one step after the other never is.
+// Tries plans until the device accepts one. It always accepts a stepwise plan.
 template <class Cell, class T, class Pass, class Params>
 void run_by_plan(const Params& p, bool backward, const Context& context) {
   const Problem problem{Cell::name, context.math, backward, p.weights[0].W_hr != nullptr,

@@ -9,16 +9,16 @@
 #include "cuda/reductions.h"
 #include "cuda/stepwise/stepwise.h"
 
-// Forward and backward of a layer: products over all rows around the recurrence. Written over a queue Q
-// (csrc/cuda/stepwise/stepwise.h), so that the host can run them too; beside the calls named there it has for the
-// persistent kernels
-//   recurrence_bytes(plan)                           scratch memory they need (static)
+// Forward and backward of a layer: the recurrence, and the products over all rows before and after it. The code is
+// written over a queue Q (csrc/cuda/stepwise/stepwise.h), so that the host can run it too. For the persistent kernels
+// the queue has two more functions:
+//   recurrence_bytes(plan)                           the scratch memory that a recurrence needs (static)
 //   run_recurrence<Cell>(plan, recurrence, scratch)  forward or backward, by the type of the recurrence
 
 namespace fastrnn::cuda {
 
-// A few numbers of the host, as part of the kernel's arguments: nothing has to outlive the call, and a
-// captured graph has its own copy of them.
+// Copies a few numbers of the host, which travel as arguments of the kernel. So nothing has to outlive the call, and
+// a captured graph has its own copy.
 struct Upload {
   static constexpr int64_t kMost = 448;
   int64_t value[kMost];
@@ -27,7 +27,7 @@ struct Upload {
   FASTRNN_INLINE void operator()(int64_t, int64_t, int64_t i) const { to[i] = value[i]; }
 };
 
-// The rows of a batch with its arrays on the device: written there in run, from buffers taken before.
+// The rows of a batch with their arrays on the device. The constructor takes the buffers, `write` fills them.
 class RowsOnDevice {
  public:
   RowsOnDevice(const Rows& rows, Arena& arena) : rows_(rows) {
@@ -42,7 +42,7 @@ class RowsOnDevice {
   void write(Q& queue) const {
     if (!rows_.packed()) return;
     std::vector<int64_t> lengths(rows_.B);
-    for (int64_t t = 0; t < rows_.T; ++t) {  // later steps have fewer sequences
+    for (int64_t t = 0; t < rows_.T; ++t) {  // later steps have no more sequences
       const int64_t next = t + 1 < rows_.T ? rows_.n(t + 1) : 0;
       std::fill(lengths.begin() + next, lengths.begin() + rows_.n(t), t + 1);
     }
@@ -65,7 +65,7 @@ class RowsOnDevice {
   int64_t *lengths_ = nullptr, *offsets_ = nullptr;
 };
 
-// W_ih of all directions, one below the other.
+// W_ih of both directions, one below the other.
 template <class T>
 class InputWeights {
  public:
@@ -144,8 +144,8 @@ class LayerForward {
   const InputWeights<T> W_ih_;
   Real<T>* gx_;  // [R, D*GH]
   Recurrence<T> recurrence_{};
-  std::optional<stepwise::Forward<Cell, T>> stepwise_;  // of a stepwise plan
-  void* scratch_ = nullptr;                             // of another
+  std::optional<stepwise::Forward<Cell, T>> stepwise_;  // for a stepwise plan
+  void* scratch_ = nullptr;                             // for the other kinds
 };
 
 template <class Q, class Cell, class T>
@@ -156,7 +156,7 @@ class LayerBackward {
         plan_(plan),
         GH_(Cell::gates * p_.H),
         R_(p_.rows.total()),
-        // About as many strips as rows in each: both passes of a column sum are short, and so are its sums.
+        // About as many strips as rows in a strip: then both passes of a column sum are short.
         strip_(std::max<int64_t>(16, static_cast<int64_t>(std::ceil(std::sqrt(static_cast<double>(R_)))))),
         strips_((R_ + strip_ - 1) / strip_),
         rows_(p_.rows, arena),
@@ -224,8 +224,8 @@ class LayerBackward {
     return p_.dweights[0].*of != nullptr || (p_.D == 2 && p_.dweights[1].*of != nullptr);
   }
 
-  // to [M, N] = sum over the rows of column block d of `gradient` [R, D*M] times column block `block` of
-  // `right`, whose rows have ld numbers.
+  // to [M, N] = A^T B, a sum over all R rows. A is column block d of `gradient` [R, D*M]. B is column block `block` of
+  // `right`, whose rows have `ld` numbers.
   void sum_products(Q& queue, const T* gradient, int64_t M, int d, const T* right, int64_t N, int block,
                     int64_t ld, T* to) {
     if (!to) return;
@@ -237,7 +237,7 @@ class LayerBackward {
                               .C = {to, N}});
   }
 
-  // The sums of the columns of gate gradients go to one or two of the biases.
+  // Writes the column sums of the gate gradients to the gradients of one or two biases.
   void sum_columns(Q& queue, const T* gradients, Gradient first, Gradient second) {
     if (!wanted(first) && !(second && wanted(second))) return;
     const int64_t width = p_.D * GH_;
@@ -260,8 +260,8 @@ class LayerBackward {
   Real<T>* sums_;                        // [strips, D*GH]
   T *dh_rows_ = nullptr, *m_ = nullptr;  // [R, D*P], [R, D*H], with a projection
   BackwardRecurrence<T> recurrence_{};
-  std::optional<stepwise::Backward<Cell, T>> stepwise_;  // of a stepwise plan
-  void* scratch_ = nullptr;                              // of another
+  std::optional<stepwise::Backward<Cell, T>> stepwise_;  // for a stepwise plan
+  void* scratch_ = nullptr;                              // for the other kinds
 };
 
 }  // namespace fastrnn::cuda

@@ -30,13 +30,12 @@ CellNumbers find_cell(const std::string& name) {
   throw std::invalid_argument("cell: expected one of " + known + ", got '" + name + "'");
 }
 
-// The selector: the first row that can compute a problem does. The numbers are predictions, made before any
-// measurement.
+// The first row that can compute a problem is chosen. The numbers are predictions, made before any measurement.
 struct Rule {
   Kind kind;
   int capability;   // at least
   int most_blocks;  // of a block group; 0: as many as the device has SMs
-  int most_tiles;  // of a block group: with more sequences in turn, GEMMs over all of them are expected to win
+  int most_tiles;   // of a block group; with more tiles in turn, GEMMs over all sequences are expected to win
   int64_t least_steps;  // with fewer, loading the weights into registers is not expected to pay
   const char* reason;
 };
@@ -44,11 +43,12 @@ constexpr Rule kRules[] = {
     {Kind::cluster, 90, kMostCluster, 4, 3, "the weights fit the registers of one cluster"},
     {Kind::grid, 80, 0, 4, 3, "the weights fit the registers of the device"},
 };
-constexpr int64_t kMostCounted = 1 << 30;  // steps and sequences: the kernels count in 32 bits
+constexpr int64_t kMostCounted = 1 << 30;  // steps, or sequences: the kernels count in 32 bits
 constexpr Plan kStepByStep{
     Kind::stepwise, 0, 0, 0, 0, 0, 0, 1, 0, "a GEMM and a pointwise kernel for each step", 0};
 
-// The plan of a rule's kind, or nothing if the problem or the device does not allow it.
+// The plan of a rule's kind, or nothing if the problem or the device does not allow it. `choose`: nothing also if
+// the rule does not expect this plan to win.
 std::optional<Plan> plan_of(const Rule& rule, const Problem& problem, const Device& device, bool choose) {
   if (device.capability < rule.capability || problem.math == Math::fp64 || problem.projected) {
     return std::nullopt;
@@ -153,7 +153,7 @@ std::optional<Kind> forced_kind() {
 }
 
 uint64_t longest_wait() {
-  constexpr double kNanoseconds = 1e9, kMost = 1e9;  // seconds: for ever, as far as anyone can tell
+  constexpr double kNanoseconds = 1e9, kMost = 1e9;  // kMost: seconds, as good as for ever
   const char* value = std::getenv("FASTRNN_CUDA_WAIT_SECONDS");
   if (value == nullptr || *value == '\0') return static_cast<uint64_t>(20 * kNanoseconds);
   char* end = nullptr;

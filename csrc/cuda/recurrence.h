@@ -2,9 +2,9 @@
 
 #include "core/params.h"
 
-// The recurrence of one layer on a device: what is left when the inputs' share of the gates has been computed
-// as one product over all rows (csrc/cuda/layer.cu), and before the gate gradients are multiplied into the
-// gradients of the weights and of x. Each kind of plan computes it its own way.
+// The recurrence of one layer on a device. Before it, one product over all rows computes the inputs' share of the
+// gates; after it, products of the gate gradients give the gradients of the weights and of x
+// (csrc/cuda/layer_passes.h). Each kind of plan computes the recurrence in its own way.
 
 namespace fastrnn::cuda {
 
@@ -18,7 +18,7 @@ struct DeviceRows {
   const int64_t* offsets;
 };
 
-// Pointers are to device memory. GH = gates * H; S = activations saved per unit; R = rows in all.
+// Pointers are to device memory. GH = gates * H, S = saved activations of a unit, R = number of rows.
 template <class T>
 struct Recurrence {
   DeviceRows rows;
@@ -35,7 +35,7 @@ struct Recurrence {
   Real<T>* c;             // [D, R, H] or null
 };
 
-// y, s and c are what the forward wrote; gx, hn and cn are not used.
+// The forward wrote y, s and c. gx, hn and cn are not used.
 template <class T>
 struct BackwardRecurrence : Recurrence<T> {
   const T* dy;   // [R, D*H] or null (zeros)

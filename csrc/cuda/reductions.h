@@ -3,12 +3,12 @@
 #include "cuda/numbers.h"
 #include "cuda/recurrence.h"
 
-// Column sums and gathers for the gradients of the weights: bodies of kernels, as in
+// Column sums and gathers for the gradients of the weights and biases: bodies of kernels, as in
 // csrc/cuda/stepwise/cell_kernels.h.
 
 namespace fastrnn::cuda {
 
-// h before each step, (t, b, column), column < D*P: the row of the step before in the direction's order, or
+// h before each step, for (t, b, column) with column < D*P: y of the step before, in the order of the direction, or
 // h0.
 template <class T>
 struct GatherPrevious {
@@ -40,8 +40,8 @@ struct GatherPrevious {
   }
 };
 
-// Column sums of a matrix [R, width] in two passes, each sum in the order of the rows.
-// First: those of strip i of the rows, (0, i, column).
+// Column sums of a matrix [R, width] in two passes. Each sum is in the order of the rows.
+// The first pass, for (0, i, column): the sums of strip i of the rows.
 template <class T>
 struct PartialColumnSums {
   const T* from;  // [R, width]
@@ -55,12 +55,12 @@ struct PartialColumnSums {
     sums[i * width + column] = sum;
   }
 };
-// Second: a direction's columns of all strips, (d, 0, column). Null: not wanted.
+// The second pass, for (d, 0, column): the sums over all strips, for the columns of direction d.
 template <class T>
 struct TotalColumnSums {
   const Real<T>* sums;  // [strips, D*columns]
   int64_t strips, width, columns;
-  T* to[2][2];  // [columns]: for each direction up to two copies, or null
+  T* to[2][2];  // [columns]: up to two copies for each direction, null if not wanted
 
   FASTRNN_INLINE void operator()(int64_t d, int64_t, int64_t column) const {
     Real<T> sum = 0;

@@ -1,8 +1,8 @@
 #pragma once
 
-// The execution context of csrc/cuda/persistent/recurrence_loop.h on the host: a warp is a thread, a register of a warp is an array,
-// shared memory is a heap buffer, and what the device orders by release and acquire is ordered by atomics, so
-// that ThreadSanitizer sees every access that is not.
+// The execution context of csrc/cuda/persistent/recurrence_loop.h on the host. A warp is a thread, a register of a warp
+// is an array, and shared memory is a heap buffer. Atomics order what release and acquire order on the device, so
+// ThreadSanitizer sees every access that is not ordered.
 
 #include <array>
 #include <atomic>
@@ -21,14 +21,14 @@
 
 namespace fastrnn::host {
 
-// Faults that can be planted, each of which the runner must catch.
+// Faults that can be planted. The runner must catch each of them.
 enum class Fault {
   none,
-  relaxed_signal,  // data is announced without release and acquire
-  missing_wait,    // nobody waits for it
-  lost_signal,     // it is never announced
+  relaxed_signal,  // signals have no release and acquire
+  missing_wait,    // no warp waits for data
+  lost_signal,     // a signal gets lost
   single_buffer,   // the two buffers of the exchange, or of the partial sums, are one
-  short_tail,      // the last tile along k is left out where it is not full
+  short_tail,      // the last tile along k is left out if it is not full
 };
 
 [[noreturn]] inline void fail(const char* what) {
@@ -51,7 +51,7 @@ void spin(const Ready& ready) {
   }
 }
 
-// Where `count` threads meet, again and again.
+// A barrier for `count` threads, which can be used again.
 class ThreadBarrier {
  public:
   explicit ThreadBarrier(int count) : count_(count), left_(count) {}
@@ -75,7 +75,7 @@ class ThreadBarrier {
   std::condition_variable all_;
 };
 
-// A barrier in shared memory that counts bytes: one arrival, and as many bytes as are expected.
+// A barrier in shared memory. It counts one arrival, and as many bytes as are expected.
 class ByteBarrier {
  public:
   void expect(uint32_t bytes, std::memory_order order) { change(bytes - kArrival, order); }
@@ -102,7 +102,7 @@ struct Block {
         barriers(plan.kind == cuda::Kind::cluster ? 2 * plan.tiles : 0),
         warps(plan.row_warps * plan.k_warps),
         cluster(cluster) {
-    std::memset(shared.get(), 0xff, bytes);  // NaN, as nobody has written it yet
+    std::memset(shared.get(), 0xff, bytes);  // NaN: nothing is written yet
   }
   struct Free {
     void operator()(std::byte* bytes) const { operator delete[](bytes, std::align_val_t{128}); }
@@ -152,7 +152,7 @@ class HostWarp {
     return result;
   }
 
-  // By the tables of the PTX manual: m16n8k16 for 16-bit numbers, m16n8k8 for tf32.
+  // As the tables of the PTX manual say: m16n8k16 for 16-bit numbers, m16n8k8 for tf32.
   template <cuda::Math math>
   static void mma(var<float> (&c)[4], const var<uint32_t> (&a)[4], const var<uint32_t> (&b)[2]) {
     constexpr bool halves = math != cuda::Math::tf32;
@@ -220,7 +220,7 @@ class HostWarp {
   static float number(uint32_t bits) {
     if constexpr (math == cuda::Math::tf32) {
       if ((bits & 0x1fff) != 0 && (bits & 0x7f800000) != 0x7f800000) fail("a number is not rounded to tf32");
-      return cuda::bit_cast<float>(bits & 0xffffe000);  // the matrix unit does not read the others
+      return cuda::bit_cast<float>(bits & 0xffffe000);  // the matrix unit does not read the other bits
     } else if constexpr (math == cuda::Math::bf16) {
       return cuda::to_real(bf16{static_cast<uint16_t>(bits)});
     } else {

@@ -1,9 +1,10 @@
-// Runs the persistent kernels' body (csrc/cuda/persistent/recurrence_loop.h) on the host, and compares with a plain float64 recurrence.
+// Runs the body of the persistent kernels (csrc/cuda/persistent/recurrence_loop.h) on the host, and compares the results
+// with a plain float64 recurrence.
 //
 //   persistent_runner MATH [FAULT]
 //
-// MATH: ieee, tf32, fp16 or bf16. Prints one line a problem and returns 1 if one differs. With FAULT, one of
-// host_warp.h's, a few problems are run with that fault planted, and it must not return 0; `none` plants none.
+// MATH: ieee, tf32, fp16 or bf16. The program prints one line for each problem, and returns 1 if one differs. With
+// FAULT, it runs a few problems with that fault of host_warp.h planted, and must not return 0; `none` plants none.
 
 #include <cmath>
 #include <cstdint>
@@ -29,10 +30,10 @@ struct Case {
   int D;
   enum Layout { time_major, batch_major, packed } layout;
   bool nan = false;  // in h0
-  int sms = 20;      // of the device that the plan is made for
+  int sms = 20;      // of the device for which the plan is made
 };
 
-// What a math makes of a number that it multiplies.
+// A number after the rounding that a math applies to the operands of a product.
 template <Math math>
 double operand(double value) {
   using T = Stored<math>;
@@ -66,7 +67,7 @@ Numbers random_numbers(int64_t count, double bound, double (*round)(double)) {
   return numbers;
 }
 
-// A problem in float64, its results by the equations, and all of it as the kernels take it.
+// A problem in float64, its results by the equations, and the results of the kernels.
 template <class Cell, Math math>
 class Layer {
   static constexpr int G = Cell::gates, S = Cell::saved;
@@ -111,7 +112,7 @@ class Layer {
     }
   }
 
-  // The largest error of the kernels' results, in units of what rounding allows.
+  // The largest error of the results of the kernels, in units of the tolerance.
   double run(Kind kind, int sms, Fault fault) {
     double worst = 0;
     const auto compare = [&](const char* name, const auto& got, const Numbers& expected, double rounded) {
@@ -130,8 +131,8 @@ class Layer {
         worst = std::max(worst, error);
       }
     };
-    // Rounding of a product's K numbers, and of what is stored each step, in units of the scale: a rounding that
-    // falls to the other side changes a number by 2 u, and what follows by about as much.
+    // The tolerance, in units of the scale: the rounding of the K numbers of a product, and of the numbers that each
+    // step stores. A number that is rounded to the other side changes by 2 u, and what follows by about as much.
     const double rounded = 8 * unit_roundoff<math>() + std::sqrt(1.0 * GH) * std::ldexp(1, -23);
 
     const auto T_of = [](const Numbers& numbers) {
@@ -168,7 +169,7 @@ class Layer {
     compare("s", s_, s, rounded);
     if (Cell::has_c) compare("c", c_, c_all, rounded);
 
-    // From the equations' forward, so that a fault of one does not hide in the other.
+    // The backward starts from the forward of the equations, so that a fault in one cannot hide in the other.
     y_ = T_of(y), s_ = float_of(s), c_ = float_of(c_all);
     p.y = y_.data(), p.s = s_.data(), p.c = c_.data();
     const std::vector<T> dy_ = T_of(dy), dhn_ = T_of(dhn), dcn_ = T_of(dcn);
@@ -286,7 +287,7 @@ class Layer {
   Numbers y, hn, cn, s, c_all, dgx, dgh, dh0, dc0;
 };
 
-// Every size with every other, and the rest in turn.
+// All combinations of the sizes; the other properties change in turn.
 std::vector<Case> all_cases() {
   std::vector<Case> cases;
   int number = 0;
@@ -301,7 +302,7 @@ std::vector<Case> all_cases() {
   }
   return cases;
 }
-// Threads are slow to watch over; these have what a fault needs to show.
+// ThreadSanitizer is slow. These few problems have all that a fault needs to show.
 const std::vector<Case> kFewCases = {
     {30, 9, 40, 1, Case::packed},     {4, 33, 150, 1, Case::time_major, false, 6},
     {6, 9, 72, 2, Case::batch_major}, {2, 3, 1, 1, Case::time_major},

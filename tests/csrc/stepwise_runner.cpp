@@ -1,10 +1,10 @@
-// Runs stepwise plans and the products around them (csrc/cuda/layer_passes.h) on the host, forward and backward:
+// Runs stepwise plans, and the products before and after the recurrence, on the host (csrc/cuda/layer_passes.h):
 //
 //   stepwise_runner CELL DTYPE ORDER INPUT OUTPUT
 //
-// ORDER is `ascending` or `descending`: in which order the indices of a kernel are taken; results must not
-// depend on it. INPUT is a sequence of arrays, each an int64 number of bytes, -1 for a null pointer, and then
-// the bytes (tests/test_stepwise.py writes it). OUTPUT gets the results in the same form.
+// ORDER is `ascending` or `descending`: the order of the indices in a kernel. The results must not depend on it. INPUT
+// is a sequence of arrays: an int64 number of bytes (-1 for a null pointer), and then the bytes. tests/test_stepwise.py
+// writes it. OUTPUT gets the results in the same form.
 
 #include <cstdio>
 #include <cstring>
@@ -99,7 +99,7 @@ class Input {
   std::deque<std::vector<char>> buffers_;
 };
 
-// Results, in the order in which they were asked for. Bytes of 0xff, a NaN in every dtype, until written.
+// The results, in the order of the calls. Until it is written, each is bytes of 0xff: a NaN in every dtype.
 class Output {
  public:
   template <class T>
@@ -168,7 +168,7 @@ void solve(Input& input, Output& output, HostQueue queue) {
   p.y = output.take<T>(true, R * p.D * p.P);
   p.hn = output.take<T>(hn_wanted, DB * p.P);
   p.cn = output.take<T>(Cell::has_c, DB * p.H);
-  // Once as without a gradient to come, once as with one.
+  // Once as if no backward follows, once as if one does.
   ForwardParams<T> alone = p;
   run<LayerForward<HostQueue, Cell, T>>(alone, queue);
   p.s = output.take<Real<T>>(Cell::saved > 0, p.D * R * Cell::saved * p.H);
@@ -187,7 +187,7 @@ void solve(Input& input, Output& output, HostQueue queue) {
                      output.take<T>(weights_wanted && w.b_hh, GH),
                      output.take<T>(weights_wanted && w.W_hr, p.P * p.H)};
   }
-  // As csrc/torch/layer.cpp: a single step comes without y unless the cell saves nothing else.
+  // As csrc/torch/layer.cpp does: a single step has no y, unless the cell saves nothing else.
   if (p.rows.T == 1 && Cell::saved > 0) p.y = nullptr;
   run<LayerBackward<HostQueue, Cell, T>>(p, queue);
 }

@@ -3,22 +3,22 @@
 #include "cuda/persistent/elements.h"
 #include "cuda/recurrence.h"
 
-// Which step comes when, and where its numbers stand.
+// The order of the steps, and where their numbers are in memory.
 
 namespace fastrnn::cuda {
 
-// The steps of a recurrence, 0 .. T - 1, and their times.
+// The order of the steps. Iteration i = 0 .. T - 1 of a recurrence computes the step at time(i).
 struct StepOrder {
   int T;
   bool ascending;
   FASTRNN_INLINE int time(int i) const { return ascending ? i : T - 1 - i; }
-  // The step of a sequence of `length` steps that this recurrence meets last before iteration i, or -1.
+  // For a sequence of `length` steps: the last of its steps that comes before iteration i, or -1.
   FASTRNN_INLINE int before(int i, int length) const {
     const int t = ascending ? time(i) - 1 : time(i) + 1;
     if (ascending) return t < length ? t : length - 1;
     return t < length ? t : -1;
   }
-  // Whether that is the sequence's last step in this recurrence.
+  // Whether iteration i computes the last step of a sequence of `length` steps, in this order.
   FASTRNN_INLINE bool ends(int i, int length) const {
     return ascending ? time(i) == length - 1 : time(i) == 0;
   }
@@ -34,19 +34,19 @@ FASTRNN_INLINE int64_t first_row(const DeviceRows& rows, int64_t t) {
 FASTRNN_INLINE int64_t row_of(const DeviceRows& rows, int64_t t, int64_t b) {
   return first_row(rows, t) + b * rows.stride_b;
 }
-// Rows in all.
+// The number of all rows.
 FASTRNN_INLINE int64_t total_rows(const DeviceRows& rows) {
   return rows.offsets ? rows.offsets[rows.T] : rows.T * rows.B;
 }
 
-// A unit u of a sequence b in iteration i, and the sequence's rows in i and i + 1. All but rows fit 32 bits, or the
-// plan is another (csrc/cuda/plan.cpp): products of longer numbers take more instructions and registers.
+// Unit u of sequence b in iteration i, and the rows of the sequence in iterations i and i + 1. All numbers but rows fit
+// 32 bits: csrc/cuda/plan.cpp gives larger problems another plan. Longer numbers take more instructions and registers.
 struct Place {
   int i, u, b, length;
   int64_t row, next_row;
 };
 
-// Where numbers of direction d stand.
+// The places in memory of the numbers of direction d.
 template <class T>
 class Addresses {
  public:

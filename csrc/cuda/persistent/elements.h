@@ -13,7 +13,7 @@
 
 namespace fastrnn::cuda {
 
-// What a math stores in global memory, and what it reads from shared memory.
+// The types of a math: of numbers in global memory (Stored), and of operands in shared memory (Element).
 template <Math math>
 struct MathTypes {
   using Stored = float;
@@ -47,7 +47,7 @@ struct alignas(16) Quad {
   uint32_t of[4];
 };
 
-// Reads as V what stands at an address that is aligned for it.
+// Reads a V from an address that is aligned for it.
 template <class V>
 FASTRNN_DEVICE V read_as(const void* address) {
 #if defined(__CUDA_ARCH__)

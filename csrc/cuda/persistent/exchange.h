@@ -3,20 +3,20 @@
 #include "cuda/persistent/elements.h"
 #include "cuda/persistent/tiling.h"
 
-// How the vectors of a step, h or the gate gradients, get from the warps that compute them to all warps of the
-// block group. Iteration i of a recurrence reads what iteration i - 1 wrote; `last` is the last iteration.
+// The exchange brings the vectors of a step, h or the gate gradients, from the warps that compute them to all warps of
+// the block group. Iteration i of a recurrence reads what iteration i - 1 wrote. `last` is the last iteration.
 
 namespace fastrnn::cuda {
 
-// Of a cluster: pushed into the shared memory of every block of the cluster, where a barrier counts the bytes.
-// There are two buffers. Nobody overwrites one that is still read: what iteration i reads is overwritten by the
-// pushes of i + 1, which need all of what i pushed, and a warp pushes when it has read.
+// In a cluster, each warp pushes its vectors into the shared memory of every block, where a barrier counts the bytes.
+// There are two buffers. No push overwrites a buffer that a warp still reads: the pushes of iteration i + 1 overwrite
+// what iteration i reads, they need all pushes of iteration i, and a warp pushes only after it has read.
 template <class Ctx, Math math>
 class ClusterExchange {
  public:
   FASTRNN_DEVICE ClusterExchange(Ctx& ctx, const Tiling& t, const ExchangeShape& shape, int batch, int last)
       : ctx_(ctx), t_(t), shape_(shape), last_(last) {
-    // What all warps push in an iteration: every sequence of the tile, whether it takes part or not.
+    // The bytes that all warps push in an iteration: all sequences of the tile, also those that have no step.
     bytes_ = static_cast<uint32_t>(batch * shape.K() * sizeof(Element<math>));
   }
 
@@ -24,7 +24,7 @@ class ClusterExchange {
     return ctx_.template shared<Element<math>>(offset(tile, i));
   }
 
-  // Before the first iteration, when the buffers hold their start.
+  // Called before the first iteration, when the buffers hold the initial vectors.
   FASTRNN_DEVICE void start() {
     if (ctx_.warp() == 0) {
       for (int tile = 0; tile < t_.tiles; ++tile) {
@@ -43,7 +43,8 @@ class ClusterExchange {
     if (ctx_.warp() == 0) expect(tile, i + kBuffers);
   }
 
-  // elements: of one part, for sequences 8 n + 2 row_lane (0) and + 1 (1) of the tile, and unit unit0 + tile_row.
+  // Pushes elements of one part, for unit unit0 + tile_row: elements[0] for sequence 8 n + 2 row_lane of the tile,
+  // elements[1] for the next sequence.
   FASTRNN_DEVICE void publish(int tile, int i, int n, int part, int unit0,
                               const typename Ctx::template var<Element<math>> (&elements)[2]) {
     if (i == last_) return;
@@ -53,7 +54,7 @@ class ClusterExchange {
                       static_cast<int64_t>(sizeof(Element<math>));
     };
     if constexpr (sizeof(Element<math>) == 2) {
-      // Lanes of two neighbouring units exchange one sequence each, so that both have a word.
+      // Two lanes with neighbouring units swap one sequence each. Then each has a whole word of two units.
       typename Ctx::template var<uint32_t> sent;
       ctx_.lanes([&](int lane) { sent[lane] = lane / 4 % 2 ? elements[0][lane] : elements[1][lane]; });
       const auto received = ctx_.shuffle_xor(sent, 4);
@@ -78,7 +79,7 @@ class ClusterExchange {
   }
 
   FASTRNN_DEVICE void finish(int /*tile*/, int /*i*/) {}
-  // A block may leave when nobody pushes to it any more.
+  // A block may end only when no other block pushes to it any more.
   FASTRNN_DEVICE void end() { ctx_.cluster_sync(); }
 
  private:
@@ -102,8 +103,8 @@ class ClusterExchange {
   uint32_t bytes_;
 };
 
-// Of a grid: through the results in global memory, which every step writes to a place of its own; a counter for
-// each tile says how many blocks have written.
+// In a grid, the vectors go through the results in global memory. Every step writes to its own place there. A counter
+// for each tile says how many blocks have written.
 template <class Ctx, Math math>
 class GridExchange {
  public:
@@ -117,7 +118,7 @@ class GridExchange {
 
   FASTRNN_DEVICE void wait(int tile, int i) {
     if (i == 0) return;
-    // Until all blocks run, any time may pass: the device may be busy with others' work.
+    // The first wait has no limit: the device may be busy with other work, so that not all blocks run yet.
     if (ctx_.warp() == 0) ctx_.wait_counter(counters_ + tile, static_cast<uint32_t>(t_.blocks) * i, i > 1);
     ctx_.block_sync();
   }

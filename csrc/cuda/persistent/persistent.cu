@@ -1,4 +1,4 @@
-// The persistent kernels, compiled once for each math: FASTRNN_MATH is ieee, tf32, fp16 or bf16.
+// The persistent kernels. This file is compiled once for each math: FASTRNN_MATH is ieee, tf32, fp16 or bf16.
 
 #include <type_traits>
 
@@ -13,12 +13,12 @@ namespace fastrnn::cuda::persistent {
 
 namespace {
 
-// Counters of a grid: one for each direction, block group and tile.
+// counters: of a grid, one for each direction, block group and tile.
 template <class Role, Kind kind>
 __global__ void __launch_bounds__(32 * kMostWarps, 1)
     persistent_recurrence(const __grid_constant__ typename Role::Params p, const __grid_constant__ Tiling t,
                           int first_direction, uint32_t* counters, uint64_t longest_wait) {
-  // Launched on devices that can, see make_plan; older ones have not the instructions.
+  // make_plan chooses a kind only for devices that have its instructions. For older ones the kernel is empty.
 #if __CUDA_ARCH__ >= 900
   constexpr Kind last_kind = Kind::cluster;
 #elif __CUDA_ARCH__ >= 800
@@ -41,7 +41,7 @@ Tiling tiling_of(const Plan& plan, int64_t H) {
                      exchange_shape(Role::G, Role::backward, H), Role::states);
 }
 
-// A launch of `directions` directions; what its attributes point to stands beside it.
+// The configuration of a launch, and the attribute that it points to.
 struct Launch {
   cudaLaunchConfig_t config{};
   cudaLaunchAttribute attribute{};
@@ -71,8 +71,9 @@ auto kernel_of(const Plan& plan) {
                                  : persistent_recurrence<Role, Kind::cluster>;
 }
 
-// Lets a kernel have what any plan may ask for: once on each device, since two threads with different plans would
-// take it from each other, and since this loads the kernel. Whether that went well.
+// Allows a kernel the most shared memory and the largest clusters that any plan asks for. Returns whether the driver
+// accepts it. This is done once on each device: it loads the kernel, and threads with different plans would overwrite
+// each other's limits.
 template <class Role, Kind kind>
 bool prepare() {
   static EachDevice<bool> prepared;
@@ -101,7 +102,7 @@ bool fits_role(const Plan& plan) {
              resident * current_device().sms >= plan.blocks * plan.block_groups * plan.directions;
     }
   }
-  if (!fits) cudaGetLastError();  // what the queries left behind is nobody's error
+  if (!fits) cudaGetLastError();  // clear what the queries left: it is no error of a later call
   return fits;
 }
 

@@ -6,29 +6,29 @@
 #include "cuda/plan.h"
 #include "cuda/recurrence.h"
 
-// Plans of a grid or of clusters: the whole recurrence in one launch (or one a direction, see Plan::directions).
+// Grid and cluster plans: one launch computes the whole recurrence, or that of one direction (Plan::directions).
 
 namespace fastrnn::cuda::persistent {
 
-// Bytes of global memory that a launch needs, uninitialised, aligned for uint32_t.
+// The bytes of global memory that a launch needs: uninitialised, aligned for uint32_t.
 inline int64_t workspace_bytes(const Plan& plan) {
   return plan.kind == Kind::grid ? int64_t{4} * plan.directions * plan.block_groups * plan.tiles : 0;
 }
 
-// On the current device. Defined in persistent.cu for every cell and math but fp64.
+// Functions for the current device. persistent.cu defines them for every cell and every math but fp64.
 template <class Cell, Math math>
 struct PersistentKernels {
-  // Whether the device can hold the plan's blocks at once. Asked before the first launch of a plan.
+  // Whether the device can hold all blocks of the plan at once. It is called before the first launch of a plan.
   static bool fits(const Plan& plan, bool backward);
 
-  // In stream order, without host synchronisation. Return the launch's error.
+  // Run in stream order. The host does not wait. They return the error of the launch.
   static cudaError_t forward(const Plan& plan, const Recurrence<Stored<math>>& p, void* workspace,
                              cudaStream_t stream);
   static cudaError_t backward(const Plan& plan, const BackwardRecurrence<Stored<math>>& p, void* workspace,
                               cudaStream_t stream);
 };
 
-// Calls f with the PersistentKernels of a cell for numbers stored as T.
+// Calls f with the PersistentKernels of a cell, for numbers that are stored as T.
 template <class Cell, class T, class F>
 auto with_kernels(Math math, const F& f) {
   if constexpr (std::is_same_v<T, bf16>) {

@@ -6,27 +6,28 @@
 #include "cuda/persistent/exchange.h"
 #include "cuda/persistent/warp_product.h"
 
-// The persistent kernels' body: all steps of a recurrence, by a block group that holds the weights in its
-// registers. Written once at warp granularity over an execution context, which is a warp of the device
-// (csrc/cuda/persistent/device_warp.cuh) or a thread of the host (tests/csrc/host_warp.h):
+// The body of the persistent kernels: a block group computes all steps of a recurrence, and holds the weights in its
+// registers. The code is written for a warp, over an execution context Ctx. The context is a warp of the device
+// (csrc/cuda/persistent/device_warp.cuh) or a thread of the host (tests/csrc/host_warp.h). It has
 //
-//   Ctx::var<V>              a register of each lane; [lane] is one lane's
+//   Ctx::var<V>              a register in each lane; [lane] is the register of one lane
 //   lanes(f)                 calls f(lane) for every lane
 //   warp(), block(), direction()
 //   shared<V>(offset)        the block's shared memory
 //   block_sync(), cluster_sync(), warp_sync()
 //   shuffle_xor(var, mask)   the value of lane ^ mask
-//   mma<math>(c, a, b)       c += a b, a tile of the matrix unit
-//   load_fresh<V>(address)   what another block wrote, past the first-level cache
+//   mma<math>(c, a, b)       c += a b, for one tile of the matrix unit
+//   load_fresh<V>(address)   what another block wrote; does not read the first-level cache
 //   signal(counter)          adds 1
-//   wait_counter(counter, value, limited)    until it is reached; not `limited`: however long that takes
+//   wait_counter(counter, value, limited)    waits until the counter reaches the value; with `limited`, no longer than
+//                            the longest wait
 //   barrier_init(at), barrier_expect(at, bytes), barrier_wait(at, parity), push(lane, rank, to, word, at)
 //                            barriers in shared memory that count pushed bytes
-// Calls outside lanes() are made by all lanes of a warp.
+// All lanes of a warp make the calls that are outside lanes().
 
 namespace fastrnn::cuda {
 
-// One warp's part of a recurrence. Role: what it does at a place (csrc/cuda/persistent/roles.h).
+// The work of one warp in a recurrence. Role: what it computes at a place (csrc/cuda/persistent/roles.h).
 template <class Ctx, class Role, Kind kind>
 class RecurrenceLoop {
   static constexpr Math math = Role::math;
@@ -44,7 +45,7 @@ class RecurrenceLoop {
   using Sums = var<float>[kBatchTiles][kRows.row_tiles][4];
 
  public:
-  // counters: of the direction's block group, one a tile; not used by a cluster.
+  // counters: of the block group of this direction, one a tile. A cluster does not use them.
   FASTRNN_DEVICE static void run(Ctx& ctx, const typename Role::Params& p, const Tiling& t, int d,
                                  uint32_t* counters) {
     RecurrenceLoop(ctx, p, t, d).run_steps(counters);
@@ -90,7 +91,7 @@ class RecurrenceLoop {
     }
     exchange.start();
 
-    // The last block may have warps without units. They take part where whole blocks meet, and only there.
+    // The last block may have warps without units. They only take part in the synchronisations of whole blocks.
     const bool idle = unit0_ >= H_;
     const bool computes = k_warp_ == 0 && !idle;
     var<typename Role::Biases> biases[kUnitTiles];
@@ -101,14 +102,14 @@ class RecurrenceLoop {
         var<typename Role::Inputs> inputs[kUnitTiles][kBatchTiles][2];
         if (computes) load_inputs(i, tile, inputs);
         if (!kPushes || !idle) exchange.wait(tile, i);
-        // Two iterations ahead and after the wait, so that before a wait no address is loaded.
+        // For two iterations ahead, and after the wait: so no address has to be loaded before a wait.
         row_ahead = load_first_row(i + 2);
         if (!kPushes) {
           fetch(exchange, tile, i);
           ctx_.block_sync();
         }
         Sums sums;
-        // Before the first step of a backward no gate gradients exist; 0 * W would be NaN for infinite W.
+        // Before the first step of a backward there are no gate gradients, and 0 * W would be NaN for infinite W.
         product.multiply(ctx_, exchange.buffer(tile, i) + k0_, t_.row_elements,
                          idle || (Role::backward && i == 0) ? 0 : used_, sums);
         if (t_.k_warps > 1) add_slices((i * t_.tiles + tile) % 2, sums);
@@ -120,8 +121,8 @@ class RecurrenceLoop {
     exchange.end();
   }
 
-  // The first row of iteration i, if it has a step. In a packed batch they are loaded, and each warp keeps those of
-  // a few iterations in shared memory: no register is free for them.
+  // The first row of iteration i, if it has a step. In a packed batch the first rows are loaded. Each warp keeps those
+  // of a few iterations in shared memory, because no register is free for them.
   FASTRNN_DEVICE int64_t load_first_row(int i) const {
     return i < role_.order.T ? first_row(role_.p.rows, role_.order.time(i)) : 0;
   }
@@ -144,7 +145,7 @@ class RecurrenceLoop {
 
   FASTRNN_DEVICE int warps() const { return t_.row_warps * t_.k_warps; }
 
-  // Padding is multiplied too, by zeros.
+  // Products read the padding too, so it must be zero.
   FASTRNN_DEVICE void clear_buffers() {
     uint32_t* words = ctx_.template shared<uint32_t>(t_.exchange);
     const int64_t count = (t_.partials - t_.exchange) / 4;
@@ -155,13 +156,13 @@ class RecurrenceLoop {
     }
   }
 
-  // Copies what iteration i reads into the tile's buffer.
+  // Copies the vectors that iteration i reads into the buffer of the tile.
   FASTRNN_DEVICE void fetch(const Exchange& exchange, int tile, int i) {
     for (int n = ctx_.warp(); n < kBatch; n += warps()) {
       const int b = sequence(tile, n);
       if (b >= B_) continue;
       const int before = role_.order.before(i, length(tile, n));
-      const bool fresh = before >= 0;  // written by this recurrence
+      const bool fresh = before >= 0;  // this recurrence has written it
       const T* from = fresh ? role_.written(row_of(role_.p.rows, before, b)) : role_.given(b);
       E* to = exchange.buffer(tile, i) + n * t_.row_elements;
       if (fresh && H_ * sizeof(T) % sizeof(Quad) == 0) {
@@ -194,8 +195,8 @@ class RecurrenceLoop {
 
   FASTRNN_DEVICE int sequence(int tile, int n) const { return (block_group_ * t_.tiles + tile) * kBatch + n; }
 
-  // Steps of a tile's sequences, 0 where there is no sequence. In shared memory, where reading them does not
-  // wait for loads that are under way.
+  // The number of steps of a tile's sequences, 0 where there is no sequence. They are in shared memory: to read them
+  // there does not wait for loads from global memory.
   FASTRNN_DEVICE int* lengths() const { return ctx_.template shared<int>(t_.lengths); }
   FASTRNN_DEVICE int length(int tile, int n) const { return lengths()[tile * kBatch + n]; }
   FASTRNN_DEVICE void load_lengths() {
@@ -209,14 +210,14 @@ class RecurrenceLoop {
       });
     }
   }
-  // Numbers that a lane keeps of a unit and sequence stand this far apart.
+  // The distance between the states that a lane keeps of one unit and sequence.
   FASTRNN_DEVICE int state_stride() const { return t_.row_warps * kRows.units() * kBatch; }
   FASTRNN_DEVICE float* state(int tile, int unit, int n) const {
     return ctx_.template shared<float>(t_.states) + tile * Role::states * state_stride() +
            (row_warp_ * kRows.units() + unit) * kBatch + n;
   }
 
-  // Calls f(lane, unit tile, batch tile, which, unit, n in the tile, sequence) for all that a lane computes.
+  // Calls f(lane, unit tile, batch tile, which, unit, n in the tile, sequence) for everything that a lane computes.
   template <class F>
   FASTRNN_DEVICE void for_each_own(int tile, const F& f) {
     FASTRNN_UNROLL
@@ -261,7 +262,7 @@ class RecurrenceLoop {
     }
   }
 
-  // Ahead of the wait, so that it hides their latency.
+  // Called before the wait, which hides the latency of these loads.
   FASTRNN_DEVICE void load_inputs(int i, int tile,
                                   var<typename Role::Inputs> (&inputs)[kUnitTiles][kBatchTiles][2]) {
     for_each_own(tile, [&](int lane, int ut, int bt, int which, int unit, int n, int b) {
@@ -270,8 +271,8 @@ class RecurrenceLoop {
     });
   }
 
-  // The k warps' sums of the same rows, added up by the first of them, in their order. Two buffers: a warp may
-  // be at its next tile before this one's sums have been read, but not two ahead.
+  // The first of the k warps adds up the sums that the k warps have of the same rows, in order. There are two buffers:
+  // a warp can start its next tile before the sums of this tile have been read, but it cannot be two tiles ahead.
   FASTRNN_DEVICE void add_slices(int parity, Sums& sums) {
     float* const base = ctx_.template shared<float>(t_.partials + parity * t_.partial_bytes);
     const auto place = [&](int slice, int bt, int m, int j, int lane) {
@@ -327,7 +328,7 @@ class RecurrenceLoop {
       if constexpr (kPushes) {
         FASTRNN_UNROLL
         for (int part = 0; part < Role::parts; ++part) {
-          // Who takes no part passes on what it had.
+          // A unit that takes no part in this step pushes its old element again.
           elements[ut][bt][part][which][lane] =
               takes ? to_element<math>(out[part])
               : unit0_ + unit < H_
@@ -337,7 +338,7 @@ class RecurrenceLoop {
       }
     });
     if constexpr (kPushes) {
-      // All lanes have read the buffer before any pushes, also those without a unit, which push nothing.
+      // All lanes must have read the buffer before any lane pushes. Lanes without a unit read too, but push nothing.
       ctx_.warp_sync();
       FASTRNN_UNROLL
       for (int ut = 0; ut < kUnitTiles; ++ut) {
@@ -359,7 +360,7 @@ class RecurrenceLoop {
   const ExchangeShape shape_;
   const int block_group_, row_warp_, k_warp_, unit0_;
   int k0_;    // where this warp's slice begins
-  int used_;  // its tiles that hold more than padding
+  int used_;  // the tiles of the slice that hold more than padding
 };
 
 }  // namespace fastrnn::cuda

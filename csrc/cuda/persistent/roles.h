@@ -5,7 +5,7 @@
 #include "cuda/persistent/addresses.h"
 #include "cuda/persistent/tiling.h"
 
-// What the two recurrences, forward and backward, do at a place: the cell, and what it reads and writes.
+// What the two recurrences, forward and backward, compute at a place: the cell, and what it reads and writes.
 
 namespace fastrnn::cuda {
 
@@ -36,14 +36,14 @@ struct ForwardRole {
 
   FASTRNN_DEVICE bool active(int i, int length) const { return order.time(i) < length; }
 
-  // The weight of unit u's gate for the exchanged h[k].
+  // The weight for a gate of unit u and the exchanged h[k].
   FASTRNN_DEVICE T weight(int gate, int u, int /*part*/, int k) const {
     return p.weights[d].W_hh[int64_t{gate * H + u} * H + k];
   }
 
-  // Where h of a sequence stands after the step of this row [H].
+  // The address of h after the step of this row [H].
   FASTRNN_DEVICE const T* written(int64_t row) const { return p.y + at.output(row, 0); }
-  // And before its first step; null for zeros.
+  // The address of h before the first step of sequence b; null for zeros.
   FASTRNN_DEVICE const T* given(int b) const { return p.h0 ? p.h0 + at.state(b, 0) : nullptr; }
 
   FASTRNN_DEVICE void start(int u, int b, float* state, int stride) const {
@@ -51,7 +51,7 @@ struct ForwardRole {
     if (Cell::reads_h) state[Cell::has_c * stride] = p.h0 ? to_real(p.h0[at.state(b, u)]) : 0;
   }
 
-  // Of a unit.
+  // The biases of a unit.
   struct Biases {
     float ih[G], hh[G];
   };
@@ -66,7 +66,7 @@ struct ForwardRole {
     return biases;
   }
 
-  // As they stand in memory: to convert a number here would be to wait for it.
+  // The numbers as they are in memory: to convert one here would mean to wait for its load.
   struct Inputs {
     float gx[G];
   };
@@ -78,7 +78,7 @@ struct ForwardRole {
     return in;
   }
 
-  // sums: W_hh h of the unit's gates.
+  // sums: W_hh h for the gates of the unit.
   FASTRNN_DEVICE void step(const Place& place, const Biases& biases, const Inputs& in, const float (&sums)[G],
                            float* state, int stride, T (&out)[parts]) const {
     float gx[G], gh[G], s[Cell::saved > 0 ? Cell::saved : 1], c = 0, h_prev = 0, h;
@@ -109,8 +109,8 @@ struct ForwardRole {
   }
 };
 
-// The backward, from the last step to the first; one iteration more, T, gives the gradients of h0 and c0.
-// Between steps a unit keeps dc, and the part of dh that does not pass through W_hh.
+// The backward, from the last step to the first. One more iteration, T, gives the gradients of h0 and c0. Between steps
+// a unit keeps dc, and the share of dh that does not pass through W_hh.
 template <class Cell_, Math math_>
 struct BackwardRole {
   using Cell = Cell_;
@@ -154,7 +154,7 @@ struct BackwardRole {
   struct Biases {};
   FASTRNN_DEVICE Biases load_biases(int /*u*/) const { return {}; }
 
-  // Whether the forward began a sequence with this step; if not, it came from the step of iteration i + 1.
+  // Whether this is the step with which the forward began. If not, the step before it is that of iteration i + 1.
   FASTRNN_DEVICE bool is_first(const Place& place) const { return order.ends(place.i, place.length); }
 
   struct Inputs {
@@ -193,7 +193,7 @@ struct BackwardRole {
 
   FASTRNN_DEVICE static float real_of(uint32_t bits) { return to_real(from_bits<T>(bits)); }
 
-  // sums: W_hh^T of the gradients of the hidden state's shares, one step later.
+  // sums: W_hh^T times the gradients of the hidden state's shares, of one step later.
   FASTRNN_DEVICE void step(const Place& place, const Biases&, const Inputs& in, const float (&sums)[1],
                            float* state, int stride, T (&out)[parts]) const {
     const float dh = sums[0] + state[0] + real_of(in.dy);

@@ -4,24 +4,24 @@
 
 #include "cuda/plan.h"
 
-// How the persistent kernels lay out weights in registers and the rest in a block's shared memory. Plain C++:
-// the plan needs it to know what fits.
+// How the persistent kernels lay out the weights in registers and everything else in the shared memory of a block.
+// This is plain C++, because the plan needs it to know what fits.
 
 namespace fastrnn::cuda {
 
-// The matrix unit multiplies [16, tile_k] [tile_k, 8] tiles. ieee products are multiply-adds of the ordinary
-// units in a layout of the same outputs.
+// The matrix unit multiplies tiles [16, tile_k] [tile_k, 8]. ieee products use ordinary multiply-adds, and each lane
+// has the same outputs as with the matrix unit.
 constexpr int kTileRows = 16, kTileBatch = 8;
 
-// Sequences of a tile. A grid has the longer way to the other blocks, and so takes more at once, where
-// registers allow it.
+// Sequences of a tile. A grid takes longer to reach the other blocks, so it takes more sequences at once, if there are
+// registers for them.
 constexpr int tile_batch(Kind kind, Math math) {
   return kind == Kind::grid && math != Math::ieee ? 2 * kTileBatch : kTileBatch;
 }
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Of one math: elements along k of a tile, 32-bit words of it in a lane, bytes of an element in shared memory.
+// For one math: elements of a tile along k, its 32-bit words in a lane, bytes of an element in shared memory.
 struct TileShape {
   int k, words, element_bytes;
 };
@@ -36,16 +36,17 @@ constexpr TileShape tile_shape(Math math) {
   }
 }
 
-// A warp keeps this many words of weights in each lane's registers. The rest of the 255 that a lane may have
-// is for sums, gates and addresses.
+// A warp keeps this many words of weights in the registers of each lane. A lane may have 255 registers; the others are
+// for sums, gates and addresses.
 constexpr int kWeightWords = 128;
-// A k loop is left as soon as this many tiles hold only padding.
+// The loop over k checks after this many tiles whether only padding is left.
 constexpr int kTilesPerCheck = 4;
-constexpr int kRowsKept = 4;   // steps whose first row a warp has at hand
-constexpr int kMostWarps = 8;  // of a block: 8 * 32 * 255 registers are all an SM has
+constexpr int kRowsKept = 4;   // steps whose first rows a warp keeps
+constexpr int kMostWarps = 8;  // of a block: 8 * 32 * 255 registers are all that an SM has
 
-// The rows that a warp multiplies: for each of its units `rows_per_unit` of them (the gates, in the forward; one
-// in the backward), in unit tiles of 8 units. Half a tile, 8 rows, is a slot: one row of each unit of a unit tile.
+// The rows that a warp multiplies. Each of its units has `rows_per_unit` of them: its gates in the forward, one row in
+// the backward. 8 units are a unit tile. Half a tile of the matrix unit, 8 rows, is a slot: one row of each unit of a
+// unit tile.
 struct WarpRows {
   int rows_per_unit;
   int row_tiles;
@@ -60,8 +61,8 @@ constexpr WarpRows warp_rows(int gates, bool backward) {
   return {rows, rows > 2 ? 2 : 1};
 }
 
-// What travels between steps, of each sequence: h in the forward, the gate gradients in the backward.
-// Its elements in shared memory: `exchanged` parts of H, each padded to an even number.
+// The shape of what each sequence passes from step to step: h in the forward, the gate gradients in the backward. In
+// shared memory that is `parts` vectors of H elements, each padded to an even number, `part`.
 struct ExchangeShape {
   int64_t parts, part;
   constexpr int64_t K() const { return parts * part; }
@@ -70,26 +71,27 @@ constexpr ExchangeShape exchange_shape(int gates, bool backward, int64_t H) {
   return {backward ? gates : 1, H + H % 2};
 }
 
-// Numbers that a lane keeps of a unit and sequence between steps: in the forward c, and h where the cell reads
-// it past W_hh; in the backward dh that comes past W_hh, and dc.
+// The states that a lane keeps of a unit and sequence between steps. In the forward: c, and h if the cell reads it
+// directly. In the backward: the share of dh that does not pass through W_hh, and dc.
 constexpr int kept_states(bool has_c, bool reads_h, bool backward) {
   return backward ? 1 + has_c : has_c + reads_h;
 }
 
-// Sizes of a block's shared memory and where its parts begin, in bytes.
+// The layout of the shared memory of a block. Strides and offsets are in bytes.
 struct Tiling {
   int row_warps, k_warps, blocks, block_groups, tiles;
-  int64_t k_tiles;                          // that hold more than padding, of all k warps
-  int64_t row_elements;                     // of the exchange, with padding against bank conflicts
-  int64_t tile_stride;                      // from the exchange's buffers of a tile to those of the next
-  int64_t buffer_stride;                    // from a tile's buffer to its other one
-  int64_t partial_bytes;                    // one of the two buffers of partial sums
-  int64_t partials, rows, lengths, states;  // where they begin
+  int64_t k_tiles;                          // of all k warps, those that hold more than padding
+  int64_t row_elements;                     // of a row of the exchange, with padding against bank conflicts
+  int64_t tile_stride;                      // from the exchange buffers of a tile to those of the next
+  int64_t buffer_stride;                    // from a buffer of a tile to its other one
+  int64_t partial_bytes;                    // of one of the two buffers of partial sums
+  int64_t partials, rows, lengths, states;  // offsets
   int64_t exchange;
-  int64_t bytes;  // in all
+  int64_t bytes;  // of everything
 };
 
-// states: as kept_states gives. A cluster has two buffers for every tile and barriers before them, a grid one buffer.
+// states: the result of kept_states. A cluster has two buffers for every tile and barriers before them. A grid has one
+// buffer for all tiles.
 constexpr Tiling make_tiling(const Plan& plan, Math math, const WarpRows& rows, const ExchangeShape& exchange,
                              int states) {
   const TileShape tile = tile_shape(math);
@@ -101,7 +103,7 @@ constexpr Tiling make_tiling(const Plan& plan, Math math, const WarpRows& rows, 
   t.block_groups = plan.block_groups;
   t.tiles = plan.tiles;
   t.k_tiles = ceil_div(exchange.K(), tile.k);
-  // 16 bytes more than a multiple of 128: the 8 rows that a tile reads at once begin in different banks.
+  // 16 bytes more than a multiple of 128: so the 8 rows that a tile reads at once begin in different banks.
   const int64_t row_bytes =
       ceil_div(ceil_div(t.k_tiles, kTilesPerCheck) * kTilesPerCheck * tile.k * tile.element_bytes, 128) * 128;
   t.row_elements = (row_bytes + 16) / tile.element_bytes;

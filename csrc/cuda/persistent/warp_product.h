@@ -5,14 +5,14 @@
 #include "cuda/persistent/elements.h"
 #include "cuda/persistent/tiling.h"
 
-// A warp's product of weights that stay in its registers with the exchanged vectors in shared memory. Written
-// at warp granularity over an execution context Ctx (csrc/cuda/persistent/recurrence_loop.h says what that is).
+// The product of a warp: weights that stay in its registers, times the exchanged vectors in shared memory. Ctx is an
+// execution context (csrc/cuda/persistent/recurrence_loop.h).
 
 namespace fastrnn::cuda {
 
-// [16 row_tiles, k_slice] weights of a warp. A lane's coordinates in a tile, from the matrix unit's definition:
-// `tile_row` = lane / 4 is a row of the weights or a sequence, `row_lane` = lane % 4 an index along k, or a pair
-// of sequences of the result.
+// A warp has [16 row_tiles, k_slice] weights. The matrix unit defines the coordinates of a lane in a tile: `tile_row` =
+// lane / 4 is a row of the weights or a sequence; `row_lane` = lane % 4 is an index along k, or a pair of sequences of
+// the result.
 template <class Ctx, Math math, int row_tiles, int batch_tiles>
 class WarpProduct {
   static constexpr TileShape kTile = tile_shape(math);
@@ -21,12 +21,12 @@ class WarpProduct {
   using var = typename Ctx::template var<V>;
 
  public:
-  // element(row, k): of the warp's rows, and its slice along k. Called by all warps of a block.
+  // element(row, k): the weight of a row of the warp, at k of its slice. All warps of a block must call this.
   template <class F>
   FASTRNN_DEVICE void load_weights(Ctx& ctx, const F& element) {
     FASTRNN_UNROLL
     for (int kt = 0; kt < kTiles; ++kt) {
-      // Keeps the compiler from having more loads under way than it has registers for.
+      // A barrier keeps the compiler from starting more loads than it has registers for.
       if (kt % kTilesPerCheck == 0) ctx.block_sync();
       FASTRNN_UNROLL
       for (int m = 0; m < row_tiles; ++m) {
@@ -53,8 +53,8 @@ class WarpProduct {
     }
   }
 
-  // sums [16 row_tiles, 8 batch_tiles] = weights [., k] * vectors [8 batch_tiles, k]^T over `used` tiles of the
-  // slice. Of a tile's result a lane has rows `tile_row` (0, 1) and `tile_row` + 8 (2, 3), sequences
+  // sums [16 row_tiles, 8 batch_tiles] = weights [., k] * vectors [8 batch_tiles, k]^T, over `used` tiles of the
+  // slice. A lane has four numbers of a tile's result: rows `tile_row` (0, 1) and `tile_row` + 8 (2, 3), for sequences
   // 2 `row_lane` and 2 `row_lane` + 1.
   FASTRNN_DEVICE void multiply(Ctx& ctx, const Element<math>* vectors, int64_t row_elements, int used,
                                var<float> (&sums)[batch_tiles][row_tiles][4]) const {
@@ -66,7 +66,7 @@ class WarpProduct {
   }
 
  private:
-  // Chains of sums that do not wait for each other.
+  // Independent chains of sums: their multiply-adds do not wait for each other.
   static constexpr int kChains = row_tiles * batch_tiles >= 4 ? 1 : 4 / (row_tiles * batch_tiles);
 
   FASTRNN_DEVICE void multiply_tiles(Ctx& ctx, const Element<math>* vectors, int64_t row_elements, int used,
@@ -114,8 +114,8 @@ class WarpProduct {
     }
   }
 
-  // Lane `row_lane` sums over k = 4 row_lane .. 4 row_lane + 3 of every tile, for all 8 sequences; then the four
-  // lanes of a tile row add up theirs and keep two sequences each.
+  // A lane sums over k = 4 row_lane .. 4 row_lane + 3 of every tile, for all 8 sequences. Then the four lanes of a tile
+  // row add up their sums, and each keeps two sequences.
   FASTRNN_DEVICE void multiply_ieee(Ctx& ctx, const float* vectors, int64_t row_elements, int used,
                                     var<float> (&sums)[batch_tiles][row_tiles][4]) const {
     constexpr int kRows = 2 * row_tiles;
@@ -159,7 +159,7 @@ class WarpProduct {
     }
   }
 
-  // Of 2 * count numbers keeps the lower or the upper half, added to what the lane's partner has of it.
+  // Keeps the lower or the upper half of 2 * count numbers, and adds the numbers that the partner lane has for it.
   template <int count>
   FASTRNN_DEVICE static void halve(Ctx& ctx, var<float> (&all)[8]) {
     constexpr int kPartner = count / 2;
@@ -176,7 +176,7 @@ class WarpProduct {
     }
   }
 
-  // Any array of registers.
+  // Sets any array of registers to zero.
   template <class A>
   FASTRNN_DEVICE static void clear(Ctx& ctx, A& values) {
     if constexpr (std::is_array_v<A>) {

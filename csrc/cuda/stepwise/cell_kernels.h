@@ -5,13 +5,13 @@
 #include "cuda/numbers.h"
 #include "cuda/recurrence.h"
 
-// The bodies of the kernels beside the products: function objects that a queue calls for every (i, row,
-// column) of a box of indices, each once and in any order. On the device a thread has some indices, on the host they
-// are a loop (tests/csrc).
+// The bodies of the kernels between the products. A body is a function object: a queue calls it once for every index
+// (i, row, column) of a box, in any order. On the device each thread has some indices; on the host a loop has all of
+// them (tests/csrc).
 
 namespace fastrnn::cuda {
 
-// to[i] = from[i], or zero without a `from`.
+// to[i] = from[i], or zero if `from` is null.
 template <class From, class To>
 struct Assign {
   const From* from;
@@ -24,12 +24,12 @@ struct Assign {
   }
 };
 
-// The rows of a step: sequence b < n has row first + b * stride_b.
+// The rows of a step. Sequence b < n has row first + b * stride_b.
 struct StepRows {
   int64_t first, n;
 };
 
-// A step of the cell for both directions, (d, b, unit), once its share from the hidden state is there.
+// A step of the cell, for (d, b, unit). The hidden state's share gh has been computed.
 template <class Cell, class T>
 struct CellForward {
   using V = Real<T>;
@@ -73,7 +73,7 @@ struct CellForward {
   }
 };
 
-// y's rows of a step from the projected state, (d, b, p).
+// Copies the projected state to y's rows of a step, for (d, b, p).
 template <class T>
 struct StoreOutput {
   StepRows step[2];
@@ -88,7 +88,7 @@ struct StoreOutput {
   }
 };
 
-// With a projection: the gradient of a step's h, (d, b, p), complete. What it adds to the state's is taken.
+// With a projection: the whole gradient of a step's h, for (d, b, p): of the state and of y. It leaves zero in dh.
 template <class T>
 struct TakeGradient {
   StepRows step[2];
@@ -109,7 +109,7 @@ struct TakeGradient {
   }
 };
 
-// The gate gradients of a step, (d, b, unit).
+// The gate gradients of a step, for (d, b, unit).
 template <class Cell, class T>
 struct CellBackward {
   using V = Real<T>;

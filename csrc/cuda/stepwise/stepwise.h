@@ -6,11 +6,11 @@
 #include "cuda/gemm.h"
 #include "cuda/stepwise/cell_kernels.h"
 
-// Step after step a product and a pointwise kernel, both directions side by side. Any device, any
-// size, packed input and projections. What the product reads and writes has a place of its own for each
-// sequence, so a step of a packed batch takes the first n of them and leaves the others as they are.
+// Stepwise plans: for each step a product and a pointwise kernel, both directions side by side. They run on any device
+// and at any size, with packed input and with projections. Each sequence has its own place in the operands and results
+// of the product. So a step of a packed batch takes the first n sequences and does not touch the others.
 //
-// Q, the queue that the work goes to: the device's (csrc/cuda/queue.h), or loops on the host (tests/csrc).
+// Q is the queue that the work goes to: the device's (csrc/cuda/queue.h), or loops on the host (tests/csrc).
 //   launch(depth, rows, columns, f)  calls f(i, row, column) for all of them
 //   multiply(gemm)                   csrc/cuda/gemm.h
 //   copy(to, from, count)
@@ -35,7 +35,7 @@ class StepwiseBase {
     }
   }
 
-  // The weights of two directions side by side, so that one batch of products takes them.
+  // Copies the weights of two directions side by side, so that one batch of products can read them.
   template <class Q>
   void stack_weights(Q& queue) {
     if (r_.D == 1) {
@@ -51,13 +51,13 @@ class StepwiseBase {
     W_hr_ = stacked_W_hr_;
   }
 
-  // The rows of step i of each direction; none before the first step.
+  // The rows of step i of direction d. There are none before the first step.
   StepRows step_rows(int d, int64_t i) const {
     if (i < 0) return {0, 0};
     const int64_t t = d == 0 ? i : rows_.T - 1 - i;
     return {rows_.first(t), rows_.n(t)};
   }
-  // The sequences that either direction has.
+  // The number of sequences in step i, of the direction that has more.
   int64_t sequences(int64_t i) const {
     return r_.D == 1 || step_rows(0, i).n > step_rows(1, i).n ? step_rows(0, i).n : step_rows(1, i).n;
   }
@@ -67,8 +67,8 @@ class StepwiseBase {
     return body;
   }
 
-  // C (+)= A B on the sequences of step i, for each direction: at once, unless they have different numbers of
-  // sequences.
+  // C (+)= A B on the sequences of step i, for each direction. Both directions are one batch, unless they have
+  // different numbers of sequences.
   template <class Q, class TC>
   void multiply(Q& queue, int64_t i, Gemm<T, TC> gemm) const {
     gemm.batch = r_.D;
@@ -163,7 +163,7 @@ class Forward : StepwiseBase<Cell, T> {
   T* m_ = nullptr;       // [D, B, H], o tanh(c) before the projection
 };
 
-// dh_rows, m: for dW_hr; null without a projection.
+// dh_rows and m are for dW_hr. They are null without a projection.
 template <class Cell, class T>
 class Backward : StepwiseBase<Cell, T> {
   using typename StepwiseBase<Cell, T>::V;
@@ -249,10 +249,10 @@ class Backward : StepwiseBase<Cell, T> {
   const BackwardRecurrence<T> p_;
   T *dh_rows_, *m_;       // [R, D*P], [R, D*H]
   V* dh_;                 // [D, B, P], the gradient of the state h
-  T* dgh_;                // [D, B, GH], a step's gate gradients, of the hidden state's shares
+  T* dgh_;                // [D, B, GH], a step's gradients of the hidden state's shares
   V* dc_ = nullptr;       // [D, B, H]
   T* dh_step_ = nullptr;  // [D, B, P], the gradient of a step's h
-  V* dm_ = nullptr;       // [D, B, H], and of what was projected
+  V* dm_ = nullptr;       // [D, B, H], the gradient of what was projected
 };
 
 }  // namespace fastrnn::cuda::stepwise
