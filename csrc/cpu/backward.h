@@ -20,9 +20,10 @@ template <class Cell, class T>
 class Backward {
   using V = Vector<Real<T>>;
   static constexpr int L = kLanes<Real<T>>;
+  static constexpr int C = Cell::cell_states, U = Cell::unit_vectors;
 
  public:
-  Backward(const BackwardParams<T>& params, int d, const Plan& plan)
+  Backward(const BackwardParams<T>& params, int d, const Plan& plan, const Resources& resources)
       : p(params),
         d(d),
         direction{p.rows.T, d == 1},
@@ -38,7 +39,7 @@ class Backward {
         input_panels{p.I, 1, kTileVectors, kTileVectors},
         P_padded(ceil_div(p.P, L) * L),
         H_padded(ceil_div(p.H, L) * L),
-        workspace(params.allocate, params.release) {
+        workspace(resources) {
     const int64_t B = p.rows.B;
     const WeightGradients<T>& dw = p.dweights[d];
     chunk_steps = steps_in_chunk(
@@ -50,7 +51,8 @@ class Backward {
     dgh = cells::has_split_gate<Cell> ? workspace.take<T>(chunk_rows * GH) : dgx;
     if (chunk_steps < p.rows.T) carry = workspace.take<T>(B * GH);
     dh = workspace.take<Real<T>>(B * P_padded);
-    if (Cell::has_c) dc = workspace.take<Real<T>>(B * H_padded);
+    if (C > 0) dc = workspace.take<Real<T>>(C * B * H_padded);
+    if (U > 0) du = workspace.take<T>(chunk_rows * U * p.H);
     if (projected) {
       W_hr = take_packed(unit_panels, p.P);
       dh_rows = workspace.take<T>(chunk_rows * p.P);
@@ -63,6 +65,7 @@ class Backward {
     dW_hr = make_sum(dw.W_hr, p.P * p.H);
     db_ih = make_sum(dw.b_ih, GH);
     db_hh = make_sum(dw.b_hh, GH);
+    for (int k = 0; k < U; ++k) dunit[k] = make_sum(dw.unit[k], p.H);
     x_rows = workspace.take<const T*>(chunk_rows);
     h_rows = workspace.take<const T*>(chunk_rows);
     // How often products read their left factor. If that is seldom and its rows are near each other, packing it
@@ -209,7 +212,7 @@ class Backward {
     team.for_each_share(p.rows.B, [&](Range rows) {
       for (int64_t b = rows.begin; b < rows.end; ++b) {
         initial_gradient(p.dhn, b, p.P, dh + b * P_padded);
-        if (Cell::has_c) initial_gradient(p.dcn, b, p.H, dc + b * H_padded);
+        for (int k = 0; k < C; ++k) initial_gradient(p.dcn[k], b, p.H, dc + (k * p.rows.B + b) * H_padded);
       }
     });
   }
@@ -271,8 +274,9 @@ class Backward {
     for (int k = 0; k < Cell::saved; ++k) {
       add(p.s + ((d * R + row) * Cell::saved + k) * p.H, Cell::saved * p.H);
     }
-    if (Cell::has_c && before >= 0) add(p.c + (d * R + before) * p.H, p.H);
-    if (!Cell::has_c && y_row >= 0) add(p.y + (y_row * p.D + d) * p.P, p.D * p.P);
+    for (int k = 0; k < C && before >= 0; ++k) add(p.c + ((d * R + before) * C + k) * p.H, C * p.H);
+    const bool reads_y = Cell::saved == 0 || Cell::reads_h;
+    if (reads_y && y_row >= 0) add(p.y + (y_row * p.D + d) * p.P, p.D * p.P);
   }
 
   // With a projection the gradient of the cell's output m is dh W_hr.
@@ -300,28 +304,35 @@ class Backward {
     constexpr int G = Cell::gates;
     const int64_t lanes = std::min<int64_t>(L, p.H - unit);
     const int64_t row = p.rows.row(t, b);
-    V s[std::max(Cell::saved, 1)], dgx_b[G], dgh_b[G], h_prev{}, h{}, c_prev{}, c{}, dc_b{}, dh_prev{};
+    V s[std::max(Cell::saved, 1)], u[std::max(U, 1)], dgx_b[G], dgh_b[G], du_b[std::max(U, 1)];
+    V h_prev{}, h{}, c_prev[std::max(C, 1)], c_b[std::max(C, 1)], dc_b[std::max(C, 1)], dh_prev{};
+    for (int k = 0; k < U; ++k) u[k] = load_upto(w.unit[k] + unit, lanes);
     for (int k = 0; k < Cell::saved; ++k) {
       s[k] = load_upto(p.s + ((d * R + row) * Cell::saved + k) * p.H + unit, lanes);
     }
     if (!projected) {
       // A single step comes without y, unless the cell saves nothing else.
       if (Cell::saved == 0) h = load_upto(p.y + (row * p.D + d) * p.P + unit, lanes);
-      h_prev = load_upto(previous_h(t, b) + unit, lanes);
+      if (Cell::reads_h) h_prev = load_upto(previous_h(t, b) + unit, lanes);
     }
-    if constexpr (Cell::has_c) {
-      c = load_upto(p.c + (d * R + row) * p.H + unit, lanes);
-      c_prev = previous_c(t, b, unit, lanes);
-      dc_b = load(dc + b * H_padded + unit);
+    const int64_t c_size = p.rows.B * H_padded;  // of a state
+    for (int k = 0; k < C; ++k) {
+      c_b[k] = load_upto(p.c + ((d * R + row) * C + k) * p.H + unit, lanes);
+      c_prev[k] = previous_c(k, t, b, unit, lanes);
+      dc_b[k] = load(dc + k * c_size + b * H_padded + unit);
     }
-    Cell::template backward<VectorMath<Real<T>>>(s, h_prev, h, c_prev, c, dh_b, dc_b, dgx_b, dgh_b, dh_prev);
-    if constexpr (Cell::has_c) {
-      store(dc + b * H_padded + unit, dc_b);
+    Cell::template backward<VectorMath<Real<T>>>(s, u, h_prev, h, c_prev, c_b, dh_b, dc_b, dgx_b, dgh_b, du_b,
+                                                 dh_prev);
+    for (int k = 0; k < C; ++k) store(dc + k * c_size + b * H_padded + unit, dc_b[k]);
+    if constexpr (Cell::projects) {
       if (projected) {
         V m;
-        Cell::template output<VectorMath<Real<T>>>(s, h_prev, c, m);
+        Cell::template output<VectorMath<Real<T>>>(s, u, h_prev, c_b, m);
         store_upto(m_rows + (chunk.row(t) + b) * p.H + unit, m, lanes);
       }
+    }
+    for (int k = 0; k < U; ++k) {
+      store_upto(du + ((chunk.row(t) + b) * U + k) * p.H + unit, du_b[k], lanes);
     }
     const int64_t at = (chunk.row(t) + b) * GH + unit;
     for (int g = 0; g < G; ++g) {
@@ -342,10 +353,10 @@ class Backward {
     if (row >= 0) return p.y + (row * p.D + d) * p.P;
     return p.h0 ? p.h0 + (d * p.rows.B + b) * p.P : zeros;
   }
-  V previous_c(int64_t t, int64_t b, int64_t unit, int64_t lanes) const {
+  V previous_c(int k, int64_t t, int64_t b, int64_t unit, int64_t lanes) const {
     const int64_t row = previous_row(t, b);
-    if (row >= 0) return load_upto(p.c + (d * R + row) * p.H + unit, lanes);
-    return p.c0 ? load_upto(p.c0 + (d * p.rows.B + b) * p.H + unit, lanes) : V{};
+    if (row >= 0) return load_upto(p.c + ((d * R + row) * C + k) * p.H + unit, lanes);
+    return p.c0[k] ? load_upto(p.c0[k] + (d * p.rows.B + b) * p.H + unit, lanes) : V{};
   }
 
   // Rows of a chunk, [K, panels.units], as a factor of weight gradients. Its panels are one part each.
@@ -409,7 +420,7 @@ class Backward {
     return kind;
   }
 
-  // The chunk's part of dW_ih, dW_hh, dW_hr, the biases and dx; and what the next chunk needs of this one, if
+  // The chunk's part of dW_ih, dW_hh, dW_hr, the vectors and dx; and what the next chunk needs of this one, if
   // another `follows`.
   void chunk_gradients(const Chunk& chunk, Team& team, bool add, bool follows, const Later& later) {
     const int64_t K = chunk.count();
@@ -424,6 +435,7 @@ class Backward {
                               hr.tasks(),
                               p.dx ? ceil_div(K, kRowBlock) : 0,
                               db_ih.result || db_hh.result ? ceil_div(GH, kBiasBlock) : 0,
+                              U * ceil_div(p.H, kBiasBlock),
                               follows};
     int64_t tasks = 0;
     for (int64_t count : counts) tasks += count;
@@ -439,12 +451,18 @@ class Backward {
           return input_gradient(block_of(task, kRowBlock, K));
         case 4: {
           const Range gates = block_of(task, kBiasBlock, GH);
-          if (db_ih.result) sum_rows(K, dgx, gates, db_ih.sum, add);
+          if (db_ih.result) sum_rows(K, dgx, GH, gates, db_ih.sum, add);
           if (!db_hh.result) return;
           if (db_ih.result && dgx == dgh) {
             return copy(db_hh.sum + gates.begin, db_ih.sum + gates.begin, gates.end - gates.begin);
           }
-          return sum_rows(K, dgh, gates, db_hh.sum, add);
+          return sum_rows(K, dgh, GH, gates, db_hh.sum, add);
+        }
+        case 5: {
+          const int64_t blocks = ceil_div(p.H, kBiasBlock), k = task / blocks;
+          const Range units = block_of(task % blocks, kBiasBlock, p.H);
+          if (dunit[k].result) sum_rows(K, du + k * p.H, U * p.H, units, dunit[k].sum, add);
+          return;
         }
         default:
           std::memcpy(carry, later.dgh, later.n * GH * sizeof(T));
@@ -481,8 +499,8 @@ class Backward {
     });
   }
 
-  // db[m] (+)= sum_k gradient[k, m] for m in `share`.
-  void sum_rows(int64_t K, const T* gradient, Range share, Real<T>* db, bool add) const {
+  // db[m] (+)= sum_k gradient[k, m] for m in `share`; rows of gradient are ld numbers apart.
+  void sum_rows(int64_t K, const T* gradient, int64_t ld, Range share, Real<T>* db, bool add) const {
     const auto sum_vectors = [&](auto count, int64_t m, int64_t lanes) __attribute__((always_inline)) {
       constexpr int N = decltype(count)::value;
       V sum[N] = {};
@@ -492,7 +510,7 @@ class Backward {
         for (int64_t k1 = k0; k1 < std::min(k0 + kBiasRows * kBiasRows, K); k1 += kBiasRows) {
           V part[N] = {};
           for (int64_t k = k1; k < std::min(k1 + kBiasRows, K); ++k) {
-            for (int j = 0; j < N; ++j) part[j] += load_upto(gradient + k * GH + m + j * L, lanes);
+            for (int j = 0; j < N; ++j) part[j] += load_upto(gradient + k * ld + m + j * L, lanes);
           }
           for (int j = 0; j < N; ++j) parts[j] += part[j];
         }
@@ -529,15 +547,19 @@ class Backward {
     for (int64_t b = rows.begin; b < rows.end; ++b) {
       const int64_t to = d * p.rows.B + b;
       if (p.dh0) copy(p.dh0 + to * p.P, dh + b * P_padded, p.P);
-      if (Cell::has_c && p.dc0) copy(p.dc0 + to * p.H, dc + b * H_padded, p.H);
+      for (int k = 0; k < C; ++k) {
+        if (p.dc0[k]) copy(p.dc0[k] + to * p.H, dc + (k * p.rows.B + b) * H_padded, p.H);
+      }
     }
   }
 
   void write_sums(const Team& team) const {
-    for (const Sum* to : {&dW_ih, &dW_hh, &dW_hr, &db_ih, &db_hh}) {
-      const Range share = team.own_share(to->size);
-      if (to->result) copy(to->result + share.begin, to->sum + share.begin, share.end - share.begin);
-    }
+    const auto write = [&](const Sum& to) {
+      const Range share = team.own_share(to.size);
+      if (to.result) copy(to.result + share.begin, to.sum + share.begin, share.end - share.begin);
+    };
+    for (const Sum* to : {&dW_ih, &dW_hh, &dW_hr, &db_ih, &db_hh}) write(*to);
+    for (int k = 0; k < U; ++k) write(dunit[k]);
   }
 
   const BackwardParams<T>& p;
@@ -558,19 +580,21 @@ class Backward {
   T *dgx, *dgh;                             // [rows of a chunk, GH]; one buffer unless a gate is split
   T* carry = nullptr;                       // [B, GH], dgh of the chunk before, if there are several
   Real<T>* dh;                              // [B, P_padded]
-  Real<T>* dc = nullptr;                    // [B, H_padded]
+  Real<T>* dc = nullptr;                    // [C, B, H_padded]
+  T* du = nullptr;                          // [rows of a chunk, U*H]
   T *dh_rows = nullptr, *m_rows = nullptr;  // [rows of a chunk, P] and [rows of a chunk, H]
   T* zeros;                                 // [max(P, H)]
   const T **x_rows, **h_rows;               // [rows of a chunk]
   std::array<Factor, 6> factors;            // dgx, dgh unless it is dgx, dh_rows; x, h, m
   Sum dW_ih, dW_hh, dW_hr, db_ih, db_hh;
+  std::array<Sum, std::max(U, 1)> dunit;
 };
 
 template <class Cell, class T>
-void backward(const BackwardParams<T>& p) {
-  const Plan plan = make_plan<Cell>(p, usable_threads(p.threads));
+void backward(const BackwardParams<T>& p, const Resources& resources) {
+  const Plan plan = make_plan<Cell>(p, usable_threads(resources.threads));
   for (int d = 0; d < p.D; ++d) {
-    Backward<Cell, T> sweep(p, d, plan);
+    Backward<Cell, T> sweep(p, d, plan, resources);
     Board board(plan.threads, plan.groups);
     parallel(plan.threads, [&](int rank, int size) {
       Team team(rank, size, board);

@@ -18,13 +18,13 @@ namespace fastrnn::cpu::FASTRNN_ISA {
 template <class Cell, class T>
 class Forward {
   using V = Vector<Real<T>>;
-  static constexpr int G = Cell::gates;
+  static constexpr int G = Cell::gates, C = Cell::cell_states, U = Cell::unit_vectors;
   static constexpr int L = kLanes<Real<T>>;
   // Between steps the states are Real. What the products read is T: the same numbers, or rounded ones.
   static constexpr bool kRounded = !std::is_same_v<T, Real<T>>;
 
  public:
-  Forward(const ForwardParams<T>& params, int d, const Plan& plan)
+  Forward(const ForwardParams<T>& params, int d, const Plan& plan, const Resources& resources)
       : p(params),
         d(d),
         direction{p.rows.T, d == 1},
@@ -38,7 +38,7 @@ class Forward {
         out_panels(make_panels<T>(p.P, 1, plan.step_rows(p.rows.B), p.H, plan.step_threads())),
         H_padded(ceil_div(p.H, L) * L),
         P_padded(ceil_div(p.P, L) * L),
-        workspace(params.allocate, params.release) {
+        workspace(resources) {
     const int64_t B = p.rows.B, width = panels.padded_width();
     chunk_steps =
         steps_in_chunk(p.rows, std::max<int64_t>(kChunkBytes / (width * sizeof(Real<T>)), kRowBlock));
@@ -58,7 +58,7 @@ class Forward {
     h[0] = workspace.take<T>(B * P_padded);
     h[1] = workspace.take<T>(B * P_padded);
     if (kRounded && !projected) h_real = workspace.take<Real<T>>(B * P_padded);
-    if (Cell::has_c) c = workspace.take<Real<T>>(B * H_padded);
+    if (C > 0) c = workspace.take<Real<T>>(C * B * H_padded);
     if (projected) m = workspace.take<T>(B * H_padded);
   }
 
@@ -151,7 +151,7 @@ class Forward {
       for (int64_t b = rows.begin; b < rows.end; ++b) {
         for (T* buffer : h) initial_state(p.h0, b, p.P, buffer + b * P_padded);
         if (h_real) initial_state(p.h0, b, p.P, h_real + b * P_padded);
-        if (Cell::has_c) initial_state(p.c0, b, p.H, c + b * H_padded);
+        for (int k = 0; k < C; ++k) initial_state(p.c0[k], b, p.H, c + (k * p.rows.B + b) * H_padded);
       }
     });
   }
@@ -226,7 +226,7 @@ class Forward {
     for (const T* y : {p.y, p.y_copy}) {
       if (y) add(y + (row * p.D + d) * p.P, p.D * p.P);
     }
-    if (p.c) add(p.c + (d * R + row) * p.H, p.H);
+    for (int k = 0; p.c && k < C; ++k) add(p.c + ((d * R + row) * C + k) * p.H, C * p.H);
     for (int k = 0; p.s && k < Cell::saved; ++k) {
       add(p.s + ((d * R + row) * Cell::saved + k) * p.H, Cell::saved * p.H);
     }
@@ -239,7 +239,8 @@ class Forward {
     const int64_t unit = panels.first(i) + j * L, n = std::min<int64_t>(L, p.H - unit);
     const int64_t gate = panels.size(i);  // from one gate to the next
     const int64_t R = p.rows.total(), row = p.rows.row(t, rows.begin);
-    V bias_h[G];
+    V bias_h[G], u[std::max(U, 1)];
+    for (int k = 0; k < U; ++k) u[k] = load_upto(w.unit[k] + unit, n);
     for (int g = Cell::whole_gates; g < G; ++g) {
       bias_h[g] = load(b_h + panels.offset(i) + j * L + g * gate);
     }
@@ -248,11 +249,12 @@ class Forward {
     gh += j * L;
     int64_t at_h = rows.begin * P_padded + unit, at_c = rows.begin * H_padded + unit;
     int64_t at_y = (row * p.D + d) * p.P + unit;
-    int64_t at_saved_c = (d * R + row) * p.H + unit, at_saved = (d * R + row) * Cell::saved * p.H + unit;
+    int64_t at_saved_c = (d * R + row) * C * p.H + unit, at_saved = (d * R + row) * Cell::saved * p.H + unit;
+    const int64_t c_size = p.rows.B * H_padded;  // of a state
     const auto compute = [&](auto count) __attribute__((always_inline)) {
       constexpr int N = decltype(count)::value;
       using Math = VectorMath<Real<T>>;
-      V s[N][std::max(Cell::saved, 1)], c_state[N];
+      V s[N][std::max(Cell::saved, 1)], c_state[N][std::max(C, 1)];
 #pragma GCC unroll 8
       for (int r = 0; r < N; ++r) {
         V x[G], h[G];
@@ -261,11 +263,11 @@ class Forward {
           h[g] = load(gh + g * gate);
           if (g >= Cell::whole_gates) h[g] += bias_h[g];
         }
-        if (Cell::has_c) c_state[r] = load(c + at_c + r * H_padded);
+        for (int k = 0; k < C; ++k) c_state[r][k] = load(c + k * c_size + at_c + r * H_padded);
         if constexpr (cells::has_split_gate<Cell>) {
-          Cell::template activate<Math>(x, h, s[r], c_state[r]);
+          Cell::template activate<Math>(x, h, u, s[r], c_state[r]);
         } else {
-          Cell::template activate<Math>(h, s[r], c_state[r]);
+          Cell::template activate<Math>(h, u, s[r], c_state[r]);
         }
         gx += panels.padded_width();
         gh += panels.width(i);
@@ -275,20 +277,20 @@ class Forward {
         // With a projection h_prev has other units; no such cell uses it here.
         const V h_old = projected ? V{} : kRounded ? load(h_real + at_h) : load(h_prev + at_h);
         V h_out;
-        Cell::template output<Math>(s[r], h_old, c_state[r], h_out);
+        Cell::template output<Math>(s[r], u, h_old, c_state[r], h_out);
         store(out + at_c, h_out);
         if (kRounded && !projected) store(h_real + at_h, h_out);
         if (!projected) store_upto(p.y + at_y, h_out, n);
         if (!projected && p.y_copy) store_upto(p.y_copy + at_y, h_out, n);
-        if (Cell::has_c) store(c + at_c, c_state[r]);
-        if (Cell::has_c && p.c) store_upto(p.c + at_saved_c, c_state[r], n);
+        for (int k = 0; k < C; ++k) store(c + k * c_size + at_c, c_state[r][k]);
+        for (int k = 0; p.c && k < C; ++k) store_upto(p.c + at_saved_c + k * p.H, c_state[r][k], n);
         if (Cell::saved > 0 && p.s) {
           for (int k = 0; k < Cell::saved; ++k) store_upto(p.s + at_saved + k * p.H, s[r][k], n);
         }
         at_h += P_padded;
         at_c += H_padded;
         at_y += p.rows.stride_b * p.D * p.P;
-        at_saved_c += p.rows.stride_b * p.H;
+        at_saved_c += p.rows.stride_b * C * p.H;
         at_saved += p.rows.stride_b * Cell::saved * p.H;
       }
     };
@@ -327,7 +329,7 @@ class Forward {
       }
       const int64_t to = d * p.rows.B + b;
       if (p.hn) copy(p.hn + to * p.P, h[steps % 2] + b * P_padded, p.P);
-      if (Cell::has_c) copy(p.cn + to * p.H, c + b * H_padded, p.H);
+      for (int k = 0; k < C; ++k) copy(p.cn[k] + to * p.H, c + (k * p.rows.B + b) * H_padded, p.H);
     }
   }
 
@@ -350,19 +352,19 @@ class Forward {
   Real<T>* gx;                  // [rows of a chunk, padded_width]
   std::array<T*, 2> h;          // [B, P_padded], read and written in turn
   Real<T>* h_real = nullptr;    // [B, P_padded], h before it was rounded
-  Real<T>* c = nullptr;         // [B, H_padded]
+  Real<T>* c = nullptr;         // [C, B, H_padded]
   T* m = nullptr;               // [B, H_padded], o tanh(c) before the projection
 };
 
 template <class Cell, class T>
-void forward(const ForwardParams<T>& p) {
-  const int usable = usable_threads(p.threads);
+void forward(const ForwardParams<T>& p, const Resources& resources) {
+  const int usable = usable_threads(resources.threads);
   // Two directions run side by side, each with half of the threads.
   const bool side_by_side = p.D == 2 && usable >= 2 && work_of<Cell>(p) >= kThreadWork;
   const Plan each = make_plan<Cell>(p, side_by_side ? usable / 2 : usable);
   const int threads = side_by_side ? 2 * each.threads : each.threads;
-  Forward<Cell, T> first(p, 0, each);
-  const auto second = p.D == 2 ? std::make_unique<Forward<Cell, T>>(p, 1, each) : nullptr;
+  Forward<Cell, T> first(p, 0, each, resources);
+  const auto second = p.D == 2 ? std::make_unique<Forward<Cell, T>>(p, 1, each, resources) : nullptr;
   Forward<Cell, T>* const sweeps[] = {&first, second.get()};
   Board boards[2]{{threads, each.groups}, {threads, each.groups}};
   parallel(threads, [&](int rank, int size) {

@@ -38,12 +38,12 @@ constexpr int64_t kThreadWork = 192 * 1024;  // multiply-adds that pay for wakin
 
 // Multiply-adds of a direction.
 template <class Cell, class T>
-int64_t work_of(const ForwardParams<T>& p) {
+int64_t work_of(const LayerParams<T>& p) {
   return p.rows.total() * Cell::gates * p.H * (p.I + p.P);
 }
 
 template <class Cell, class T>
-Plan make_plan(const ForwardParams<T>& p, int most_threads) {
+Plan make_plan(const LayerParams<T>& p, int most_threads) {
   // Multiply-adds a step that pay for a barrier a step: for each nanosecond from core to core, or at any distance.
   constexpr int64_t kBarrierWorkOfNanosecond = 110, kBarrierWork = 64 * 1024;
   const int64_t cache_bytes = second_level_cache() / 2;  // weights that every thread can keep beside the rest

@@ -81,8 +81,8 @@ void run(const Params& p, const Plan& plan, const Context& context) {
 // Tries plans until the device accepts one. It always accepts a stepwise plan.
 template <class Cell, class T, class Pass, class Params>
 void run_by_plan(const Params& p, bool backward, const Context& context) {
-  const Problem problem{Cell::name, context.math, backward, p.weights[0].W_hr != nullptr,
-                        p.rows.T,   p.rows.B,     p.H,      p.D};
+  const Problem problem{&Cell::info, context.math, backward, p.weights[0].W_hr != nullptr,
+                        p.rows.T,    p.rows.B,     p.H,      p.D};
   for (;;) {
     const Plan plan = Plans<Cell, T>::find(problem);
     try {
@@ -102,8 +102,8 @@ void backward(const BackwardParams<T>& p, const Context& context) {
   run_by_plan<Cell, T, LayerBackward<Queue, Cell, T>>(p, true, context);
 }
 
-#define FASTRNN_ROW(Cell)                                                                        \
-  {cells::Cell::name, forward<cells::Cell, FASTRNN_DTYPE>, backward<cells::Cell, FASTRNN_DTYPE>, \
+#define FASTRNN_ROW(Cell)                                                     \
+  {forward<cells::Cell, FASTRNN_DTYPE>, backward<cells::Cell, FASTRNN_DTYPE>, \
    Plans<cells::Cell, FASTRNN_DTYPE>::find},
 const LayerKernels<FASTRNN_DTYPE> kernels[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_ROW)};
 #undef FASTRNN_ROW
@@ -111,11 +111,8 @@ const LayerKernels<FASTRNN_DTYPE> kernels[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_ROW
 }  // namespace
 
 template <>
-const LayerKernels<FASTRNN_DTYPE>& find_kernels<FASTRNN_DTYPE>(const std::string& cell) {
-  for (const LayerKernels<FASTRNN_DTYPE>& row : kernels) {
-    if (cell == row.cell) return row;
-  }
-  throw std::invalid_argument("cell: unknown name '" + cell + "'");
+const LayerKernels<FASTRNN_DTYPE>& kernels_of<FASTRNN_DTYPE>(int cell) {
+  return kernels[cell];
 }
 
 }  // namespace fastrnn::cuda

@@ -3,7 +3,6 @@
 #include <cublas_v2.h>
 
 #include <functional>
-#include <string>
 
 #include "core/params.h"
 #include "cuda/plan.h"
@@ -25,15 +24,14 @@ struct Context {
 // Errors are std::runtime_error.
 template <class T>
 struct LayerKernels {
-  const char* cell;
   void (*forward)(const ForwardParams<T>&, const Context&);
   void (*backward)(const BackwardParams<T>&, const Context&);
   // The plan by which the current device computes a problem. The device can hold all blocks of the plan at once.
   Plan (*plan)(const Problem&);
 };
 
-// Throws std::invalid_argument for a name that is not registered.
+// cell: its index in cells/registry.h
 template <class T>
-const LayerKernels<T>& find_kernels(const std::string& cell);
+const LayerKernels<T>& kernels_of(int cell);
 
 }  // namespace fastrnn::cuda

@@ -69,7 +69,7 @@ class RowsOnDevice {
 template <class T>
 class InputWeights {
  public:
-  InputWeights(const ForwardParams<T>& p, int64_t GH, Arena& arena) : p_(p), GH_(GH) {
+  InputWeights(const LayerParams<T>& p, int64_t GH, Arena& arena) : p_(p), GH_(GH) {
     if (p.D == 2) stacked_ = arena.take<T>(2 * GH * p.I);
   }
 
@@ -81,19 +81,20 @@ class InputWeights {
   }
 
  private:
-  const ForwardParams<T>& p_;
+  const LayerParams<T>& p_;
   const int64_t GH_;
   T* stacked_ = nullptr;
 };
 
-template <class T>
-void fill(Recurrence<T>& r, const ForwardParams<T>& p, const DeviceRows& rows) {
+// Sets the fields that the recurrences of both passes have.
+template <class R, class Params>
+void fill(R& r, const Params& p, const DeviceRows& rows) {
   r.rows = rows;
   r.H = p.H;
   r.D = p.D;
   std::copy_n(p.weights, 2, r.weights);
   r.h0 = p.h0;
-  r.c0 = p.c0;
+  std::copy_n(p.c0, kMostCellStates, r.c0);
   r.y = p.y;
   r.s = p.s;
   r.c = p.c;
@@ -113,7 +114,7 @@ class LayerForward {
     fill(recurrence_, p_, rows_.get());
     recurrence_.gx = gx_;
     recurrence_.hn = p_.hn;
-    recurrence_.cn = p_.cn;
+    std::copy_n(p_.cn, kMostCellStates, recurrence_.cn);
     if (plan_.kind == Kind::stepwise) {
       stepwise_.emplace(recurrence_, p_.rows, p_.P, arena);
     } else {
@@ -134,6 +135,7 @@ class LayerForward {
     } else {
       queue.template run_recurrence<Cell>(plan_, recurrence_, scratch_);
     }
+    if (p_.y_copy) queue.copy(p_.y_copy, p_.y, R_ * p_.D * p_.P);
   }
 
  private:
@@ -164,8 +166,9 @@ class LayerBackward {
     const int64_t width = p_.D * GH_;
     dgx_ = arena.take<T>(R_ * width);
     dgh_ = cells::has_split_gate<Cell> ? arena.take<T>(R_ * width) : dgx_;
-    if (wanted(&WeightGradients<T>::W_hh)) h_prev_ = arena.take<T>(R_ * p_.D * p_.P);
-    sums_ = arena.take<Real<T>>(strips_ * width);
+    if (p_.dweights[0].W_hh || p_.dweights[1].W_hh) h_prev_ = arena.take<T>(R_ * p_.D * p_.P);
+    sums_ = arena.take<Real<T>>(strips_ * std::max(width, p_.D * U * p_.H));
+    if (U > 0) du_ = arena.take<T>(R_ * p_.D * U * p_.H);
     if (p_.weights[0].W_hr) {
       dh_rows_ = arena.take<T>(R_ * p_.D * p_.P);
       m_ = arena.take<T>(R_ * p_.D * p_.H);
@@ -173,11 +176,12 @@ class LayerBackward {
     fill(recurrence_, p_, rows_.get());
     recurrence_.dy = p_.dy;
     recurrence_.dhn = p_.dhn;
-    recurrence_.dcn = p_.dcn;
+    std::copy_n(p_.dcn, kMostCellStates, recurrence_.dcn);
     recurrence_.dgx = dgx_;
     recurrence_.dgh = dgh_;
+    recurrence_.du = du_;
     recurrence_.dh0 = p_.dh0;
-    recurrence_.dc0 = p_.dc0;
+    std::copy_n(p_.dc0, kMostCellStates, recurrence_.dc0);
     if (plan_.kind == Kind::stepwise) {
       stepwise_.emplace(recurrence_, p_.rows, p_.P, dh_rows_, m_, arena);
     } else {
@@ -210,19 +214,11 @@ class LayerBackward {
       sum_products(queue, dgh_, GH_, d, h_prev_, p_.P, d, p_.D * p_.P, dw.W_hh);
       sum_products(queue, dh_rows_, p_.P, d, m_, p_.H, d, p_.D * p_.H, dw.W_hr);
     }
-    if (cells::has_split_gate<Cell>) {
-      sum_columns(queue, dgx_, &WeightGradients<T>::b_ih, nullptr);
-      sum_columns(queue, dgh_, &WeightGradients<T>::b_hh, nullptr);
-    } else {
-      sum_columns(queue, dgx_, &WeightGradients<T>::b_ih, &WeightGradients<T>::b_hh);
-    }
+    sum_vectors(queue);
   }
 
  private:
-  using Gradient = T* WeightGradients<T>::*;
-  bool wanted(Gradient of) const {
-    return p_.dweights[0].*of != nullptr || (p_.D == 2 && p_.dweights[1].*of != nullptr);
-  }
+  static constexpr int U = Cell::unit_vectors;
 
   // to [M, N] = A^T B, a sum over all R rows. A is column block d of `gradient` [R, D*M]. B is column block `block` of
   // `right`, whose rows have `ld` numbers.
@@ -237,17 +233,30 @@ class LayerBackward {
                               .C = {to, N}});
   }
 
-  // Writes the column sums of the gate gradients to the gradients of one or two biases.
-  void sum_columns(Q& queue, const T* gradients, Gradient first, Gradient second) {
-    if (!wanted(first) && !(second && wanted(second))) return;
-    const int64_t width = p_.D * GH_;
-    TotalColumnSums<T> total{.sums = sums_, .strips = strips_, .width = width, .columns = GH_, .to = {}};
+  // The gradients of vectors: sums over all rows.
+  void sum_vectors(Q& queue) {
+    typename TotalColumnSums<T>::Targets of_x{}, of_h{}, of_units{};
     for (int d = 0; d < p_.D; ++d) {
-      total.to[d][0] = p_.dweights[d].*first;
-      if (second) total.to[d][1] = p_.dweights[d].*second;
+      const WeightGradients<T>& dw = p_.dweights[d];
+      of_x[d] = {dw.b_ih, cells::has_split_gate<Cell> ? nullptr : dw.b_hh};
+      if (cells::has_split_gate<Cell>) of_h[d] = {dw.b_hh};
+      for (int k = 0; k < U; ++k) of_units[d * U + k] = {dw.unit[k]};
     }
-    queue.launch(1, strips_, width, PartialColumnSums<T>{gradients, R_, width, strip_, sums_});
-    queue.launch(p_.D, 1, GH_, total);
+    sum_columns(queue, dgx_, p_.D, GH_, of_x);
+    sum_columns(queue, dgh_, p_.D, GH_, of_h);
+    sum_columns(queue, du_, p_.D * U, p_.H, of_units);
+  }
+
+  // Writes the column sums of each column block of `from` [R, blocks * columns] to one or two places.
+  void sum_columns(Q& queue, const T* from, int blocks, int64_t columns,
+                   const typename TotalColumnSums<T>::Targets& to) {
+    const auto wanted = [](const auto& targets) { return targets[0] || targets[1]; };
+    if (std::none_of(to.begin(), to.end(), wanted)) return;
+    const int64_t width = blocks * columns;
+    queue.launch(1, strips_, width, PartialColumnSums<T>{from, R_, width, strip_, sums_});
+    queue.launch(
+        blocks, 1, columns,
+        TotalColumnSums<T>{.sums = sums_, .strips = strips_, .width = width, .columns = columns, .to = to});
   }
 
   const BackwardParams<T>& p_;
@@ -257,7 +266,8 @@ class LayerBackward {
   const InputWeights<T> W_ih_;
   T *dgx_, *dgh_;                        // [R, D*GH]; one buffer unless the cell has a split gate
   T* h_prev_ = nullptr;                  // [R, D*P], the hidden state before each step, if wanted
-  Real<T>* sums_;                        // [strips, D*GH]
+  T* du_ = nullptr;                      // [R, D*U*H], each step's share of the gradients of the unit vectors
+  Real<T>* sums_;                        // [strips, max(D*GH, D*U*H)]
   T *dh_rows_ = nullptr, *m_ = nullptr;  // [R, D*P], [R, D*H], with a projection
   BackwardRecurrence<T> recurrence_{};
   std::optional<stepwise::Backward<Cell, T>> stepwise_;  // for a stepwise plan

@@ -5,30 +5,11 @@
 #include <optional>
 #include <stdexcept>
 
-#include "cells/registry.h"
 #include "cuda/persistent/tiling.h"
 
 namespace fastrnn::cuda {
 
 namespace {
-
-// What the plan needs to know of a cell.
-struct CellNumbers {
-  int gates;
-  bool has_c, reads_h;
-};
-
-CellNumbers find_cell(const std::string& name) {
-#define FASTRNN_CELL(Cell) \
-  if (name == cells::Cell::name) return {cells::Cell::gates, cells::Cell::has_c, cells::Cell::reads_h};
-  FASTRNN_FOR_EACH_CELL(FASTRNN_CELL)
-#undef FASTRNN_CELL
-  std::string known;
-#define FASTRNN_CELL(Cell) known += (known.empty() ? "" : ", ") + std::string(cells::Cell::name);
-  FASTRNN_FOR_EACH_CELL(FASTRNN_CELL)
-#undef FASTRNN_CELL
-  throw std::invalid_argument("cell: expected one of " + known + ", got '" + name + "'");
-}
 
 // The first row that can compute a problem is chosen. The numbers are predictions, made before any measurement.
 struct Rule {
@@ -50,14 +31,15 @@ constexpr Plan kStepByStep{
 // The plan of a rule's kind, or nothing if the problem or the device does not allow it. `choose`: nothing also if
 // the rule does not expect this plan to win.
 std::optional<Plan> plan_of(const Rule& rule, const Problem& problem, const Device& device, bool choose) {
-  if (device.capability < rule.capability || problem.math == Math::fp64 || problem.projected) {
+  if (device.capability < rule.capability || problem.math == Math::fp64 || problem.projected ||
+      !has_persistent_kernels(*problem.cell)) {
     return std::nullopt;
   }
   if (choose && problem.T < rule.least_steps) return std::nullopt;
   if (std::max(problem.T, problem.B) > kMostCounted) return std::nullopt;
-  const CellNumbers cell = find_cell(problem.cell);
-  const WarpRows rows = warp_rows(cell.gates, problem.backward);
-  const ExchangeShape exchange = exchange_shape(cell.gates, problem.backward, problem.H);
+  const cells::CellInfo& cell = *problem.cell;
+  const WarpRows rows = warp_rows(cell.gates.size(), problem.backward);
+  const ExchangeShape exchange = exchange_shape(cell.gates.size(), problem.backward, problem.H);
   const int64_t most_blocks = rule.most_blocks > 0 ? rule.most_blocks : device.sms;
   const int64_t k_warps = ceil_div(exchange.K(), rows.k_slice(problem.math));
   if (k_warps > kMostWarps) return std::nullopt;
@@ -82,7 +64,7 @@ std::optional<Plan> plan_of(const Rule& rule, const Problem& problem, const Devi
   plan.tiles = static_cast<int>(ceil_div(all_tiles, std::min(each, all_tiles)));
   plan.block_groups = static_cast<int>(ceil_div(all_tiles, plan.tiles));
   plan.reason = rule.reason;
-  const int states = kept_states(cell.has_c, cell.reads_h, problem.backward);
+  const int states = kept_states(cell.states.size() - 1, cell.reads_h, problem.backward);
   plan.shared_bytes = make_tiling(plan, problem.math, rows, exchange, states).bytes;
   if (plan.shared_bytes > device.shared_bytes || (choose && plan.tiles > rule.most_tiles)) {
     return std::nullopt;
@@ -105,7 +87,6 @@ std::optional<Kind> find_kind(const std::string& name) {
 }
 
 Plan make_plan(const Problem& problem, const Device& device, std::optional<Kind> forced, int refused) {
-  find_cell(problem.cell);
   if (forced != Kind::stepwise) {
     for (const Rule& rule : kRules) {
       if (forced ? *forced != rule.kind : (refused & bit_of(rule.kind)) != 0) continue;
@@ -115,8 +96,8 @@ Plan make_plan(const Problem& problem, const Device& device, std::optional<Kind>
       }
     }
     if (forced) {
-      throw std::runtime_error(std::string("a ") + name_of(*forced) + " plan cannot compute " + problem.cell +
-                               " with H = " + std::to_string(problem.H) +
+      throw std::runtime_error(std::string("a ") + name_of(*forced) + " plan cannot compute " +
+                               problem.cell->name + " with H = " + std::to_string(problem.H) +
                                ", B = " + std::to_string(problem.B) +
                                (problem.backward ? ", backward," : ",") + " on this device");
     }
@@ -132,8 +113,8 @@ Plan find_plan(const Problem& problem, const Device& device, std::optional<Kind>
     const Plan plan = make_plan(problem, device, forced, refused);
     if (plan.kind == Kind::stepwise || fits(plan)) return plan;
     if (forced) {
-      throw std::runtime_error(std::string("a ") + name_of(*forced) + " plan cannot compute " + problem.cell +
-                               ": its blocks do not fit this device at once");
+      throw std::runtime_error(std::string("a ") + name_of(*forced) + " plan cannot compute " +
+                               problem.cell->name + ": its blocks do not fit this device at once");
     }
     refused |= bit_of(plan.kind);
   }

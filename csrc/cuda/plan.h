@@ -6,6 +6,8 @@
 #include <optional>
 #include <string>
 
+#include "cells/cell_info.h"
+
 // Which kernels compute a recurrence, and how they divide it: a table of rules, and arithmetic on sizes. This is plain
 // C++ and part of every build, so that any machine can print the plan for any device.
 
@@ -26,8 +28,13 @@ struct Device {
   std::array<int, kMostCluster> clusters;
 };
 
+// Whether the persistent kernels (grid and cluster plans) can compute a cell. Their lanes keep no unit vectors.
+constexpr bool has_persistent_kernels(const cells::CellInfo& cell) {
+  return cell.count(cells::Kind::unit_vector) == 0;
+}
+
 struct Problem {
-  std::string cell;
+  const cells::CellInfo* cell;
   Math math;
   bool backward;
   bool projected;
@@ -67,8 +74,7 @@ struct Plan {
 };
 
 // Returns a plan of the `forced` kind. Without one, the table chooses, but not from the `refused` kinds, which the
-// device cannot run at present. Throws std::invalid_argument for an unknown cell and std::runtime_error if the forced
-// kind cannot compute the problem.
+// device cannot run at present. Throws std::runtime_error if the forced kind cannot compute the problem.
 Plan make_plan(const Problem& problem, const Device& device, std::optional<Kind> forced = std::nullopt,
                int refused = 0);
 

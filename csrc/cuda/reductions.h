@@ -1,5 +1,7 @@
 #pragma once
 
+#include <array>
+
 #include "cuda/numbers.h"
 #include "cuda/recurrence.h"
 
@@ -55,18 +57,22 @@ struct PartialColumnSums {
     sums[i * width + column] = sum;
   }
 };
-// The second pass, for (d, 0, column): the sums over all strips, for the columns of direction d.
+// The second pass, for (block, 0, column): the sums over all strips, for the columns of a column block. The column
+// blocks are the directions, or their unit vectors.
 template <class T>
 struct TotalColumnSums {
-  const Real<T>* sums;  // [strips, D*columns]
-  int64_t strips, width, columns;
-  T* to[2][2];  // [columns]: up to two copies for each direction, null if not wanted
+  // [columns]: up to two places for each column block, null if not wanted.
+  using Targets = std::array<std::array<T*, 2>, 2 * kMostUnitVectors>;
 
-  FASTRNN_INLINE void operator()(int64_t d, int64_t, int64_t column) const {
+  const Real<T>* sums;  // [strips, blocks*columns]
+  int64_t strips, width, columns;
+  Targets to;
+
+  FASTRNN_INLINE void operator()(int64_t block, int64_t, int64_t column) const {
     Real<T> sum = 0;
-    for (int64_t i = 0; i < strips; ++i) sum += sums[i * width + d * columns + column];
-    for (T* copy : to[d]) {
-      if (copy) copy[column] = from_real<T>(sum);
+    for (int64_t i = 0; i < strips; ++i) sum += sums[i * width + block * columns + column];
+    for (T* place : to[block]) {
+      if (place) place[column] = from_real<T>(sum);
     }
   }
 };

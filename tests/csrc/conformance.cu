@@ -228,9 +228,9 @@ bool mma() {
   return true;
 }
 
-// In each round, every block writes, signals, waits for all blocks and reads what all have written. The same cache lines
-// held the numbers of an earlier round. Unless `checked`, it does not read: this is what is timed, with the writes,
-// for which the signal waits, and with the two block_sync() of the grid's exchange.
+// In each round, every block writes, signals, waits for all blocks and reads what all have written. The same cache
+// lines held the numbers of an earlier round. Unless `checked`, it does not read: this is what is timed, with the
+// writes, for which the signal waits, and with the two block_sync() of the grid's exchange.
 int rounds = 2000;
 uint64_t wait_limit = 20'000'000'000;  // nanoseconds
 template <bool checked>

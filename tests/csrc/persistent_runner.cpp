@@ -1,5 +1,5 @@
-// Runs the body of the persistent kernels (csrc/cuda/persistent/recurrence_loop.h) on the host, and compares the results
-// with a plain float64 recurrence.
+// Runs the body of the persistent kernels (csrc/cuda/persistent/recurrence_loop.h) on the host, and compares the
+// results with a plain float64 recurrence.
 //
 //   persistent_runner MATH [FAULT]
 //
@@ -151,38 +151,39 @@ class Layer {
     const std::vector<float> gx_ = float_of(gx);
     std::vector<T> y_(y.size(), unwritten), hn_(hn.size(), unwritten), cn_(cn.size(), unwritten);
     std::vector<float> s_(s.size(), -99.f), c_(c_all.size(), -99.f);
-    BackwardRecurrence<T> p{};
-    p.rows = rows;
-    p.H = H;
-    p.D = D;
-    p.gx = gx_.data();
+    Recurrence<T> p{};
+    p.rows = rows, p.H = H, p.D = D, p.gx = gx_.data();
     for (int d = 0; d < D; ++d) {
       W_[d] = T_of(W[d]), b_ih_[d] = T_of(b_ih[d]), b_hh_[d] = T_of(b_hh[d]);
-      p.weights[d] = {nullptr, W_[d].data(), b_ih_[d].data(), b_hh_[d].data(), nullptr};
+      p.weights[d] = {nullptr, W_[d].data(), b_ih_[d].data(), b_hh_[d].data(), nullptr, {}};
     }
-    p.h0 = h0_.data(), p.c0 = c0_.data();
-    p.y = y_.data(), p.hn = hn_.data(), p.cn = cn_.data(), p.s = s_.data(), p.c = c_.data();
+    p.h0 = h0_.data(), p.c0[0] = c0_.data();
+    p.y = y_.data(), p.hn = hn_.data(), p.cn[0] = cn_.data(), p.s = s_.data(), p.c = c_.data();
     launch<ForwardRole<Cell, math>>(kind, sms, fault, p);
     compare("y", y_, y, rounded);
     compare("hn", hn_, hn, rounded);
-    if (Cell::has_c) compare("cn", cn_, cn, rounded);
+    if (Cell::cell_states > 0) compare("cn", cn_, cn, rounded);
     compare("s", s_, s, rounded);
-    if (Cell::has_c) compare("c", c_, c_all, rounded);
+    if (Cell::cell_states > 0) compare("c", c_, c_all, rounded);
 
     // The backward starts from the forward of the equations, so that a fault in one cannot hide in the other.
     y_ = T_of(y), s_ = float_of(s), c_ = float_of(c_all);
-    p.y = y_.data(), p.s = s_.data(), p.c = c_.data();
+    BackwardRecurrence<T> q{};
+    q.rows = rows, q.H = H, q.D = D;
+    std::copy_n(p.weights, 2, q.weights);
+    q.h0 = p.h0, q.c0[0] = p.c0[0];
+    q.y = y_.data(), q.s = s_.data(), q.c = c_.data();
     const std::vector<T> dy_ = T_of(dy), dhn_ = T_of(dhn), dcn_ = T_of(dcn);
     std::vector<T> dgx_(dgx.size(), unwritten), dgh_(dgh.size(), unwritten);
     std::vector<T> dh0_(dh0.size(), unwritten), dc0_(dc0.size(), unwritten);
-    p.dy = dy_.data(), p.dhn = dhn_.data(), p.dcn = dcn_.data();
-    p.dgx = dgx_.data(), p.dgh = cells::has_split_gate<Cell> ? dgh_.data() : dgx_.data();
-    p.dh0 = dh0_.data(), p.dc0 = dc0_.data();
-    launch<BackwardRole<Cell, math>>(kind, sms, fault, p);
+    q.dy = dy_.data(), q.dhn = dhn_.data(), q.dcn[0] = dcn_.data();
+    q.dgx = dgx_.data(), q.dgh = cells::has_split_gate<Cell> ? dgh_.data() : dgx_.data();
+    q.dh0 = dh0_.data(), q.dc0[0] = dc0_.data();
+    launch<BackwardRole<Cell, math>>(kind, sms, fault, q);
     compare("dgx", dgx_, dgx, rounded);
     if (cells::has_split_gate<Cell>) compare("dgh", dgh_, dgh, rounded);
     compare("dh0", dh0_, dh0, rounded);
-    if (Cell::has_c) compare("dc0", dc0_, dc0, rounded);
+    if (Cell::cell_states > 0) compare("dc0", dc0_, dc0, rounded);
     return worst;
   }
 
@@ -191,7 +192,7 @@ class Layer {
   void launch(Kind kind, int sms, Fault fault, const typename Role::Params& p) const {
     Device device{sms, 90, 227 << 10, {}};
     for (int n = 1; n <= kMostCluster; ++n) device.clusters[n - 1] = sms / n;
-    const Plan plan = make_plan({Cell::name, math, Role::backward, false, T_, B, H, D}, device, kind);
+    const Plan plan = make_plan({&Cell::info, math, Role::backward, false, T_, B, H, D}, device, kind);
     Tiling t = make_tiling(plan, math, warp_rows(G, Role::backward), exchange_shape(G, Role::backward, H),
                            Role::states);
     if (fault == Fault::single_buffer) t.buffer_stride = t.partial_bytes = 0;
@@ -228,7 +229,7 @@ class Layer {
             g[gate] += operand<math>(W[d][(gate * H + u) * H + k]) * operand<math>(read[k]);
           }
         }
-        cells::forward<Cell, Activations>(x, g, h[u], saved, c[u], next[u]);
+        cells::forward<Cell, Activations>(x, g, kNoVectors, h[u], saved, &c[u], next[u]);
         y[(at * D + d) * H + u] = stored<math>(next[u]);
         for (int k = 0; k < S; ++k) s[((d * R + at) * S + k) * H + u] = saved[k];
         c_all[(d * R + at) * H + u] = c[u];
@@ -251,14 +252,14 @@ class Layer {
       Numbers gates(GH), direct(H);
       for (int64_t u = 0; u < H; ++u) {
         const int64_t state = (d * B + b) * H + u;
-        double saved[S > 0 ? S : 1], x[G], g[G];
+        double saved[S > 0 ? S : 1], x[G], g[G], *const none = nullptr;
         for (int k = 0; k < S; ++k) saved[k] = static_cast<float>(s[((d * R + at) * S + k) * H + u]);
         const double h_prev = previous < 0 ? h0[state] : y[(previous * D + d) * H + u];
         const double c_prev =
             previous < 0 ? c0[state] : static_cast<float>(c_all[(d * R + previous) * H + u]);
         const double c = static_cast<float>(c_all[(d * R + at) * H + u]);
-        Cell::template backward<Activations>(saved, h_prev, y[(at * D + d) * H + u], c_prev, c,
-                                             dh[u] + dy[(at * D + d) * H + u], dc[u], x, g, direct[u]);
+        Cell::template backward<Activations>(saved, kNoVectors, h_prev, y[(at * D + d) * H + u], &c_prev, &c,
+                                             dh[u] + dy[(at * D + d) * H + u], &dc[u], x, g, none, direct[u]);
         for (int gate = 0; gate < G; ++gate) {
           const int64_t to = (at * D + d) * GH + gate * H + u;
           dgx[to] = stored<math>(x[gate]);
@@ -277,6 +278,7 @@ class Layer {
     }
   }
 
+  static constexpr const double* kNoVectors = nullptr;
   const int64_t T_, B, H;
   const int D;
   const int64_t GH;
@@ -315,7 +317,7 @@ bool run_cases(const std::vector<Case>& cases, Fault fault) {
   for (const Case& c : cases) {
     Layer<Cell, math> problem(c);
     for (const Kind kind : {Kind::grid, Kind::cluster}) {
-      std::printf("%-8s %-7s T=%-2d B=%-2d H=%-3d D=%d layout %d%s: ", Cell::name, name_of(kind),
+      std::printf("%-8s %-7s T=%-2d B=%-2d H=%-3d D=%d layout %d%s: ", Cell::info.name, name_of(kind),
                   static_cast<int>(c.T), static_cast<int>(c.B), static_cast<int>(c.H), c.D, c.layout,
                   c.nan ? ", NaN" : "");
       try {

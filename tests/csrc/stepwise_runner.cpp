@@ -62,8 +62,8 @@ class HostQueue {
   }
 
   static int64_t recurrence_bytes(const Plan&) { return 0; }
-  template <class Cell, class T>
-  void run_recurrence(const Plan&, const Recurrence<T>&, void*) {
+  template <class Cell, class Recurrence>
+  void run_recurrence(const Plan&, const Recurrence&, void*) {
     throw std::logic_error("only a stepwise plan runs here");
   }
 
@@ -137,65 +137,72 @@ void run(const Params& p, HostQueue& queue) {
 
 template <class Cell, class T>
 void solve(Input& input, Output& output, HostQueue queue) {
-  BackwardParams<T> p{};
+  static_assert(Cell::cell_states <= 1 && Cell::unit_vectors == 0);
+  LayerParams<T> given{};
   const int64_t* sizes = input.next<int64_t>();
-  p.rows = {sizes[0], sizes[1], sizes[2], sizes[3], nullptr, nullptr};
-  p.I = sizes[4];
-  p.H = sizes[5];
-  p.P = sizes[6];
-  p.D = static_cast<int>(sizes[7]);
+  given.rows = {sizes[0], sizes[1], sizes[2], sizes[3], nullptr, nullptr};
+  given.I = sizes[4];
+  given.H = sizes[5];
+  given.P = sizes[6];
+  given.D = static_cast<int>(sizes[7]);
   const bool hn_wanted = sizes[8], inputs_wanted = sizes[9], weights_wanted = sizes[10];
-  p.rows.batch_sizes = input.next<int64_t>();
+  Rows& rows = given.rows;
+  rows.batch_sizes = input.next<int64_t>();
   std::vector<int64_t> offsets{0};
-  if (p.rows.packed()) {
-    for (int64_t t = 0; t < p.rows.T; ++t) offsets.push_back(offsets.back() + p.rows.batch_sizes[t]);
-    p.rows.offsets = offsets.data();
+  if (rows.packed()) {
+    for (int64_t t = 0; t < rows.T; ++t) offsets.push_back(offsets.back() + rows.batch_sizes[t]);
+    rows.offsets = offsets.data();
   }
-  for (int d = 0; d < p.D; ++d) {
+  for (int d = 0; d < given.D; ++d) {
     for (const T* Weights<T>::* w :
          {&Weights<T>::W_ih, &Weights<T>::W_hh, &Weights<T>::b_ih, &Weights<T>::b_hh, &Weights<T>::W_hr}) {
-      p.weights[d].*w = input.next<T>();
+      given.weights[d].*w = input.next<T>();
     }
   }
-  p.x = input.next<T>();
-  p.h0 = input.next<T>();
-  p.c0 = input.next<T>();
+  given.x = input.next<T>();
+  given.h0 = input.next<T>();
+  given.c0[0] = input.next<T>();
+  BackwardParams<T> p{};
+  static_cast<LayerParams<T>&>(p) = given;
   p.dy = input.next<T>();
   p.dhn = input.next<T>();
-  p.dcn = input.next<T>();
+  p.dcn[0] = input.next<T>();
 
-  const int64_t R = p.rows.total(), DB = p.D * p.rows.B, GH = Cell::gates * p.H;
-  p.y = output.take<T>(true, R * p.D * p.P);
-  p.hn = output.take<T>(hn_wanted, DB * p.P);
-  p.cn = output.take<T>(Cell::has_c, DB * p.H);
+  const int64_t R = rows.total(), DB = p.D * rows.B, GH = Cell::gates * p.H, C = Cell::cell_states;
   // Once as if no backward follows, once as if one does.
-  ForwardParams<T> alone = p;
-  run<LayerForward<HostQueue, Cell, T>>(alone, queue);
-  p.s = output.take<Real<T>>(Cell::saved > 0, p.D * R * Cell::saved * p.H);
-  p.c = output.take<Real<T>>(Cell::has_c, p.D * R * p.H);
-  ForwardParams<T> saving = p;
-  saving.y = output.take<T>(true, R * p.D * p.P);
-  run<LayerForward<HostQueue, Cell, T>>(saving, queue);
+  ForwardParams<T> forward{};
+  static_cast<LayerParams<T>&>(forward) = given;
+  forward.y = output.take<T>(true, R * p.D * p.P);
+  forward.hn = output.take<T>(hn_wanted, DB * p.P);
+  forward.cn[0] = output.take<T>(C > 0, DB * p.H);
+  run<LayerForward<HostQueue, Cell, T>>(forward, queue);
+  p.y = forward.y;
+  p.s = forward.s = output.take<Real<T>>(Cell::saved > 0, p.D * R * Cell::saved * p.H);
+  p.c = forward.c = output.take<Real<T>>(C > 0, p.D * R * p.H);
+  forward.y = output.take<T>(true, R * p.D * p.P);
+  run<LayerForward<HostQueue, Cell, T>>(forward, queue);
 
   p.dx = output.take<T>(inputs_wanted, R * p.I);
   p.dh0 = output.take<T>(inputs_wanted, DB * p.P);
-  p.dc0 = output.take<T>(inputs_wanted && Cell::has_c, DB * p.H);
+  p.dc0[0] = output.take<T>(inputs_wanted && C > 0, DB * p.H);
   for (int d = 0; d < p.D; ++d) {
     const Weights<T>& w = p.weights[d];
-    p.dweights[d] = {output.take<T>(weights_wanted, GH * p.I), output.take<T>(weights_wanted, GH * p.P),
+    p.dweights[d] = {output.take<T>(weights_wanted, GH * p.I),
+                     output.take<T>(weights_wanted, GH * p.P),
                      output.take<T>(weights_wanted && w.b_ih, GH),
                      output.take<T>(weights_wanted && w.b_hh, GH),
-                     output.take<T>(weights_wanted && w.W_hr, p.P * p.H)};
+                     output.take<T>(weights_wanted && w.W_hr, p.P * p.H),
+                     {}};
   }
   // As csrc/torch/layer.cpp does: a single step has no y, unless the cell saves nothing else.
-  if (p.rows.T == 1 && Cell::saved > 0) p.y = nullptr;
+  if (rows.T == 1 && Cell::saved > 0) p.y = nullptr;
   run<LayerBackward<HostQueue, Cell, T>>(p, queue);
 }
 
 template <class T>
 void solve(const std::string& cell, Input& input, Output& output, const HostQueue& queue) {
 #define FASTRNN_CELL(Cell) \
-  if (cell == cells::Cell::name) return solve<cells::Cell, T>(input, output, queue);
+  if (cell == cells::Cell::info.name) return solve<cells::Cell, T>(input, output, queue);
   FASTRNN_FOR_EACH_CELL(FASTRNN_CELL)
 #undef FASTRNN_CELL
   throw std::invalid_argument("unknown cell " + cell);

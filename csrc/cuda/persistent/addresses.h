@@ -50,7 +50,8 @@ struct Place {
 template <class T>
 class Addresses {
  public:
-  FASTRNN_DEVICE Addresses(const Recurrence<T>& p, int d)
+  template <class Params>
+  FASTRNN_DEVICE Addresses(const Params& p, int d)
       : H_(static_cast<int>(p.H)),
         B_(static_cast<int>(p.rows.B)),
         D_(p.D),

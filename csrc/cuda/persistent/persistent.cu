@@ -128,20 +128,29 @@ cudaError_t launch_role(const Plan& plan, const typename Role::Params& p, void* 
 
 template <class Cell, Math math>
 bool PersistentKernels<Cell, math>::fits(const Plan& plan, bool backward) {
-  return backward ? fits_role<BackwardRole<Cell, math>>(plan) : fits_role<ForwardRole<Cell, math>>(plan);
+  if constexpr (!has_persistent_kernels(Cell::info))
+    return false;
+  else
+    return backward ? fits_role<BackwardRole<Cell, math>>(plan) : fits_role<ForwardRole<Cell, math>>(plan);
 }
 
 template <class Cell, Math math>
 cudaError_t PersistentKernels<Cell, math>::forward(const Plan& plan, const Recurrence<Stored<math>>& p,
                                                    void* workspace, cudaStream_t stream) {
-  return launch_role<ForwardRole<Cell, math>>(plan, p, workspace, stream);
+  if constexpr (!has_persistent_kernels(Cell::info))
+    return cudaErrorInvalidValue;
+  else
+    return launch_role<ForwardRole<Cell, math>>(plan, p, workspace, stream);
 }
 
 template <class Cell, Math math>
 cudaError_t PersistentKernels<Cell, math>::backward(const Plan& plan,
                                                     const BackwardRecurrence<Stored<math>>& p,
                                                     void* workspace, cudaStream_t stream) {
-  return launch_role<BackwardRole<Cell, math>>(plan, p, workspace, stream);
+  if constexpr (!has_persistent_kernels(Cell::info))
+    return cudaErrorInvalidValue;
+  else
+    return launch_role<BackwardRole<Cell, math>>(plan, p, workspace, stream);
 }
 
 #define FASTRNN_CELL(Cell) template struct PersistentKernels<cells::Cell, Math::FASTRNN_MATH>;

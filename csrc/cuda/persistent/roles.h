@@ -18,8 +18,9 @@ struct ForwardRole {
   using Params = Recurrence<T>;
   static constexpr bool backward = false;
   static constexpr int G = Cell::gates;
+  static constexpr int C = Cell::cell_states;
   static constexpr int parts = 1;  // of what is exchanged: h
-  static constexpr int states = kept_states(Cell::has_c, Cell::reads_h, backward);
+  static constexpr int states = kept_states(C, Cell::reads_h, backward);
 
   const Params& p;
   const int d, H, last;
@@ -47,8 +48,8 @@ struct ForwardRole {
   FASTRNN_DEVICE const T* given(int b) const { return p.h0 ? p.h0 + at.state(b, 0) : nullptr; }
 
   FASTRNN_DEVICE void start(int u, int b, float* state, int stride) const {
-    if (Cell::has_c) state[0] = p.c0 ? to_real(p.c0[at.state(b, u)]) : 0;
-    if (Cell::reads_h) state[Cell::has_c * stride] = p.h0 ? to_real(p.h0[at.state(b, u)]) : 0;
+    for (int k = 0; k < C; ++k) state[k * stride] = p.c0[k] ? to_real(p.c0[k][at.state(b, u)]) : 0;
+    if (Cell::reads_h) state[C * stride] = p.h0 ? to_real(p.h0[at.state(b, u)]) : 0;
   }
 
   // The biases of a unit.
@@ -81,17 +82,17 @@ struct ForwardRole {
   // sums: W_hh h for the gates of the unit.
   FASTRNN_DEVICE void step(const Place& place, const Biases& biases, const Inputs& in, const float (&sums)[G],
                            float* state, int stride, T (&out)[parts]) const {
-    float gx[G], gh[G], s[Cell::saved > 0 ? Cell::saved : 1], c = 0, h_prev = 0, h;
+    float gx[G], gh[G], s[Cell::saved > 0 ? Cell::saved : 1], c[C + 1], h_prev = 0, h;
     FASTRNN_UNROLL
     for (int gate = 0; gate < G; ++gate) {
       gx[gate] = in.gx[gate] + biases.ih[gate];
       gh[gate] = sums[gate] + biases.hh[gate];
     }
-    if (Cell::has_c) c = state[0];
-    if (Cell::reads_h) h_prev = state[Cell::has_c * stride];
-    cells::forward<Cell, Activations>(gx, gh, h_prev, s, c, h);
-    if (Cell::has_c) state[0] = c;
-    if (Cell::reads_h) state[Cell::has_c * stride] = h;
+    for (int k = 0; k < C; ++k) c[k] = state[k * stride];
+    if (Cell::reads_h) h_prev = state[C * stride];
+    cells::forward<Cell, Activations>(gx, gh, static_cast<const float*>(nullptr), h_prev, s, c, h);
+    for (int k = 0; k < C; ++k) state[k * stride] = c[k];
+    if (Cell::reads_h) state[C * stride] = h;
 
     out[0] = from_real<T>(h);
     p.y[at.output(place.row, place.u)] = out[0];
@@ -100,11 +101,13 @@ struct ForwardRole {
       FASTRNN_UNROLL
       for (int k = 0; k < Cell::saved; ++k) saved[k * H] = s[k];
     }
-    if (Cell::has_c && p.c) p.c[at.saved(place.row, 1, place.u)] = c;
+    for (int k = 0; p.c && k < C; ++k) p.c[at.saved(place.row, C, place.u) + k * H] = c[k];
     if (order.ends(place.i, place.length)) {
       const int64_t end = at.state(place.b, place.u);
       if (p.hn) p.hn[end] = out[0];
-      if (Cell::has_c && p.cn) p.cn[end] = from_real<T>(c);
+      for (int k = 0; k < C; ++k) {
+        if (p.cn[k]) p.cn[k][end] = from_real<T>(c[k]);
+      }
     }
   }
 };
@@ -119,8 +122,9 @@ struct BackwardRole {
   using Params = BackwardRecurrence<T>;
   static constexpr bool backward = true;
   static constexpr int G = Cell::gates;
+  static constexpr int C = Cell::cell_states;
   static constexpr int parts = G;  // of what is exchanged: the gradients of the hidden state's shares
-  static constexpr int states = kept_states(Cell::has_c, Cell::reads_h, backward);
+  static constexpr int states = kept_states(C, Cell::reads_h, backward);
 
   const Params& p;
   const int d, H, last;
@@ -148,7 +152,9 @@ struct BackwardRole {
 
   FASTRNN_DEVICE void start(int u, int b, float* state, int stride) const {
     state[0] = p.dhn ? to_real(p.dhn[at.state(b, u)]) : 0;
-    if (Cell::has_c) state[stride] = p.dcn ? to_real(p.dcn[at.state(b, u)]) : 0;
+    for (int k = 0; k < C; ++k) {
+      state[(1 + k) * stride] = p.dcn[k] ? to_real(p.dcn[k][at.state(b, u)]) : 0;
+    }
   }
 
   struct Biases {};
@@ -159,8 +165,8 @@ struct BackwardRole {
 
   struct Inputs {
     uint32_t dy, h, h_prev;  // bits of a T
-    uint32_t c_prev;         // of a float, or, before the first step, of a T
-    float c, s[Cell::saved > 0 ? Cell::saved : 1];
+    uint32_t c_prev[C + 1];  // of a float, or, before the first step, of a T
+    float c[C + 1], s[Cell::saved > 0 ? Cell::saved : 1];
   };
   FASTRNN_DEVICE Inputs load(const Place& place) const {
     Inputs in{};
@@ -175,12 +181,12 @@ struct BackwardRole {
                                : nullptr;
       if (h_prev) in.h_prev = bits_of(*h_prev);
     }
-    if (Cell::has_c) {
-      in.c = p.c[at.saved(place.row, 1, u)];
+    for (int k = 0; k < C; ++k) {
+      in.c[k] = p.c[at.saved(place.row, C, u) + k * H];
       if (!first) {
-        in.c_prev = bits_of(p.c[at.saved(place.next_row, 1, u)]);
-      } else if (p.c0) {
-        in.c_prev = bits_of(p.c0[at.state(place.b, u)]);
+        in.c_prev[k] = bits_of(p.c[at.saved(place.next_row, C, u) + k * H]);
+      } else if (p.c0[k]) {
+        in.c_prev[k] = bits_of(p.c0[k][at.state(place.b, u)]);
       }
     }
     if (Cell::saved > 0) {
@@ -197,20 +203,26 @@ struct BackwardRole {
   FASTRNN_DEVICE void step(const Place& place, const Biases&, const Inputs& in, const float (&sums)[1],
                            float* state, int stride, T (&out)[parts]) const {
     const float dh = sums[0] + state[0] + real_of(in.dy);
-    float dc = Cell::has_c ? state[stride] : 0;
+    float dc[C + 1];
+    for (int k = 0; k < C; ++k) dc[k] = state[(1 + k) * stride];
     if (place.i == last) {
       const int64_t start = at.state(place.b, place.u);
       if (p.dh0) p.dh0[start] = from_real<T>(dh);
-      if (Cell::has_c && p.dc0) p.dc0[start] = from_real<T>(dc);
+      for (int k = 0; k < C; ++k) {
+        if (p.dc0[k]) p.dc0[k][start] = from_real<T>(dc[k]);
+      }
       return;
     }
     const int64_t gates = at.gate(place.row, G, place.u);
-    const float c_prev = is_first(place) ? real_of(in.c_prev) : bit_cast<float>(in.c_prev);
-    float dgx[G], dgh[G], dh_prev = 0;
-    Cell::template backward<Activations>(in.s, real_of(in.h_prev), real_of(in.h), c_prev, in.c, dh, dc, dgx,
-                                         dgh, dh_prev);
+    float c_prev[C + 1], dgx[G], dgh[G], dh_prev = 0;
+    for (int k = 0; k < C; ++k) {
+      c_prev[k] = is_first(place) ? real_of(in.c_prev[k]) : bit_cast<float>(in.c_prev[k]);
+    }
+    Cell::template backward<Activations>(in.s, static_cast<const float*>(nullptr), real_of(in.h_prev),
+                                         real_of(in.h), c_prev, in.c, dh, dc, dgx, dgh,
+                                         static_cast<float*>(nullptr), dh_prev);
     state[0] = dh_prev;
-    if (Cell::has_c) state[stride] = dc;
+    for (int k = 0; k < C; ++k) state[(1 + k) * stride] = dc[k];
     FASTRNN_UNROLL
     for (int gate = 0; gate < G; ++gate) {
       p.dgx[gates + gate * H] = from_real<T>(dgx[gate]);

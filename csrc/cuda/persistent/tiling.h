@@ -73,8 +73,8 @@ constexpr ExchangeShape exchange_shape(int gates, bool backward, int64_t H) {
 
 // The states that a lane keeps of a unit and sequence between steps. In the forward: c, and h if the cell reads it
 // directly. In the backward: the share of dh that does not pass through W_hh, and dc.
-constexpr int kept_states(bool has_c, bool reads_h, bool backward) {
-  return backward ? 1 + has_c : has_c + reads_h;
+constexpr int kept_states(int cell_states, bool reads_h, bool backward) {
+  return backward ? 1 + cell_states : cell_states + reads_h;
 }
 
 // The layout of the shared memory of a block. Strides and offsets are in bytes.

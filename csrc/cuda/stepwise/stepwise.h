@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "cuda/arena.h"
@@ -18,12 +19,13 @@
 namespace fastrnn::cuda::stepwise {
 
 // What the forward and the backward share. P = H without a projection.
-template <class Cell, class T>
+template <class Cell, class T, class Params>
 class StepwiseBase {
  protected:
   using V = Real<T>;
+  static constexpr int C = Cell::cell_states;
 
-  StepwiseBase(const Recurrence<T>& recurrence, const Rows& rows, int64_t P, Arena& arena)
+  StepwiseBase(const Params& recurrence, const Rows& rows, int64_t P, Arena& arena)
       : r_(recurrence),
         rows_(rows),
         P_(P),
@@ -83,7 +85,7 @@ class StepwiseBase {
     queue.multiply(gemm);
   }
 
-  const Recurrence<T> r_;
+  const Params r_;
   const Rows rows_;  // with arrays on the host
   const int64_t P_, GH_;
   const bool projected_;
@@ -94,17 +96,18 @@ class StepwiseBase {
 };
 
 template <class Cell, class T>
-class Forward : StepwiseBase<Cell, T> {
-  using typename StepwiseBase<Cell, T>::V;
+class Forward : StepwiseBase<Cell, T, Recurrence<T>> {
+  using Base = StepwiseBase<Cell, T, Recurrence<T>>;
+  using typename Base::V;
 
  public:
   Forward(const Recurrence<T>& recurrence, const Rows& rows, int64_t P, Arena& arena)
-      : StepwiseBase<Cell, T>(recurrence, rows, P, arena) {
+      : Base(recurrence, rows, P, arena) {
     const int64_t DB = r_.D * rows_.B;
     h_ = r_.hn ? r_.hn : arena.take<T>(DB * P_);
     gh_ = arena.take<V>(DB * GH_);
     if (Cell::reads_h && !std::is_same_v<T, V>) h_real_ = arena.take<V>(DB * P_);
-    if (Cell::has_c) c_ = arena.take<V>(DB * r_.H);
+    if (C > 0) c_ = arena.take<V>(C * DB * r_.H);
     if (projected_) m_ = arena.take<T>(DB * r_.H);
   }
 
@@ -114,7 +117,7 @@ class Forward : StepwiseBase<Cell, T> {
     this->stack_weights(queue);
     queue.launch(1, DB, P_, Assign<T, T>{r_.h0, h_, P_});
     if (h_real_) queue.launch(1, DB, P_, Assign<T, V>{r_.h0, h_real_, P_});
-    if (Cell::has_c) queue.launch(1, DB, H, Assign<T, V>{r_.c0, c_, H});
+    for (int k = 0; k < C; ++k) queue.launch(1, DB, H, Assign<T, V>{r_.c0[k], c_ + k * DB * H, H});
     const CellForward<Cell, T> cell{.step = {},
                                     .B = B,
                                     .H = H,
@@ -149,33 +152,34 @@ class Forward : StepwiseBase<Cell, T> {
                                 .C = {h_, P_, B * P_}});
       queue.launch(r_.D, this->sequences(i), P_, this->at_step(i, output));
     }
-    if (Cell::has_c && r_.cn) queue.launch(1, DB, H, Assign<V, T>{c_, r_.cn, H});
+    for (int k = 0; k < C; ++k) {
+      if (r_.cn[k]) queue.launch(1, DB, H, Assign<V, T>{c_ + k * DB * H, r_.cn[k], H});
+    }
   }
 
  private:
-  using StepwiseBase<Cell, T>::r_, StepwiseBase<Cell, T>::rows_, StepwiseBase<Cell, T>::P_,
-      StepwiseBase<Cell, T>::GH_;
-  using StepwiseBase<Cell, T>::projected_;
+  using Base::r_, Base::rows_, Base::P_, Base::GH_, Base::projected_, Base::C;
   T* h_;                 // [D, B, P], in the end h_n
   V* gh_;                // [D, B, GH], the hidden state's share of the gates
   V* h_real_ = nullptr;  // [D, B, P], h before it was rounded, if the cell reads it
-  V* c_ = nullptr;       // [D, B, H]
+  V* c_ = nullptr;       // [C, D, B, H]
   T* m_ = nullptr;       // [D, B, H], o tanh(c) before the projection
 };
 
 // dh_rows and m are for dW_hr. They are null without a projection.
 template <class Cell, class T>
-class Backward : StepwiseBase<Cell, T> {
-  using typename StepwiseBase<Cell, T>::V;
+class Backward : StepwiseBase<Cell, T, BackwardRecurrence<T>> {
+  using Base = StepwiseBase<Cell, T, BackwardRecurrence<T>>;
+  using typename Base::V;
 
  public:
   Backward(const BackwardRecurrence<T>& recurrence, const Rows& rows, int64_t P, T* dh_rows, T* m,
            Arena& arena)
-      : StepwiseBase<Cell, T>(recurrence, rows, P, arena), p_(recurrence), dh_rows_(dh_rows), m_(m) {
+      : Base(recurrence, rows, P, arena), dh_rows_(dh_rows), m_(m) {
     const int64_t DB = r_.D * rows_.B;
     dh_ = arena.take<V>(DB * P_);
     dgh_ = arena.take<T>(DB * GH_);
-    if (Cell::has_c) dc_ = arena.take<V>(DB * r_.H);
+    if (C > 0) dc_ = arena.take<V>(C * DB * r_.H);
     if (projected_) {
       dh_step_ = arena.take<T>(DB * P_);
       dm_ = arena.take<V>(DB * r_.H);
@@ -186,15 +190,15 @@ class Backward : StepwiseBase<Cell, T> {
   void run(Q& queue) {
     const int64_t B = rows_.B, H = r_.H, DB = r_.D * B;
     this->stack_weights(queue);
-    queue.launch(1, DB, P_, Assign<T, V>{p_.dhn, dh_, P_});
-    if (Cell::has_c) queue.launch(1, DB, H, Assign<T, V>{p_.dcn, dc_, H});
+    queue.launch(1, DB, P_, Assign<T, V>{r_.dhn, dh_, P_});
+    for (int k = 0; k < C; ++k) queue.launch(1, DB, H, Assign<T, V>{r_.dcn[k], dc_ + k * DB * H, H});
     const TakeGradient<T> take{.step = {},
                                .B = B,
                                .P = P_,
                                .stride_b = rows_.stride_b,
                                .D = r_.D,
                                .dh = dh_,
-                               .dy = p_.dy,
+                               .dy = r_.dy,
                                .dh_step = dh_step_,
                                .dh_rows = dh_rows_};
     CellBackward<Cell, T> cell{.step = {},
@@ -204,19 +208,22 @@ class Backward : StepwiseBase<Cell, T> {
                                .R = rows_.total(),
                                .stride_b = rows_.stride_b,
                                .D = r_.D,
+                               .weights = {r_.weights[0], r_.weights[1]},
                                .s = r_.s,
                                .saved_c = r_.c,
                                .y = r_.y,
                                .h0 = r_.h0,
-                               .c0 = r_.c0,
-                               .dy = p_.dy,
+                               .c0 = {},
+                               .dy = r_.dy,
                                .dh = dh_,
                                .dm = dm_,
                                .dc = dc_,
-                               .dgx = p_.dgx,
-                               .dgh = p_.dgh,
+                               .dgx = r_.dgx,
+                               .dgh = r_.dgh,
                                .dgh_step = dgh_,
+                               .du = r_.du,
                                .m = m_};
+    std::copy_n(r_.c0, C, cell.c0);
     for (int64_t i = rows_.T - 1; i >= 0; --i) {
       if (projected_) {
         queue.launch(r_.D, this->sequences(i), P_, this->at_step(i, take));
@@ -229,7 +236,7 @@ class Backward : StepwiseBase<Cell, T> {
       }
       for (int d = 0; d < r_.D; ++d) cell.before[d] = this->step_rows(d, i - 1);
       queue.launch(r_.D, this->sequences(i), H, this->at_step(i, cell));
-      if (i == 0 && !p_.dh0) break;
+      if (i == 0 && !r_.dh0) break;
       this->multiply(queue, i,
                      Gemm<T, V>{.N = P_,
                                 .K = GH_,
@@ -238,19 +245,18 @@ class Backward : StepwiseBase<Cell, T> {
                                 .C = {dh_, P_, B * P_},
                                 .add = true});
     }
-    if (p_.dh0) queue.launch(1, DB, P_, Assign<V, T>{dh_, p_.dh0, P_});
-    if (Cell::has_c && p_.dc0) queue.launch(1, DB, H, Assign<V, T>{dc_, p_.dc0, H});
+    if (r_.dh0) queue.launch(1, DB, P_, Assign<V, T>{dh_, r_.dh0, P_});
+    for (int k = 0; k < C; ++k) {
+      if (r_.dc0[k]) queue.launch(1, DB, H, Assign<V, T>{dc_ + k * DB * H, r_.dc0[k], H});
+    }
   }
 
  private:
-  using StepwiseBase<Cell, T>::r_, StepwiseBase<Cell, T>::rows_, StepwiseBase<Cell, T>::P_,
-      StepwiseBase<Cell, T>::GH_;
-  using StepwiseBase<Cell, T>::projected_;
-  const BackwardRecurrence<T> p_;
+  using Base::r_, Base::rows_, Base::P_, Base::GH_, Base::projected_, Base::C;
   T *dh_rows_, *m_;       // [R, D*P], [R, D*H]
   V* dh_;                 // [D, B, P], the gradient of the state h
   T* dgh_;                // [D, B, GH], a step's gradients of the hidden state's shares
-  V* dc_ = nullptr;       // [D, B, H]
+  V* dc_ = nullptr;       // [C, D, B, H]
   T* dh_step_ = nullptr;  // [D, B, P], the gradient of a step's h
   V* dm_ = nullptr;       // [D, B, H], the gradient of what was projected
 };
