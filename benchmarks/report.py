@@ -181,7 +181,7 @@ def detail_table(group: str, rows: list[Row]) -> Table:
     on_gpu = rows[0].problem.device == "cuda"
     columns = ["cell", "T,B,I,H", *["threads"] * varied, *peers, "to best", "A/A", "of limit"]
     measured = any(row.round_trip for row in rows)
-    columns += ["a step", "tiers"] * on_gpu + ["round trip"] * measured
+    columns += ["a step", "plans"] * on_gpu + ["round trip"] * measured
     body = []
     for row in sorted(rows, key=lambda row: row.problem.cell_name):
         problem = row.problem
@@ -190,7 +190,7 @@ def detail_table(group: str, rows: list[Row]) -> Table:
         line += [row.best_ratio, row.aa, percent(row.of_limit)]
         if on_gpu:
             took = row.median.get(FASTRNN)
-            line += [took and duration(took / problem.steps), row.tiers]
+            line += [took and duration(took / problem.steps), row.plans]
         if measured:
             line.append(row.round_trip and nanoseconds(row.round_trip))
         body.append(line)
@@ -413,7 +413,7 @@ LIMIT = (
 LIMIT_OF_GPU = (
     "of limit: the time of the matrix products at the measured peak, as a part of fastrnn's; W_hh may stay "
     "in registers, so reading it is not counted, nor is the way of h from step to step. A step: of fastrnn, "
-    "the product with the inputs included. Tiers: forward/backward, as planned"
+    "the product with the inputs included. Plans: forward/backward, as planned"
 )
 
 

@@ -25,7 +25,7 @@ class Row:
         spread: interquartile range / median, by peer
         refusals: why a peer did not run, by peer
         limit: seconds that the machine needs at least
-        tiers: on a GPU, what the plan chose for the forward and the backward
+        plans: on a GPU, the kinds of plan for the forward and the backward
         round_trip: on a CPU, seconds from a core to another and back when the problem was timed
     """
 
@@ -35,7 +35,7 @@ class Row:
     quietest: dict[str, float] = field(default_factory=dict)
     spread: dict[str, float] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
-    tiers: str = ""
+    plans: str = ""
     round_trip: float | None = None
 
     def ratio(self, peer: str, to: str = FASTRNN) -> float | None:
@@ -66,7 +66,7 @@ def read_limits(data: dict) -> dict[int, Limits]:
 
 def read_rows(data: dict) -> list[Row]:
     limits, cores = read_limits(data), data["machine_info"]["cores"]
-    tiers, round_trips = data.get("tiers", {}), data.get("round_trips", {})
+    plans, round_trips = data.get("plans", {}), data.get("round_trips", {})
     rows: dict[Problem, Row] = {}
 
     def row_of(fields: dict) -> Row:
@@ -74,7 +74,7 @@ def read_rows(data: dict) -> list[Row]:
         if problem not in rows:
             limit = limits[min(problem.threads, cores)].seconds(problem)
             name = problem.name
-            rows[problem] = Row(problem, limit, tiers=tiers.get(name, ""), round_trip=round_trips.get(name))
+            rows[problem] = Row(problem, limit, plans=plans.get(name, ""), round_trip=round_trips.get(name))
         return rows[problem]
 
     for benchmark in data["benchmarks"]:
@@ -94,7 +94,7 @@ def merge(runs: list[dict]) -> dict:
     for run in others:
         for key in ("benchmarks", "memory", "crowd", "refusals"):
             merged[key] += run[key]
-        for key in ("missing", "tiers", "round_trips"):
+        for key in ("missing", "plans", "round_trips"):
             merged[key] |= run[key]
         for threads, limits in run["limits"].items():
             best = merged["limits"].setdefault(threads, limits)

@@ -256,7 +256,7 @@ DEVICE = dict(sms=132, capability=90, shared_bytes=227 * 1024)
 def plan_here(**problem):
     from fastrnn import _C
 
-    return _C.plan(**problem, **_C.device(), tier=_C.forced_cuda_tier())
+    return _C.plan(**problem, **_C.device(), kind=_C.forced_cuda_plan())
 
 
 def give_methods(dummy, base):

@@ -340,7 +340,7 @@ def test_regimes():
 
     found = data(problems, times) | {
         "limits": {2: limits.to_json()},
-        "tiers": {problems[0].name: "2"},
+        "plans": {problems[0].name: "cluster"},
     }
     lines = table(found, "Regimes").rows
     assert [line[:4] for line in lines] == [
@@ -351,7 +351,7 @@ def test_regimes():
     assert lines[0][4:] == [pytest.approx((8 * 2 * 2 * 8 * 2) ** 0.2), 2.0, "5"]
     assert [line[6] for line in lines] == ["5", "5", "4", "4", "1.1", "1.05"]
     (line,) = [r for r in table(found, f"{problems[0].group}:").rows if r[1] == str(problems[0].shape)]
-    assert line[-2:] == ["1.95 ms", "2"]
+    assert line[-2:] == ["1.95 ms", "cluster"]
 
 
 def test_a_gpu_need_not_read_the_weights_again():

@@ -23,6 +23,7 @@ SOURCE = """
 namespace fastrnn::cells { struct Lstm {}; }
 namespace fastrnn::cuda {
 enum class Math { fp64, ieee, tf32, fp16, bf16 };
+enum class Kind { stepwise, grid, cluster };
 template <class Cell, Math m> struct ForwardRole {};
 
 #ifndef TYPE
@@ -48,9 +49,9 @@ __device__ void mma(float* sum, const unsigned* w, const unsigned* x) {
 }
 
 namespace persistent {
-template <class Role, int tier>
+template <class Role, Kind kind>
 __global__ void __launch_bounds__(256, 1)
-    sweep(const unsigned* weights, const unsigned* x, float* y, int steps, int where) {
+    persistent_recurrence(const unsigned* weights, const unsigned* x, float* y, int steps, int where) {
   unsigned w[PRODUCTS][4];
   const auto load = [&](int i, int k) {
     asm volatile("ld.global.u32 %0, [%1];" : "=r"(w[i][k]) : "l"(weights + (4 * i + k) * 256 + threadIdx.x));
@@ -87,8 +88,8 @@ __global__ void __launch_bounds__(256, 1)
     y[4 * t + threadIdx.x] = sum[0] + sum[1] + sum[2] + sum[3];
   }
 }
-template __global__ void sweep<ForwardRole<cells::Lstm, Math::bf16>, 2>(const unsigned*, const unsigned*,
-                                                                        float*, int, int);
+template __global__ void persistent_recurrence<ForwardRole<cells::Lstm, Math::bf16>, Kind::cluster>(
+    const unsigned*, const unsigned*, float*, int, int);
 }  // namespace persistent
 }  // namespace fastrnn::cuda
 """
@@ -103,7 +104,7 @@ def find_complaints(folder, arch, *options):
     command = ["nvcc", "-std=c++20", f"-arch={arch}", *options, "-c", source, "-o", target]
     subprocess.run(command, check=True)
     seen, complaints = check(find_cuobjdump(), target)
-    assert seen == {(arch, "Forward", "Lstm", "bf16", 2)}
+    assert seen == {(arch, "Forward", "Lstm", "bf16", "cluster")}
     return complaints
 
 
@@ -112,7 +113,7 @@ def test_good_kernel(tmp_path, arch):
     assert find_complaints(tmp_path, arch) == []
 
 
-def test_tier_2_is_not_for_older_devices(tmp_path):
+def test_clusters_are_not_for_older_devices(tmp_path):
     assert find_complaints(tmp_path, "sm_80", "-DSTACK") == []
 
 
@@ -131,4 +132,4 @@ def test_tier_2_is_not_for_older_devices(tmp_path):
 )
 def test_planted_fault(tmp_path, options, rule, words):
     (complaint,) = find_complaints(tmp_path, "sm_90a", *options)
-    assert complaint.startswith(f"sm_90a forward Lstm bf16 tier 2: {rule}: ") and words in complaint
+    assert complaint.startswith(f"sm_90a forward Lstm bf16 cluster: {rule}: ") and words in complaint

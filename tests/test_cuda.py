@@ -1,5 +1,5 @@
-"""What only a GPU can show: every tier, streams, graphs, memory, no waiting of the host. The other tests run
-there too, with fastrnn on the GPU."""
+"""What only a GPU can show: every kind of plan, streams, graphs, memory, no waiting of the host. The other
+tests run there too, with fastrnn on the GPU."""
 
 import ctypes
 import functools
@@ -34,9 +34,9 @@ pytestmark = pytest.mark.cuda
 
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 PLAN_DTYPES = {BF16: "bf16", FP16: "fp16", FP32: "fp32", FP64: "fp64"}
-LEAST_CAPABILITY = {0: (7, 0), 1: (8, 0), 2: (9, 0)}
+LEAST_CAPABILITY = {"stepwise": (7, 0), "grid": (8, 0), "cluster": (9, 0)}
 HERE = Gpu.here()
-TIERS = [tier for tier, least in LEAST_CAPABILITY.items() if HERE.capability >= least]
+KINDS = [kind for kind, least in LEAST_CAPABILITY.items() if HERE.capability >= least]
 
 each_cell = pytest.mark.parametrize("cell", EVERY_CELL)
 
@@ -47,21 +47,21 @@ def on_gpu():
 
 
 @pytest.fixture
-def tier(request, monkeypatch):
-    """The tier that computes. Parametrized by each test."""
-    monkeypatch.setenv("FASTRNN_CUDA_TIER", str(request.param))
+def kind(request, monkeypatch):
+    """The kind of plan that computes. Parametrized by each test."""
+    monkeypatch.setenv("FASTRNN_CUDA_PLAN", request.param)
     return request.param
 
 
-def on_tiers(cases):
-    """Each case with each tier that can compute it."""
-    pairs = [(tier, case) for case in cases for tier in TIERS if can(tier, case)]
-    return pytest.mark.parametrize("tier, case", pairs, indirect=["tier"], ids=str)
+def on_kinds(cases):
+    """Each case with each kind of plan that can compute it."""
+    pairs = [(kind, case) for case in cases for kind in KINDS if can(kind, case)]
+    return pytest.mark.parametrize("kind, case", pairs, indirect=["kind"], ids=str)
 
 
-def can(tier: int, case: Case) -> bool:
+def can(kind: str, case: Case) -> bool:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTRNN_CUDA_TIER", str(tier))
+        patch.setenv("FASTRNN_CUDA_PLAN", kind)
         try:
             make_plans(case.cell, case.T, case.B, case.H, PLAN_DTYPES[case.dtype], 1 + case.bidirectional)
         except RuntimeError:
@@ -83,10 +83,10 @@ def check(case):
         assert_close(case.solve(fastrnn), want, case)
 
 
-# ---- every tier ----
+# ---- every kind of plan ----
 
 
-def tier_cases():
+def kind_cases():
     rows = cover_pairs(
         H=(1, 7, 17, 40, 150, 257),
         B=(1, 3, 9, 33),
@@ -105,20 +105,20 @@ def tier_cases():
             yield case.but(exact=exact, T=min(case.T, 2) if exact and case.dtype == FP16 else case.T)
 
 
-TIER_CASES = list(dict.fromkeys(tier_cases()))
+KIND_CASES = list(dict.fromkeys(kind_cases()))
 
 
-@on_tiers(TIER_CASES)
-def test_tier(tier, case):
+@on_kinds(KIND_CASES)
+def test_kind(kind, case):
     check(case)
 
 
 @each_cell
-def test_every_tier_is_tested(cell):
-    """Forwards and backwards of all but float64, which tier 0 alone computes."""
-    for tier in TIERS:
-        dtypes = {case.dtype for case in TIER_CASES if case.cell == cell and can(tier, case)}
-        assert dtypes == ({FP32, BF16, FP16, FP64} if tier == 0 else {FP32, BF16, FP16})
+def test_every_kind_is_tested(cell):
+    """Forwards and backwards of all but float64, which a stepwise plan alone computes."""
+    for kind in KINDS:
+        dtypes = {case.dtype for case in KIND_CASES if case.cell == cell and can(kind, case)}
+        assert dtypes == ({FP32, BF16, FP16, FP64} if kind == "stepwise" else {FP32, BF16, FP16})
 
 
 def large_cases():
@@ -130,7 +130,7 @@ def large_cases():
 
 @pytest.mark.parametrize("case", list(large_cases()), ids=str)
 def test_large(case):
-    """By the tier that the plan chooses."""
+    """By the kind of plan that is chosen."""
     check(case)
 
 
@@ -145,8 +145,8 @@ def count_launches(call) -> int:
 
 
 @pytest.mark.parametrize("passes", ["forward", "training"])
-@pytest.mark.parametrize("tier", TIERS, indirect=True)
-def test_the_tier_that_is_forced_runs(tier, passes):
+@pytest.mark.parametrize("kind", KINDS, indirect=True)
+def test_the_kind_that_is_forced_runs(kind, passes):
     """Step after step, or one launch whatever the number of steps."""
 
     def count(T):
@@ -160,22 +160,25 @@ def test_the_tier_that_is_forced_runs(tier, passes):
             return count_launches(train if passes == "training" else lambda: call(x, hx))
 
     more = count(44) - count(4)
-    assert more >= 40 if tier == 0 else abs(more) <= 4
+    assert more >= 40 if kind == "stepwise" else abs(more) <= 4
 
 
 @pytest.mark.parametrize(
-    "tier, dtype, words",
-    [("fast", FP32, "FASTRNN_CUDA_TIER: expected 0, 1 or 2"), ("1", FP64, "tier 1 cannot compute lstm")],
+    "kind, dtype, words",
+    [
+        ("fast", FP32, "FASTRNN_CUDA_PLAN: expected stepwise, grid or cluster"),
+        ("grid", FP64, "a grid plan cannot compute lstm"),
+    ],
 )
-def test_tier_that_cannot_be(tier, dtype, words, monkeypatch):
+def test_kind_that_cannot_be(kind, dtype, words, monkeypatch):
     _, call, x, hx = Case("lstm", dtype=dtype).prepare(fastrnn)
-    monkeypatch.setenv("FASTRNN_CUDA_TIER", tier)
+    monkeypatch.setenv("FASTRNN_CUDA_PLAN", kind)
     with pytest.raises(RuntimeError, match=words):
         call(x, hx)
 
 
-@on_tiers([Case(cell, T=30, B=3, I=19, H=H).safe() for cell in EVERY_CELL for H in (17, 150)])
-def test_nan_in_a_state(tier, case):
+@on_kinds([Case(cell, T=30, B=3, I=19, H=H).safe() for cell in EVERY_CELL for H in (17, 150)])
+def test_nan_in_a_state(kind, case):
     """Goes through and holds nobody up, who might wait for a number."""
 
     def solve(library):
@@ -189,8 +192,8 @@ def test_nan_in_a_state(tier, case):
     assert_same_specials(solve(fastrnn), want, case)
 
 
-@on_tiers([Case(cell, T=70_000, B=2, I=3, H=8) for cell in ("lstm", "gru", "rnn_tanh")])
-def test_many_steps(tier, case):
+@on_kinds([Case(cell, T=70_000, B=2, I=3, H=8) for cell in ("lstm", "gru", "rnn_tanh")])
+def test_many_steps(kind, case):
     """More than the 65,535 at which torch.nn fails. The judge is fastrnn on the CPU, in float64: the
     reference would take a minute."""
     with fastrnn_on("cpu"):
@@ -204,8 +207,8 @@ def test_many_steps(tier, case):
 # ---- precision ----
 
 
-@on_tiers([Case(cell, T=10, B=16, I=64, H=150) for cell in ("lstm", "gru", "rnn_tanh")])
-def test_tf32(tier, case):
+@on_kinds([Case(cell, T=10, B=16, I=64, H=150) for cell in ("lstm", "gru", "rnn_tanh")])
+def test_tf32(kind, case):
     """Follows torch's flags; errors are those of numbers rounded to 11 bits, and are there."""
     full = case.solve(fastrnn)
     with float32_products("tf32"):
@@ -280,8 +283,8 @@ def stream_cases():
     yield Case("lstm", T=20, B=16, I=64, H=1024, dtype=BF16)  # needs most of the device, twice at once
 
 
-@on_tiers(stream_cases())
-def test_streams(tier, case):
+@on_kinds(stream_cases())
+def test_streams(kind, case):
     """The same bits again and again, on another stream, and on two streams at once."""
     pair = [case, case.but(seed=1)]
     want = [c.solve(fastrnn) for c in pair]
@@ -341,8 +344,8 @@ def graph_cases():
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["forward", "training"])
-@on_tiers(graph_cases())
-def test_graph(tier, case, training):
+@on_kinds(graph_cases())
+def test_graph(kind, case, training):
     """Replays, with other numbers in the inputs, give what a call gives."""
     layer, call, x, hx = prepare_data(case)
     leaves = name_leaves(layer, x, hx)
@@ -385,18 +388,18 @@ assert torch.equal(y, layer(x)[0])
 """
 
 
-@pytest.mark.parametrize("tier", TIERS)
-def test_first_call_may_be_captured(tier):
+@pytest.mark.parametrize("kind", KINDS)
+def test_first_call_may_be_captured(kind):
     """In a process that has neither loaded kernels nor asked what fits."""
-    done = run_python("-c", FIRST_CALL, env={"FASTRNN_CUDA_TIER": str(tier)})
+    done = run_python("-c", FIRST_CALL, env={"FASTRNN_CUDA_PLAN": kind})
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.alone
 @pytest.mark.parametrize("form", ["padded", "batch_first", "packed", "step"])
-@pytest.mark.parametrize("tier", TIERS, indirect=True)
+@pytest.mark.parametrize("kind", KINDS, indirect=True)
 @each_cell
-def test_the_host_does_not_wait(cell, tier, form):
+def test_the_host_does_not_wait(cell, kind, form):
     """Neither by torch's own account nor behind a kernel that takes long."""
     if form == "step":
         _, call, x, hx = Case(cell, T=1, B=9, I=19, H=40).prepare_step(fastrnn)
@@ -460,8 +463,8 @@ def test_tensor_on_the_cpu(cell, alone):
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("tier", TIERS, indirect=True)
-def test_memory_is_from_the_allocator_of_torch(tier):
+@pytest.mark.parametrize("kind", KINDS, indirect=True)
+def test_memory_is_from_the_allocator_of_torch(kind):
     """All that a call takes of the device it takes through torch, which has it back afterwards."""
 
     def train(T):
@@ -486,7 +489,7 @@ def test_memory_is_from_the_allocator_of_torch(tier):
 def test_error_is_raised_once(monkeypatch):
     """What fastrnn raises it takes from the CUDA runtime, or torch's next check would raise it too."""
     _, call, x, hx = prepare_data(Case("lstm", form="packed"))  # whose first launch is fastrnn's own
-    monkeypatch.setenv("FASTRNN_CUDA_TIER", "0")
+    monkeypatch.setenv("FASTRNN_CUDA_PLAN", "stepwise")
     call(x, hx)
     loaded = Path("/proc/self/maps").read_text().splitlines()
     libraries = {line.split()[-1] for line in loaded if "libcudart.so" in line}

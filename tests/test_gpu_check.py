@@ -353,7 +353,7 @@ lost = []
 def ends(): os._exit(3)
 def hangs(): time.sleep(600)
 def loses(): lost.append("CUDA error: an illegal instruction\\nand more"); raise RuntimeError("launch")
-def raises(): raise RuntimeError("no such tier\\nand more")
+def raises(): raise RuntimeError("no such plan\\nand more")
 facts = {"one": lambda: 1, "raises": raises, "loses": loses, "behind": lambda: 2}
 facts |= {"ends": ends, "hangs": hangs, "last": lambda: {"of": [1, 2]}, "waits": hangs, "never": ends}
 sys.exit(learn(facts, Path(sys.argv[1]), time.time() + 60, lambda: lost[0] if lost else ""))
@@ -369,7 +369,7 @@ def test_a_fact_that_ends_the_process_costs_only_itself(check, tmp_path):
     good = {"one": 1, "behind": 2, "last": {"of": [1, 2]}}
     errors = {name: of.pop("error") for name, of in found["known"].items() if name not in good}
     assert {name: found["known"][name] for name in good} == good
-    assert errors["raises"] == "RuntimeError: no such tier"
+    assert errors["raises"] == "RuntimeError: no such plan"
     assert errors["loses"] == "the context is lost: CUDA error: an illegal instruction"
     assert errors["ends"].startswith("died with exit status 3")
     assert errors["hangs"].startswith("hung") and errors["waits"].startswith("hung")
@@ -384,11 +384,11 @@ def test_facts_stop_by_the_clock(tmp_path):
 
 
 def test_facts_that_are_asked_for(tmp_path):
-    """What matters most comes first, and every row has every tier and cuDNN."""
+    """What matters most comes first, and every row has every kind of plan and cuDNN."""
     names = list(gpu_facts.list_facts(tmp_path / "conformance.log"))
     assert names[:2] == ["device", "clocks"]
     assert [name for name in names if name.startswith("step")][:4] == [
-        f"step lstm bf16 H256 B16 {who}" for who in ("cuDNN", "tier 2", "tier 1", "tier 0")
+        f"step lstm bf16 H256 B16 {who}" for who in ("cuDNN", "cluster", "grid", "stepwise")
     ]
     assert sum(name.startswith("step ") for name in names) == 2 * 4 * 5 * 3 * 4
     early = rows()[:40]
@@ -442,15 +442,16 @@ def test_report_is_written_again(by_hand):
         "| at once | 132 | 66 | 44 | 33 | 24 | 22 | 18 | 16 | 14 | 12 | 11 | 10 | 9 | 8 | 8 | 7 |",
         "| push, 16 blocks | 800 |",
         "| lstm | bf16 | 256 | 16 | 1.00 / 2.00 | 3.00 / 6.00 | 9.00 / 9.50 "
-        "| 5.00 / 8.00 | 2/2 | 5.00 / 4.00 |",
-        "| lstm | bf16 | 1024 | 16 | cannot / cannot | 4.00 / failed |  | 6.00 / 9.00 | 1/1 | 1.50 / - |",
+        "| 5.00 / 8.00 | cluster/cluster | 5.00 / 4.00 |",
+        "| lstm | bf16 | 1024 | 16 | cannot / cannot | 4.00 / failed |  "
+        "| 6.00 / 9.00 | grid/grid | 1.50 / - |",
         "| lstm bf16 H256 B16 fastrnn | 130.0 | 1 | made_by_hand_kernel |",
-        "- step lstm bf16 H1024 B16 tier 1: RuntimeError: made by hand",
+        "- step lstm bf16 H1024 B16 grid: RuntimeError: made by hand",
         "- clocks: died with exit status -11; the last words: made by hand",
     ):
         assert line in lines, line
     assert "2 passed, 1 trapped, 1 hung, 1 not run" in report
-    assert "2 facts: step gru ieee H768 B64 tier 1, step gru ieee H768 B64 tier 0" in report
+    assert "2 facts: step gru ieee H768 B64 grid, step gru ieee H768 B64 stepwise" in report
 
 
 @pytest.mark.parametrize("file", [OUTCOMES, FACTS, TESTS])
@@ -510,7 +511,7 @@ def test_report_has_the_regimes_of_the_benchmarks(by_hand):
 
 
 def run_of(problem):
-    return json.loads(json.dumps(data([problem]) | {"tiers": {problem.name: "2"}, "round_trips": {}}))
+    return json.loads(json.dumps(data([problem]) | {"plans": {problem.name: "cluster"}, "round_trips": {}}))
 
 
 def test_benchmarks_of_several_processes_are_one(tmp_path):
@@ -519,7 +520,7 @@ def test_benchmarks_of_several_processes_are_one(tmp_path):
     first["limits"]["2"]["gemm"] = {"float32": 7e9}
     second["limits"]["2"]["gemm"] = {"float64": 5e9, "float32": 6e9}
     merged = merge([first, second])
-    assert [(row.problem, row.tiers) for row in read_rows(merged)] == [(one, "2"), (two, "2")]
+    assert [(row.problem, row.plans) for row in read_rows(merged)] == [(one, "cluster"), (two, "cluster")]
     assert merged["limits"]["2"]["gemm"] == {"float32": 7e9, "float64": 5e9}
     assert len(first["benchmarks"]) < len(merged["benchmarks"])
 

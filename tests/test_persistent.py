@@ -29,7 +29,7 @@ def run(runner, *arguments):
 
 @pytest.mark.parametrize("math", MATHS)
 def test_values_and_gradients(runner, sanitizer, math):
-    """Every tier and cell against a plain sweep in float64; few problems with sanitizers, which are slow."""
+    """Every kind of plan and cell against a plain recurrence in float64. With sanitizers: few problems."""
     done = run(runner, math, *(["none"] if sanitizer else []))
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert done.stdout.count("of the tolerance") >= (38 if sanitizer else 500)

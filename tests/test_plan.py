@@ -2,6 +2,7 @@
 plan is one that the device can run and that leaves nothing out."""
 
 import re
+from itertools import groupby
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from fastrnn.plan import MANY_STEPS, MATHS, SHARED_KIB, Gpu, describe
 from fastrnn.reference import CELLS
 
 H200 = dict(sms=132, capability=90, shared_bytes=227 * 1024, clusters=Gpu(132, (9, 0)).clusters)
-LEAST_CAPABILITY = {0: 70, 1: 80, 2: 90}
+LEAST_CAPABILITY = {"stepwise": 70, "grid": 80, "cluster": 90}
 CLUSTER = 16  # blocks at most
 REGISTERS = 255  # of a thread, at most
 BYTES = {"ieee": 4, "tf32": 4, "fp16": 2, "bf16": 2}
@@ -45,27 +46,27 @@ def problems(draw):
 
 def check(plan, problem, device):
     """That the device can run the plan, and that the plan has all of the problem."""
-    tier = plan["tier"]
-    assert device["capability"] >= LEAST_CAPABILITY[tier]
-    if tier == 0:
+    kind = plan["kind"]
+    assert device["capability"] >= LEAST_CAPABILITY[kind]
+    if kind == "stepwise":
         assert plan["directions"] == 1 and plan["shared_bytes"] == 0
         return
-    assert problem["math"] in BYTES and not problem["projected"], "only tier 0 computes these"
+    assert problem["math"] in BYTES and not problem["projected"], "only a stepwise plan computes these"
     warps = plan["row_warps"] * plan["k_warps"]
     assert 1 <= warps <= 8
     assert 1 <= plan["directions"] <= problem["D"]
-    assert plan["groups"] * plan["blocks"] * plan["directions"] <= device["sms"], "one block an SM"
-    if tier == 2:
+    assert plan["block_groups"] * plan["blocks"] * plan["directions"] <= device["sms"], "one block an SM"
+    if kind == "cluster":
         assert plan["blocks"] <= CLUSTER
         at_once = device["clusters"][plan["blocks"] - 1]
-        assert plan["groups"] * plan["directions"] <= at_once, "a second wave"
+        assert plan["block_groups"] * plan["directions"] <= at_once, "a second wave"
     assert 0 < plan["shared_bytes"] <= device["shared_bytes"]
 
     def covers(parts, size, what):
         assert (parts - 1) * size < what <= parts * size
 
     covers(plan["blocks"], plan["units_of_block"], problem["H"])
-    covers(plan["groups"], plan["tiles"] * plan["tile_batch"], problem["B"])
+    covers(plan["block_groups"], plan["tiles"] * plan["tile_batch"], problem["B"])
     rows = problem["H"] * CELLS[problem["cell"]].gates
     weights = rows * problem["H"] * BYTES[problem["math"]]
     assert weights <= plan["blocks"] * warps * 32 * REGISTERS * 4, "the weights do not fit the registers"
@@ -77,65 +78,69 @@ def test_best_plan(problem, device):
     check(_C.plan(**problem, **device), problem, device)
 
 
-@pytest.mark.parametrize("tier", [0, 1, 2])
+@pytest.mark.parametrize("kind", LEAST_CAPABILITY)
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(problem=problems(), device=devices())
-def test_forced_plan(tier, problem, device):
-    """That tier, or an error; and the best plan is never of a tier that a force to it would refuse."""
+def test_forced_plan(kind, problem, device):
+    """Of that kind, or an error; and the best plan is never of a kind that a force to it would refuse."""
     best = _C.plan(**problem, **device)
     try:
-        plan = _C.plan(**problem, **device, tier=tier)
+        plan = _C.plan(**problem, **device, kind=kind)
     except RuntimeError as error:
-        assert re.match(rf"tier {tier} cannot compute", str(error)) and best["tier"] != tier
+        assert re.match(rf"a {kind} plan cannot compute", str(error)) and best["kind"] != kind
         return
-    assert plan["tier"] == tier
+    assert plan["kind"] == kind
     check(plan, problem, device)
 
 
 @pytest.mark.parametrize("math", BYTES)
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("cell", EVERY_CELL)
-def test_tiers_by_size(cell, backward, math):
+def test_kinds_by_size(cell, backward, math):
     """A cluster for small layers, then the device, for some of it, and steps for what fits neither."""
     sizes = range(16, 5001, 16)
     problem = dict(cell=cell, math=math, backward=backward, T=MANY_STEPS, B=1)
-    tiers = [_C.plan(**problem, H=H, **H200)["tier"] for H in sizes]
-    assert tiers == sorted(tiers, reverse=True) and set(tiers) == {0, 1, 2}
+    kinds = [_C.plan(**problem, H=H, **H200)["kind"] for H in sizes]
+    assert [kind for kind, _ in groupby(kinds)] == ["cluster", "grid", "stepwise"]
 
 
 LSTM = dict(cell="lstm", math="bf16", T=MANY_STEPS, B=16, H=256)
 
 
 def test_few_steps_do_not_pay_for_loading_the_weights():
-    tiers = [_C.plan(**LSTM | dict(T=T), **H200)["tier"] for T in range(1, 6)]
-    assert tiers == sorted(tiers) and tiers[0] == 0 and tiers[-1] == 2
-    assert _C.plan(**LSTM | dict(T=1), **H200, tier=2)["tier"] == 2, "a tier that is asked for"
+    kinds = [_C.plan(**LSTM | dict(T=T), **H200)["kind"] for T in range(1, 6)]
+    assert [kind for kind, _ in groupby(kinds)] == ["stepwise", "cluster"]
+    assert _C.plan(**LSTM | dict(T=1), **H200, kind="cluster")["kind"] == "cluster", "the forced kind"
 
 
-def test_the_next_tier_where_one_does_not_fit():
-    plans = [_C.plan(**LSTM, **H200, fitting=tiers) for tiers in ({1, 2}, {1}, set())]
-    assert [(plan["tier"], plan["refused"]) for plan in plans] == [(2, []), (1, [2]), (0, [2, 1])]
-    assert [describe(plan).count("cannot run tier") for plan in plans] == [0, 1, 1]
-    assert "(the GPU cannot run tier 2 or 1 now)" in describe(plans[2])
-    with pytest.raises(RuntimeError, match="tier 2 cannot compute lstm"):
-        _C.plan(**LSTM, **H200, tier=2, fitting={1})
+def test_the_next_kind_where_one_does_not_fit():
+    plans = [_C.plan(**LSTM, **H200, fitting=kinds) for kinds in ({"grid", "cluster"}, {"grid"}, set())]
+    assert [(plan["kind"], plan["refused"]) for plan in plans] == [
+        ("cluster", []),
+        ("grid", ["cluster"]),
+        ("stepwise", ["cluster", "grid"]),
+    ]
+    assert [describe(plan).count("cannot run") for plan in plans] == [0, 1, 1]
+    assert "(the GPU cannot run cluster or grid now)" in describe(plans[2])
+    with pytest.raises(RuntimeError, match="a cluster plan cannot compute lstm"):
+        _C.plan(**LSTM, **H200, kind="cluster", fitting={"grid"})
 
 
 def test_clusters_of_a_device():
-    """Fewer than there are SMs for: a cluster lies within a group of SMs. On an H100 this was seen."""
+    """Fewer than there are SMs for: a cluster lies within a GPC. On an H100 this was seen."""
     h100 = Gpu(132, (9, 0)).clusters
     assert (h100[0], h100[7], h100[15]) == (132, 15, 7)
     assert Gpu(132, (8, 0)).clusters == [0] * CLUSTER
     assert all(n * count <= 148 for n, count in enumerate(Gpu(148, (10, 0)).clusters, 1))
 
 
-def test_no_cluster_no_tier_2():
-    assert _C.plan(**LSTM, **H200 | dict(clusters=[0] * CLUSTER))["tier"] == 1
+def test_no_clusters():
+    assert _C.plan(**LSTM, **H200 | dict(clusters=[0] * CLUSTER))["kind"] == "grid"
 
 
 def test_sizes_that_the_kernels_cannot_count():
-    assert _C.plan(**LSTM | dict(T=2**30 + 1), **H200)["tier"] == 0
-    assert _C.plan(**LSTM | dict(B=2**30 + 1), **H200)["tier"] == 0
+    assert _C.plan(**LSTM | dict(T=2**30 + 1), **H200)["kind"] == "stepwise"
+    assert _C.plan(**LSTM | dict(B=2**30 + 1), **H200)["kind"] == "stepwise"
 
 
 @pytest.mark.parametrize(
@@ -153,7 +158,7 @@ def test_wrong_longest_wait(value, monkeypatch):
         _C.longest_cuda_wait()
 
 
-@pytest.mark.parametrize("wrong", [dict(cell="lstn"), dict(math="int8")], ids=str)
+@pytest.mark.parametrize("wrong", [dict(cell="lstn"), dict(math="int8"), dict(kind="fast")], ids=str)
 def test_wrong_arguments(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=f"{name}: expected .* got '{wrong[name]}'"):
@@ -164,7 +169,7 @@ def test_wrong_arguments(wrong):
 
 LAYER = ("--plan", "lstm", "--hidden", "256", "--batch", "16", "--dtype", "bf16")
 DEVICE = ("--sms", "132", "--capability", "9.0")
-TIERS = re.compile(r"^(forward|backward): tier (\d): \w", re.MULTILINE)
+KINDS = re.compile(r"^(forward|backward): (\w+): \w", re.MULTILINE)
 
 
 def run_plan(*arguments, **env):
@@ -182,28 +187,28 @@ def test_command():
     done = run_plan(*LAYER, *DEVICE)
     assert done.returncode == 0, done.stderr
     plans = [_C.plan(**LSTM, backward=b, **H200) for b in (False, True)]
-    assert TIERS.findall(done.stdout) == [
-        (name, str(plan["tier"])) for name, plan in zip(("forward", "backward"), plans, strict=True)
+    assert KINDS.findall(done.stdout) == [
+        (name, plan["kind"]) for name, plan in zip(("forward", "backward"), plans, strict=True)
     ]
     for plan in plans:
         assert plan["reason"] in done.stdout
-        for field in ("groups", "blocks", "tiles", "units_of_block", "shared_bytes"):
+        for field in ("block_groups", "blocks", "tiles", "units_of_block", "shared_bytes"):
             assert re.search(rf"\b{plan[field]}\b", done.stdout), field
 
 
-@pytest.mark.parametrize("tier", "012")
-def test_environment_forces_a_tier(tier):
-    done = run_plan(*LAYER, *DEVICE, FASTRNN_CUDA_TIER=tier)
+@pytest.mark.parametrize("kind", LEAST_CAPABILITY)
+def test_environment_forces_a_kind(kind):
+    done = run_plan(*LAYER, *DEVICE, FASTRNN_CUDA_PLAN=kind)
     assert done.returncode == 0, done.stderr
-    assert TIERS.findall(done.stdout) == [("forward", tier), ("backward", tier)]
+    assert KINDS.findall(done.stdout) == [("forward", kind), ("backward", kind)]
 
 
 def test_environment_forces_what_cannot_be():
-    assert "tier 2 cannot compute lstm with H = 5000" in error_of(
-        run_plan(*LAYER, *DEVICE, "--hidden", "5000", FASTRNN_CUDA_TIER="2")
+    assert "a cluster plan cannot compute lstm with H = 5000" in error_of(
+        run_plan(*LAYER, *DEVICE, "--hidden", "5000", FASTRNN_CUDA_PLAN="cluster")
     )
-    assert "FASTRNN_CUDA_TIER: expected 0, 1 or 2, got 'fast'" in error_of(
-        run_plan(*LAYER, *DEVICE, FASTRNN_CUDA_TIER="fast")
+    assert "FASTRNN_CUDA_PLAN: expected stepwise, grid or cluster, got 'fast'" in error_of(
+        run_plan(*LAYER, *DEVICE, FASTRNN_CUDA_PLAN="fast")
     )
 
 

@@ -8,12 +8,13 @@
 
 #include <array>
 #include <cstdlib>
+#include <optional>
 #include <set>
 
 #include "cpu/dispatch.h"
 #include "cpu/threads/core_latency.h"
+#include "cuda/persistent/tiling.h"
 #include "cuda/plan.h"
-#include "cuda/tiling.h"
 #include "torch/layer.h"
 #include "torch/operators.h"
 #ifdef FASTRNN_CUDA
@@ -53,25 +54,30 @@ cuda::Math find_math(const std::string& name) {
 
 py::dict describe(const cuda::Problem& problem, const cuda::Plan& p) {
   const int units = p.row_warps * cuda::warp_rows(problem.cell->gates.size(), problem.backward).units();
-  std::vector<int> refused;
-  for (int tier = 2; tier > p.tier; --tier) {
-    if (p.refused >> tier & 1) refused.push_back(tier);
+  std::vector<std::string> refused;
+  for (const cuda::Kind kind : {cuda::Kind::cluster, cuda::Kind::grid}) {
+    if (kind > p.kind && p.refused & cuda::bit_of(kind)) refused.push_back(cuda::name_of(kind));
   }
   using namespace py::literals;
-  return py::dict("tier"_a = p.tier, "reason"_a = p.reason, "refused"_a = refused,
-                  "directions"_a = p.directions, "groups"_a = p.groups, "blocks"_a = p.blocks,
+  return py::dict("kind"_a = cuda::name_of(p.kind), "reason"_a = p.reason, "refused"_a = refused,
+                  "directions"_a = p.directions, "block_groups"_a = p.block_groups, "blocks"_a = p.blocks,
                   "row_warps"_a = p.row_warps, "k_warps"_a = p.k_warps, "units_of_block"_a = units,
                   "tiles"_a = p.tiles, "tile_batch"_a = p.tile_batch, "shared_bytes"_a = p.shared_bytes);
 }
 
 py::dict plan(const std::string& cell, const std::string& math, bool backward, bool projected, int64_t T,
               int64_t B, int64_t H, int D, int sms, int capability, int64_t shared_bytes,
-              const std::array<int, cuda::kMostCluster>& clusters, int tier, const std::set<int>& fitting) {
+              const std::array<int, cuda::kMostCluster>& clusters, const std::optional<std::string>& kind,
+              const std::set<std::string>& fitting) {
   const cuda::Problem problem{
       cells::kCells[ops::find_cell(cell)], find_math(math), backward, projected, T, B, H, D};
   const cuda::Device device{sms, capability, shared_bytes, clusters};
-  const auto fits = [&](const cuda::Plan& plan) { return fitting.count(plan.tier) > 0; };
-  return describe(problem, cuda::find_plan(problem, device, tier, 0, fits));
+  const std::optional<cuda::Kind> forced = kind ? cuda::find_kind(*kind) : std::nullopt;
+  if (kind && !forced) {
+    throw std::invalid_argument(std::string("kind: expected ") + cuda::kKindNames + ", got '" + *kind + "'");
+  }
+  const auto fits = [&](const cuda::Plan& plan) { return fitting.count(cuda::name_of(plan.kind)) > 0; };
+  return describe(problem, cuda::find_plan(problem, device, forced, 0, fits));
 }
 
 #ifdef FASTRNN_CUDA
@@ -181,8 +187,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan", &plan, py::kw_only(), py::arg("cell"), py::arg("math"), py::arg("backward") = false,
         py::arg("projected") = false, py::arg("T"), py::arg("B"), py::arg("H"), py::arg("D") = 1,
         py::arg("sms"), py::arg("capability"), py::arg("shared_bytes"), py::arg("clusters"),
-        py::arg("tier") = -1, py::arg("fitting") = std::set<int>{1, 2},
-        "How a GPU would compute a recurrence, if it can hold the blocks of the tiers that are `fitting`: "
+        py::arg("kind") = py::none(), py::arg("fitting") = std::set<std::string>{"grid", "cluster"},
+        "How a GPU would compute a recurrence, if it can hold the blocks of the kinds that are `fitting`: "
         "csrc/cuda/plan.h says what the fields are.");
 #ifdef FASTRNN_CUDA
   m.def("plan_here", &plan_here, py::kw_only(), py::arg("cell"), py::arg("math"), py::arg("backward") = false,
@@ -190,8 +196,13 @@ PYBIND11_MODULE(_C, m) {
         "How the current GPU computes a recurrence, of which it was asked what fits.");
   m.def("device", &device, "What a plan depends on, of the current GPU: csrc/cuda/plan.h says what.");
 #endif
-  m.def("forced_cuda_tier", &cuda::forced_tier,
-        "The tier that FASTRNN_CUDA_TIER names, or -1. RuntimeError if it names none.");
+  m.def(
+      "forced_cuda_plan",
+      [] {
+        const auto kind = cuda::forced_kind();
+        return kind ? std::optional<std::string>(cuda::name_of(*kind)) : std::nullopt;
+      },
+      "The kind of plan that FASTRNN_CUDA_PLAN names, or None. RuntimeError for a name that is no kind.");
   m.def("longest_cuda_wait", &cuda::longest_wait,
         "Nanoseconds that a block waits for another, by FASTRNN_CUDA_WAIT_SECONDS; 0: for ever.");
 }

@@ -1,9 +1,10 @@
-// On a GPU: does every primitive of DeviceWarp (csrc/cuda/device_warp.cuh) do what HostWarp makes of it? The
-// kernels' logic is tested on the host with HostWarp (persistent_runner.cpp); this is what the host cannot see.
+// Tests on a GPU that every primitive of DeviceWarp (csrc/cuda/persistent/device_warp.cuh) does the same as that of
+// HostWarp. persistent_runner.cpp tests the logic of the kernels on the host with HostWarp.
 //
-//   conformance               one line a test, then what a round of each exchange takes; returns 1 if a test fails
+//   conformance               prints one line a test, then the time of a round of each exchange; returns 1 if a test
+//                             fails
 //   conformance quick         few rounds and no times, for the sanitizers
-//   conformance lost_signal   waits for what never comes: returns 0 if that ends in an error, after 20 seconds
+//   conformance lost_signal   waits for a signal that never comes; returns 0 if that ends in an error, after 20 seconds
 
 #include <algorithm>
 #include <cmath>
@@ -15,7 +16,7 @@
 #include <vector>
 
 #include "cuda/activations.h"
-#include "cuda/device_warp.cuh"
+#include "cuda/persistent/device_warp.cuh"
 #include "host_warp.h"
 
 namespace fastrnn::cuda {
@@ -29,7 +30,7 @@ struct Skipped {
 
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // the next check asks for its own
+  cudaGetLastError();  // clear it for the next check
   throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
@@ -39,10 +40,10 @@ int attribute(cudaDeviceAttr name) {
   return value;
 }
 
-// So much shared memory leaves an SM no room for a second block.
+// With this much shared memory, an SM has no room for a second block.
 int most_shared() { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
 
-// Memory that the host and, by copies, the device see.
+// Memory of the host with a copy on the device.
 template <class V>
 class Buffer {
  public:
@@ -69,7 +70,7 @@ struct Shape {
   int shared = 0;  // bytes
 };
 
-// What the runtime is told of a launch; it points into itself.
+// The configuration of a launch, and the attribute that it points to.
 struct Launch {
   cudaLaunchConfig_t config{};
   cudaLaunchAttribute attribute{};
@@ -145,12 +146,12 @@ bool shuffle_xor() {
   return true;
 }
 
-// Products in which every position of the fragments has a number of its own, and whose sums are exact. A has the
-// odd numbers +-1 .. +-255. In product p < places B has numbers in one place along k only, 2^column: whatever a
-// result adds to its accumulator is an odd number times a power of two, which tells from which position of A it
-// comes and from which column of B, and p tells the place. That is less than 2^15 and accumulators are 2^16
-// apart, so a result tells its accumulator too. Two exchanged positions, registers, halves or lanes therefore
-// change a result. The last product sums along all of k, with odd numbers in B.
+// Products in which every position of the fragments has its own number, and whose sums are exact. A has the odd numbers
+// +-1 .. +-255. In product p < places, B has numbers only in place p along k: 2^column. So a result is its accumulator
+// plus an odd number times a power of two. The odd number shows the position in A, the power shows the column of B, and
+// p shows the place. This term is less than 2^15, and accumulators are 2^16 apart, so the result shows its accumulator
+// too. Any swap of positions, registers, halves or lanes therefore changes a result. The last product sums along all of
+// k, with odd numbers in B.
 template <Math math>
 struct Fragments {
   static constexpr int per_word = math == Math::tf32 ? 1 : 2;
@@ -227,9 +228,9 @@ bool mma() {
   return true;
 }
 
-// Rounds in which every block writes, says so, waits for all and reads what all have written: where the last
-// round's numbers stood in the same cache lines. Unless `checked` it does not read: that is what is timed, with
-// the writes, which the signal waits for, and with the two block_sync() that the grid's exchange has.
+// In each round, every block writes, signals, waits for all blocks and reads what all have written. The same cache
+// lines held the numbers of an earlier round. Unless `checked`, it does not read: this is what is timed, with the
+// writes, for which the signal waits, and with the two block_sync() of the grid's exchange.
 int rounds = 2000;
 uint64_t wait_limit = 20'000'000'000;  // nanoseconds
 template <bool checked>
@@ -273,9 +274,9 @@ Run run_counter(int blocks, int shared) {
 }
 int blocks_of_large_grid() { return std::min(128, attribute(cudaDevAttrMultiProcessorCount)); }
 
-// The same through the shared memory of a cluster: two buffers behind the barriers at 0 and 8, at the memory's
-// far end. Every word that is ever pushed is another number, so that none can come from another round, cluster
-// or block, or go to another, unseen. Unless `checked` nobody reads them: pushes and waits are what is timed.
+// The same through the shared memory of a cluster. The barriers are at 0 and 8, the two buffers at the far end of the
+// memory. Every pushed word is a different number, so the test sees each word that comes from another round, cluster or
+// block, or goes to another. Unless `checked`, it does not read them: pushes and waits are what is timed.
 constexpr int kPushThreads = 64;
 template <bool checked>
 __global__ void push_kernel(int rounds, uint64_t wait_limit, int shared_bytes, int blocks, uint32_t* wrong) {
@@ -320,7 +321,7 @@ int clusters_at_once(int blocks) {
   const Launch launch(push_kernel<checked>, push_shape(blocks, 1));
   int clusters = 0;
   if (cudaOccupancyMaxActiveClusters(&clusters, push_kernel<checked>, &launch.config) != cudaSuccess) {
-    cudaGetLastError();  // a device may know no clusters of this size
+    cudaGetLastError();  // the device may not support clusters of this size
     return 0;
   }
   return clusters;
@@ -453,7 +454,7 @@ bool run_tests(int capability) {
   return right;
 }
 
-// Of several launches the shortest: the first one loads the kernel, and the clocks rise.
+// The shortest of several launches: the first one loads the kernel, and the clocks rise.
 void print_time(const std::string& name, const std::function<float()>& milliseconds_of_a_launch) {
   float shortest = INFINITY;
   for (int i = 0; i < 6; ++i) shortest = std::min(shortest, milliseconds_of_a_launch());

@@ -1,8 +1,8 @@
 #pragma once
 
-// The execution context of csrc/cuda/sweep.h on the host: a warp is a thread, a register of a warp is an array,
-// shared memory is a heap buffer, and what the device orders by release and acquire is ordered by atomics, so
-// that ThreadSanitizer sees every access that is not.
+// The execution context of csrc/cuda/persistent/recurrence_loop.h on the host. A warp is a thread, a register of a warp
+// is an array, and shared memory is a heap buffer. Atomics order what release and acquire order on the device, so
+// ThreadSanitizer sees every access that is not ordered.
 
 #include <array>
 #include <atomic>
@@ -16,19 +16,19 @@
 #include <thread>
 #include <vector>
 
+#include "cuda/persistent/elements.h"
 #include "cuda/plan.h"
-#include "cuda/product.h"
 
 namespace fastrnn::host {
 
-// Faults that can be planted, each of which the runner must catch.
+// Faults that can be planted. The runner must catch each of them.
 enum class Fault {
   none,
-  relaxed_signal,  // data is announced without release and acquire
-  missing_wait,    // nobody waits for it
-  lost_signal,     // it is never announced
+  relaxed_signal,  // signals have no release and acquire
+  missing_wait,    // no warp waits for data
+  lost_signal,     // a signal gets lost
   single_buffer,   // the two buffers of the exchange, or of the partial sums, are one
-  short_tail,      // the last tile along k is left out where it is not full
+  short_tail,      // the last tile along k is left out if it is not full
 };
 
 [[noreturn]] inline void fail(const char* what) {
@@ -51,66 +51,66 @@ void spin(const Ready& ready) {
   }
 }
 
-// Where `count` threads meet, again and again.
-class Meeting {
+// A barrier for `count` threads, which can be used again.
+class ThreadBarrier {
  public:
-  explicit Meeting(int count) : count(count), left(count) {}
-  void arrive() {
-    std::unique_lock<std::mutex> lock(mutex);
-    const int64_t mine = generation;
-    if (--left == 0) {
-      left = count;
-      ++generation;
-      all.notify_all();
-    } else if (!all.wait_for(lock, kLongestWait, [&] { return generation != mine; })) {
+  explicit ThreadBarrier(int count) : count_(count), left_(count) {}
+  void wait() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    const int64_t mine = generation_;
+    if (--left_ == 0) {
+      left_ = count_;
+      ++generation_;
+      all_.notify_all();
+    } else if (!all_.wait_for(lock, kLongestWait, [&] { return generation_ != mine; })) {
       fail("a wait was not answered in time");
     }
   }
 
  private:
-  const int count;
-  int left;
-  int64_t generation = 0;
-  std::mutex mutex;
-  std::condition_variable all;
+  const int count_;
+  int left_;
+  int64_t generation_ = 0;
+  std::mutex mutex_;
+  std::condition_variable all_;
 };
 
-// A barrier in shared memory that counts bytes: one arrival, and as many bytes as are expected.
+// A barrier in shared memory. It counts one arrival, and as many bytes as are expected.
 class ByteBarrier {
  public:
   void expect(uint32_t bytes, std::memory_order order) { change(bytes - kArrival, order); }
   void complete(uint32_t bytes, std::memory_order order) { change(-int64_t{bytes}, order); }
-  bool passed(uint32_t parity, std::memory_order order) const { return phase.load(order) % 2 != parity; }
+  bool passed(uint32_t parity, std::memory_order order) const { return phase_.load(order) % 2 != parity; }
 
  private:
   static constexpr int64_t kArrival = int64_t{1} << 40;
 
   void change(int64_t by, std::memory_order order) {
-    if (pending.fetch_add(by, order) + by == 0) {
-      pending.fetch_add(kArrival, std::memory_order_relaxed);
-      phase.fetch_add(1, order);
+    if (pending_.fetch_add(by, order) + by == 0) {
+      pending_.fetch_add(kArrival, std::memory_order_relaxed);
+      phase_.fetch_add(1, order);
     }
   }
 
-  std::atomic<int64_t> pending{kArrival};
-  std::atomic<uint32_t> phase{0};
+  std::atomic<int64_t> pending_{kArrival};
+  std::atomic<uint32_t> phase_{0};
 };
 
 struct Block {
-  Block(const cuda::Plan& plan, int64_t bytes, Meeting& cluster)
+  Block(const cuda::Plan& plan, int64_t bytes, ThreadBarrier& cluster)
       : shared(new (std::align_val_t{128}) std::byte[bytes]),
-        barriers(plan.tier == 2 ? 2 * plan.tiles : 0),
+        barriers(plan.kind == cuda::Kind::cluster ? 2 * plan.tiles : 0),
         warps(plan.row_warps * plan.k_warps),
         cluster(cluster) {
-    std::memset(shared.get(), 0xff, bytes);  // NaN, as nobody has written it yet
+    std::memset(shared.get(), 0xff, bytes);  // NaN: nothing is written yet
   }
   struct Free {
     void operator()(std::byte* bytes) const { operator delete[](bytes, std::align_val_t{128}); }
   };
   std::unique_ptr<std::byte[], Free> shared;
   std::vector<ByteBarrier> barriers;
-  Meeting warps;
-  Meeting& cluster;
+  ThreadBarrier warps;
+  ThreadBarrier& cluster;
 };
 
 class HostWarp {
@@ -118,11 +118,11 @@ class HostWarp {
   template <class V>
   using var = std::array<V, 32>;
 
-  HostWarp(std::vector<std::unique_ptr<Block>>& blocks, int blocks_in_group, int block, int direction,
+  HostWarp(std::vector<std::unique_ptr<Block>>& blocks, int blocks_of_group, int block, int direction,
            int warp, Fault fault)
       : blocks_(blocks),
         me_(*blocks[block]),
-        first_peer_(block / blocks_in_group * blocks_in_group),
+        first_peer_(block / blocks_of_group * blocks_of_group),
         block_(block),
         direction_(direction),
         warp_(warp),
@@ -141,9 +141,9 @@ class HostWarp {
   V* shared(int64_t offset) const {
     return reinterpret_cast<V*>(me_.shared.get() + offset);
   }
-  void block_sync() { me_.warps.arrive(); }
+  void block_sync() { me_.warps.wait(); }
   void warp_sync() {}  // a warp is one thread
-  void cluster_sync() { me_.cluster.arrive(); }
+  void cluster_sync() { me_.cluster.wait(); }
 
   template <class V>
   var<V> shuffle_xor(const var<V>& value, int mask) {
@@ -152,30 +152,30 @@ class HostWarp {
     return result;
   }
 
-  // By the tables of the PTX manual: m16n8k16 for 16-bit numbers, m16n8k8 for tf32.
+  // As the tables of the PTX manual say: m16n8k16 for 16-bit numbers, m16n8k8 for tf32.
   template <cuda::Math math>
   static void mma(var<float> (&c)[4], const var<uint32_t> (&a)[4], const var<uint32_t> (&b)[2]) {
     constexpr bool halves = math != cuda::Math::tf32;
     constexpr int K = halves ? 16 : 8;
     float A[16][K], B[K][8];
     for (int lane = 0; lane < 32; ++lane) {
-      const int group = lane >> 2, member = lane & 3;
+      const int tile_row = lane >> 2, row_lane = lane & 3;
       for (int i = 0; i < 4; ++i) {
-        const int row = i == 0 || i == 2 ? group : group + 8;
+        const int row = i == 0 || i == 2 ? tile_row : tile_row + 8;
         if (halves) {
-          const int col = member * 2 + (i >= 2 ? 8 : 0);
+          const int col = row_lane * 2 + (i >= 2 ? 8 : 0);
           A[row][col] = number<math>(a[i][lane] & 0xffff);
           A[row][col + 1] = number<math>(a[i][lane] >> 16);
         } else {
-          A[row][member + (i >= 2 ? 4 : 0)] = number<math>(a[i][lane]);
+          A[row][row_lane + (i >= 2 ? 4 : 0)] = number<math>(a[i][lane]);
         }
       }
       for (int i = 0; i < 2; ++i) {
         if (halves) {
-          B[member * 2 + 8 * i][group] = number<math>(b[i][lane] & 0xffff);
-          B[member * 2 + 8 * i + 1][group] = number<math>(b[i][lane] >> 16);
+          B[row_lane * 2 + 8 * i][tile_row] = number<math>(b[i][lane] & 0xffff);
+          B[row_lane * 2 + 8 * i + 1][tile_row] = number<math>(b[i][lane] >> 16);
         } else {
-          B[member + 4 * i][group] = number<math>(b[i][lane]);
+          B[row_lane + 4 * i][tile_row] = number<math>(b[i][lane]);
         }
       }
     }
@@ -220,7 +220,7 @@ class HostWarp {
   static float number(uint32_t bits) {
     if constexpr (math == cuda::Math::tf32) {
       if ((bits & 0x1fff) != 0 && (bits & 0x7f800000) != 0x7f800000) fail("a number is not rounded to tf32");
-      return cuda::bit_cast<float>(bits & 0xffffe000);  // the matrix unit does not read the others
+      return cuda::bit_cast<float>(bits & 0xffffe000);  // the matrix unit does not read the other bits
     } else if constexpr (math == cuda::Math::bf16) {
       return cuda::to_real(bf16{static_cast<uint16_t>(bits)});
     } else {
@@ -235,16 +235,16 @@ class HostWarp {
   const std::memory_order release_, acquire_;
 };
 
-// Runs body(context) as every warp of a grid of `directions` times groups * blocks blocks.
+// Runs body(context) as every warp of a grid of `directions` times block_groups * blocks blocks.
 template <class Body>
 void launch(const cuda::Plan& plan, int directions, int64_t shared_bytes, Fault fault, const Body& body) {
-  const int grid = plan.blocks * plan.groups, warps = plan.row_warps * plan.k_warps;
-  std::vector<std::unique_ptr<Meeting>> clusters;
+  const int grid = plan.blocks * plan.block_groups, warps = plan.row_warps * plan.k_warps;
+  std::vector<std::unique_ptr<ThreadBarrier>> clusters;
   std::vector<std::vector<std::unique_ptr<Block>>> blocks(directions);
   std::vector<std::thread> threads;
   for (int d = 0; d < directions; ++d) {
     for (int b = 0; b < grid; ++b) {
-      if (b % plan.blocks == 0) clusters.push_back(std::make_unique<Meeting>(plan.blocks * warps));
+      if (b % plan.blocks == 0) clusters.push_back(std::make_unique<ThreadBarrier>(plan.blocks * warps));
       blocks[d].push_back(std::make_unique<Block>(plan, shared_bytes, *clusters.back()));
     }
   }

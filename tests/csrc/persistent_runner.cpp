@@ -1,9 +1,10 @@
-// Runs the persistent kernels' body (csrc/cuda/sweep.h) on the host, and compares with a plain float64 sweep.
+// Runs the body of the persistent kernels (csrc/cuda/persistent/recurrence_loop.h) on the host, and compares the
+// results with a plain float64 recurrence.
 //
 //   persistent_runner MATH [FAULT]
 //
-// MATH: ieee, tf32, fp16 or bf16. Prints one line a problem and returns 1 if one differs. With FAULT, one of
-// host_warp.h's, a few problems are run with that fault planted, and it must not return 0; `none` plants none.
+// MATH: ieee, tf32, fp16 or bf16. The program prints one line for each problem, and returns 1 if one differs. With
+// FAULT, it runs a few problems with that fault of host_warp.h planted, and must not return 0; `none` plants none.
 
 #include <cmath>
 #include <cstdint>
@@ -13,8 +14,9 @@
 #include <string>
 #include <vector>
 
+#include "cuda/persistent/recurrence_loop.h"
+#include "cuda/persistent/roles.h"
 #include "cuda/plan.h"
-#include "cuda/sweep.h"
 #include "host_warp.h"
 
 namespace fastrnn {
@@ -28,10 +30,10 @@ struct Case {
   int D;
   enum Layout { time_major, batch_major, packed } layout;
   bool nan = false;  // in h0
-  int sms = 20;      // of the device that the plan is made for
+  int sms = 20;      // of the device for which the plan is made
 };
 
-// What a math makes of a number that it multiplies.
+// A number after the rounding that a math applies to the operands of a product.
 template <Math math>
 double operand(double value) {
   using T = Stored<math>;
@@ -65,7 +67,7 @@ Numbers random_numbers(int64_t count, double bound, double (*round)(double)) {
   return numbers;
 }
 
-// A problem in float64, its results by the equations, and all of it as the kernels take it.
+// A problem in float64, its results by the equations, and the results of the kernels.
 template <class Cell, Math math>
 class Layer {
   static constexpr int G = Cell::gates, S = Cell::saved;
@@ -110,8 +112,8 @@ class Layer {
     }
   }
 
-  // The largest error of the kernels' results, in units of what rounding allows.
-  double run(int tier, int sms, Fault fault) {
+  // The largest error of the results of the kernels, in units of the tolerance.
+  double run(Kind kind, int sms, Fault fault) {
     double worst = 0;
     const auto compare = [&](const char* name, const auto& got, const Numbers& expected, double rounded) {
       double scale = 1;
@@ -129,8 +131,8 @@ class Layer {
         worst = std::max(worst, error);
       }
     };
-    // Rounding of a product's K numbers, and of what is stored each step, in units of the scale: a rounding that
-    // falls to the other side changes a number by 2 u, and what follows by about as much.
+    // The tolerance, in units of the scale: the rounding of the K numbers of a product, and of the numbers that each
+    // step stores. A number that is rounded to the other side changes by 2 u, and what follows by about as much.
     const double rounded = 8 * unit_roundoff<math>() + std::sqrt(1.0 * GH) * std::ldexp(1, -23);
 
     const auto T_of = [](const Numbers& numbers) {
@@ -157,14 +159,14 @@ class Layer {
     }
     p.h0 = h0_.data(), p.c0[0] = c0_.data();
     p.y = y_.data(), p.hn = hn_.data(), p.cn[0] = cn_.data(), p.s = s_.data(), p.c = c_.data();
-    launch<ForwardRole<Cell, math>>(tier, sms, fault, p);
+    launch<ForwardRole<Cell, math>>(kind, sms, fault, p);
     compare("y", y_, y, rounded);
     compare("hn", hn_, hn, rounded);
     if (Cell::cell_states > 0) compare("cn", cn_, cn, rounded);
     compare("s", s_, s, rounded);
     if (Cell::cell_states > 0) compare("c", c_, c_all, rounded);
 
-    // From the equations' forward, so that a fault of one does not hide in the other.
+    // The backward starts from the forward of the equations, so that a fault in one cannot hide in the other.
     y_ = T_of(y), s_ = float_of(s), c_ = float_of(c_all);
     BackwardRecurrence<T> q{};
     q.rows = rows, q.H = H, q.D = D;
@@ -177,7 +179,7 @@ class Layer {
     q.dy = dy_.data(), q.dhn = dhn_.data(), q.dcn[0] = dcn_.data();
     q.dgx = dgx_.data(), q.dgh = cells::has_split_gate<Cell> ? dgh_.data() : dgx_.data();
     q.dh0 = dh0_.data(), q.dc0[0] = dc0_.data();
-    launch<BackwardRole<Cell, math>>(tier, sms, fault, q);
+    launch<BackwardRole<Cell, math>>(kind, sms, fault, q);
     compare("dgx", dgx_, dgx, rounded);
     if (cells::has_split_gate<Cell>) compare("dgh", dgh_, dgh, rounded);
     compare("dh0", dh0_, dh0, rounded);
@@ -187,23 +189,23 @@ class Layer {
 
  private:
   template <class Role>
-  void launch(int tier, int sms, Fault fault, const typename Role::Params& p) const {
+  void launch(Kind kind, int sms, Fault fault, const typename Role::Params& p) const {
     Device device{sms, 90, 227 << 10, {}};
     for (int n = 1; n <= kMostCluster; ++n) device.clusters[n - 1] = sms / n;
-    const Plan plan = make_plan({&Cell::info, math, Role::backward, false, T_, B, H, D}, device, tier);
+    const Plan plan = make_plan({&Cell::info, math, Role::backward, false, T_, B, H, D}, device, kind);
     Tiling t = make_tiling(plan, math, warp_rows(G, Role::backward), exchange_shape(G, Role::backward, H),
                            Role::states);
     if (fault == Fault::single_buffer) t.buffer_stride = t.partial_bytes = 0;
     if (fault == Fault::short_tail) t.k_tiles = exchange_shape(G, Role::backward, H).K() / tile_shape(math).k;
     for (int d0 = 0; d0 < D; d0 += plan.directions) {
-      std::vector<uint32_t> counters(plan.directions * plan.groups * plan.tiles);
+      std::vector<uint32_t> counters(plan.directions * plan.block_groups * plan.tiles);
       host::launch(plan, plan.directions, t.bytes, fault, [&](host::HostWarp& warp) {
-        uint32_t* mine =
-            counters.data() + (warp.direction() * plan.groups + warp.block() / plan.blocks) * plan.tiles;
-        if (tier == 1) {
-          Sweep<host::HostWarp, Role, 1>::run(warp, p, t, d0 + warp.direction(), mine);
+        uint32_t* mine = counters.data() +
+                         (warp.direction() * plan.block_groups + warp.block() / plan.blocks) * plan.tiles;
+        if (kind == Kind::grid) {
+          RecurrenceLoop<host::HostWarp, Role, Kind::grid>::run(warp, p, t, d0 + warp.direction(), mine);
         } else {
-          Sweep<host::HostWarp, Role, 2>::run(warp, p, t, d0 + warp.direction(), mine);
+          RecurrenceLoop<host::HostWarp, Role, Kind::cluster>::run(warp, p, t, d0 + warp.direction(), mine);
         }
       });
     }
@@ -287,7 +289,7 @@ class Layer {
   Numbers y, hn, cn, s, c_all, dgx, dgh, dh0, dc0;
 };
 
-// Every size with every other, and the rest in turn.
+// All combinations of the sizes; the other properties change in turn.
 std::vector<Case> all_cases() {
   std::vector<Case> cases;
   int number = 0;
@@ -302,7 +304,7 @@ std::vector<Case> all_cases() {
   }
   return cases;
 }
-// Threads are slow to watch over; these have what a fault needs to show.
+// ThreadSanitizer is slow. These few problems have all that a fault needs to show.
 const std::vector<Case> kFewCases = {
     {30, 9, 40, 1, Case::packed},     {4, 33, 150, 1, Case::time_major, false, 6},
     {6, 9, 72, 2, Case::batch_major}, {2, 3, 1, 1, Case::time_major},
@@ -314,12 +316,12 @@ bool run_cases(const std::vector<Case>& cases, Fault fault) {
   bool right = true;
   for (const Case& c : cases) {
     Layer<Cell, math> problem(c);
-    for (const int tier : {1, 2}) {
-      std::printf("%-8s tier %d T=%-2d B=%-2d H=%-3d D=%d layout %d%s: ", Cell::info.name, tier,
+    for (const Kind kind : {Kind::grid, Kind::cluster}) {
+      std::printf("%-8s %-7s T=%-2d B=%-2d H=%-3d D=%d layout %d%s: ", Cell::info.name, name_of(kind),
                   static_cast<int>(c.T), static_cast<int>(c.B), static_cast<int>(c.H), c.D, c.layout,
                   c.nan ? ", NaN" : "");
       try {
-        const double worst = problem.run(tier, c.sms, fault);
+        const double worst = problem.run(kind, c.sms, fault);
         std::printf("%.3f of the tolerance\n", worst);
         right = right && worst <= 1;
       } catch (const std::runtime_error& error) {  // of make_plan

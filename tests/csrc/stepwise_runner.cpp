@@ -1,10 +1,10 @@
-// Runs tier 0 and the products around it (csrc/cuda/passes.h) on the host, forward and backward:
+// Runs stepwise plans, and the products before and after the recurrence, on the host (csrc/cuda/layer_passes.h):
 //
 //   stepwise_runner CELL DTYPE ORDER INPUT OUTPUT
 //
-// ORDER is `ascending` or `descending`: in which order the indices of a kernel are taken; results must not
-// depend on it. INPUT is a sequence of arrays, each an int64 number of bytes, -1 for a null pointer, and then
-// the bytes (tests/test_stepwise.py writes it). OUTPUT gets the results in the same form.
+// ORDER is `ascending` or `descending`: the order of the indices in a kernel. The results must not depend on it. INPUT
+// is a sequence of arrays: an int64 number of bytes (-1 for a null pointer), and then the bytes. tests/test_stepwise.py
+// writes it. OUTPUT gets the results in the same form.
 
 #include <cstdio>
 #include <cstring>
@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "cells/registry.h"
-#include "cuda/passes.h"
+#include "cuda/layer_passes.h"
 
 namespace fastrnn::cuda {
 namespace {
@@ -64,7 +64,7 @@ class HostQueue {
   static int64_t recurrence_bytes(const Plan&) { return 0; }
   template <class Cell, class Recurrence>
   void run_recurrence(const Plan&, const Recurrence&, void*) {
-    throw std::logic_error("only tier 0 runs here");
+    throw std::logic_error("only a stepwise plan runs here");
   }
 
  private:
@@ -99,7 +99,7 @@ class Input {
   std::deque<std::vector<char>> buffers_;
 };
 
-// Results, in the order in which they were asked for. Bytes of 0xff, a NaN in every dtype, until written.
+// The results, in the order of the calls. Until it is written, each is bytes of 0xff: a NaN in every dtype.
 class Output {
  public:
   template <class T>
@@ -126,7 +126,7 @@ class Output {
 
 template <class Pass, class Params>
 void run(const Params& p, HostQueue& queue) {
-  const Plan plan{};  // tier 0
+  const Plan plan{};  // stepwise
   Arena size(nullptr);
   Pass(p, plan, size);
   std::vector<char> block(size.bytes() + Arena::kAlignment, '\xff');
@@ -169,7 +169,7 @@ void solve(Input& input, Output& output, HostQueue queue) {
   p.dcn[0] = input.next<T>();
 
   const int64_t R = rows.total(), DB = p.D * rows.B, GH = Cell::gates * p.H, C = Cell::cell_states;
-  // Once as without a gradient to come, once as with one.
+  // Once as if no backward follows, once as if one does.
   ForwardParams<T> forward{};
   static_cast<LayerParams<T>&>(forward) = given;
   forward.y = output.take<T>(true, R * p.D * p.P);
@@ -194,7 +194,7 @@ void solve(Input& input, Output& output, HostQueue queue) {
                      output.take<T>(weights_wanted && w.W_hr, p.P * p.H),
                      {}};
   }
-  // As csrc/torch/layer.cpp: a single step comes without y unless the cell saves nothing else.
+  // As csrc/torch/layer.cpp does: a single step has no y, unless the cell saves nothing else.
   if (rows.T == 1 && Cell::saved > 0) p.y = nullptr;
   run<LayerBackward<HostQueue, Cell, T>>(p, queue);
 }

@@ -7,13 +7,13 @@
 #include "cuda/numbers.h"
 #include "cuda/recurrence.h"
 
-// The bodies of the kernels beside the products: function objects that a queue calls for every (i, row,
-// column) of a box of indices, each once and in any order. On the device a thread has some indices, on the host they
-// are a loop (tests/csrc).
+// The bodies of the kernels between the products. A body is a function object: a queue calls it once for every index
+// (i, row, column) of a box, in any order. On the device each thread has some indices; on the host a loop has all of
+// them (tests/csrc).
 
 namespace fastrnn::cuda {
 
-// to[i] = from[i], or zero without a `from`.
+// to[i] = from[i], or zero if `from` is null.
 template <class From, class To>
 struct Assign {
   const From* from;
@@ -26,22 +26,12 @@ struct Assign {
   }
 };
 
-// A few numbers of the host, as part of the kernel's arguments: nothing has to outlive the call, and a
-// captured graph has its own copy of them.
-struct Upload {
-  static constexpr int64_t kMost = 448;
-  int64_t value[kMost];
-  int64_t* to;
-
-  FASTRNN_INLINE void operator()(int64_t, int64_t, int64_t i) const { to[i] = value[i]; }
-};
-
-// The rows of a step: sequence b < n has row first + b * stride_b.
+// The rows of a step. Sequence b < n has row first + b * stride_b.
 struct StepRows {
   int64_t first, n;
 };
 
-// A step of the cell for both directions, (d, b, unit), once its share from the hidden state is there.
+// A step of the cell, for (d, b, unit). The hidden state's share gh has been computed.
 template <class Cell, class T>
 struct CellForward {
   using V = Real<T>;
@@ -87,7 +77,7 @@ struct CellForward {
   }
 };
 
-// y's rows of a step from the projected state, (d, b, p).
+// Copies the projected state to y's rows of a step, for (d, b, p).
 template <class T>
 struct StoreOutput {
   StepRows step[2];
@@ -102,7 +92,7 @@ struct StoreOutput {
   }
 };
 
-// With a projection: the gradient of a step's h, (d, b, p), complete. What it adds to the state's is taken.
+// With a projection: the whole gradient of a step's h, for (d, b, p): of the state and of y. It leaves zero in dh.
 template <class T>
 struct TakeGradient {
   StepRows step[2];
@@ -123,7 +113,7 @@ struct TakeGradient {
   }
 };
 
-// The gate gradients of a step, (d, b, unit).
+// The gate gradients of a step, for (d, b, unit).
 template <class Cell, class T>
 struct CellBackward {
   using V = Real<T>;
@@ -195,72 +185,6 @@ struct CellBackward {
       dgx[gate] = of_x;
       if constexpr (cells::has_split_gate<Cell>) dgh[gate] = of_h;
       dgh_step[(d * B + b) * G * H + g * H + unit] = of_h;
-    }
-  }
-};
-
-// h before each step, (t, b, column), column < D*P: the row of the step before in the direction's order, or
-// h0.
-template <class T>
-struct GatherPrevious {
-  DeviceRows rows;
-  int64_t P;
-  int D;
-  const T* y;   // [R, D*P]
-  const T* h0;  // [D, B, P] or null (zeros)
-  T* to;        // [R, D*P]
-
-  FASTRNN_INLINE int64_t n(int64_t t) const {
-    return rows.offsets ? rows.offsets[t + 1] - rows.offsets[t] : rows.B;
-  }
-  FASTRNN_INLINE int64_t row(int64_t t, int64_t b) const {
-    return (rows.offsets ? rows.offsets[t] : t * rows.stride_t) + b * rows.stride_b;
-  }
-
-  FASTRNN_INLINE void operator()(int64_t t, int64_t b, int64_t column) const {
-    if (b >= n(t)) return;
-    const bool reverse = column >= P;
-    const int64_t width = D * P, before = reverse ? t + 1 : t - 1;
-    T& h = to[row(t, b) * width + column];
-    if (before >= 0 && before < rows.T && b < n(before)) {
-      h = y[row(before, b) * width + column];
-    } else {
-      const int64_t p = reverse ? column - P : column;
-      h = h0 ? h0[((reverse ? rows.B : 0) + b) * P + p] : from_real<T>(0);
-    }
-  }
-};
-
-// Column sums of a matrix [R, width] in two passes, each sum in the order of the rows.
-// First: part i of the rows, (0, i, column).
-template <class T>
-struct SumPart {
-  const T* from;  // [R, width]
-  int64_t R, width, part;
-  Real<T>* sums;  // [parts, width]
-
-  FASTRNN_INLINE void operator()(int64_t, int64_t i, int64_t column) const {
-    const int64_t end = (i + 1) * part < R ? (i + 1) * part : R;
-    Real<T> sum = 0;
-    for (int64_t row = i * part; row < end; ++row) sum += to_real(from[row * width + column]);
-    sums[i * width + column] = sum;
-  }
-};
-// Second: a block's columns of all parts, (block, 0, column).
-template <class T>
-struct SumParts {
-  // [columns]: for each block up to two places, or null. Blocks are directions, or their unit vectors.
-  using Targets = std::array<std::array<T*, 2>, 2 * kMostUnitVectors>;
-
-  const Real<T>* sums;  // [parts, blocks*columns]
-  int64_t parts, width, columns;
-  Targets to;
-
-  FASTRNN_INLINE void operator()(int64_t block, int64_t, int64_t column) const {
-    Real<T> sum = 0;
-    for (int64_t i = 0; i < parts; ++i) sum += sums[i * width + block * columns + column];
-    for (T* place : to[block]) {
-      if (place) place[column] = from_real<T>(sum);
     }
   }
 };

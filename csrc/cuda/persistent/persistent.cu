@@ -1,35 +1,37 @@
-// The persistent kernels, compiled once for each math: FASTRNN_MATH is ieee, tf32, fp16 or bf16.
+// The persistent kernels. This file is compiled once for each math: FASTRNN_MATH is ieee, tf32, fp16 or bf16.
 
 #include <type_traits>
 
 #include "cells/registry.h"
 #include "cuda/device.h"
-#include "cuda/device_warp.cuh"
-#include "cuda/persistent.h"
-#include "cuda/sweep.h"
+#include "cuda/persistent/device_warp.cuh"
+#include "cuda/persistent/persistent.h"
+#include "cuda/persistent/recurrence_loop.h"
+#include "cuda/persistent/roles.h"
 
 namespace fastrnn::cuda::persistent {
 
 namespace {
 
-// Counters of tier 1: one for each direction, group and tile.
-template <class Role, int tier>
+// counters: of a grid, one for each direction, block group and tile.
+template <class Role, Kind kind>
 __global__ void __launch_bounds__(32 * kMostWarps, 1)
-    sweep(const __grid_constant__ typename Role::Params p, const __grid_constant__ Tiling t,
-          int first_direction, uint32_t* counters, uint64_t longest_wait) {
-  // Launched on devices that can, see make_plan; older ones have not the instructions.
+    persistent_recurrence(const __grid_constant__ typename Role::Params p, const __grid_constant__ Tiling t,
+                          int first_direction, uint32_t* counters, uint64_t longest_wait) {
+  // make_plan chooses a kind only for devices that have its instructions. For older ones the kernel is empty.
 #if __CUDA_ARCH__ >= 900
-  constexpr int last_tier = 2;
+  constexpr Kind last_kind = Kind::cluster;
 #elif __CUDA_ARCH__ >= 800
-  constexpr int last_tier = 1;
+  constexpr Kind last_kind = Kind::grid;
 #else
-  constexpr int last_tier = 0;
+  constexpr Kind last_kind = Kind::stepwise;
 #endif
-  if constexpr (tier <= last_tier) {
+  if constexpr (kind <= last_kind) {
     DeviceWarp warp(longest_wait);
-    const int group = warp.block() / t.blocks;
-    Sweep<DeviceWarp, Role, tier>::run(warp, p, t, first_direction + warp.direction(),
-                                       counters + (warp.direction() * t.groups + group) * t.tiles);
+    const int block_group = warp.block() / t.blocks;
+    RecurrenceLoop<DeviceWarp, Role, kind>::run(
+        warp, p, t, first_direction + warp.direction(),
+        counters + (warp.direction() * t.block_groups + block_group) * t.tiles);
   }
 }
 
@@ -39,17 +41,17 @@ Tiling tiling_of(const Plan& plan, int64_t H) {
                      exchange_shape(Role::G, Role::backward, H), Role::states);
 }
 
-// A launch of `directions` directions; what its attributes point to stands beside it.
+// The configuration of a launch, and the attribute that it points to.
 struct Launch {
   cudaLaunchConfig_t config{};
   cudaLaunchAttribute attribute{};
 
   Launch(const Plan& plan, cudaStream_t stream) {
-    config.gridDim = dim3(plan.blocks * plan.groups, plan.directions);
+    config.gridDim = dim3(plan.blocks * plan.block_groups, plan.directions);
     config.blockDim = dim3(plan.threads());
     config.dynamicSmemBytes = plan.shared_bytes;
     config.stream = stream;
-    if (plan.tier == 1) {
+    if (plan.kind == Kind::grid) {
       attribute.id = cudaLaunchAttributeCooperative;  // all blocks at once, or an error
       attribute.val.cooperative = 1;
     } else {
@@ -62,22 +64,24 @@ struct Launch {
   Launch(const Launch&) = delete;
 };
 
-// Both tiers' kernels have the same arguments.
+// The kernels of both kinds have the same arguments.
 template <class Role>
 auto kernel_of(const Plan& plan) {
-  return plan.tier == 1 ? sweep<Role, 1> : sweep<Role, 2>;
+  return plan.kind == Kind::grid ? persistent_recurrence<Role, Kind::grid>
+                                 : persistent_recurrence<Role, Kind::cluster>;
 }
 
-// Lets a kernel have what any plan may ask for: once on each device, since two threads with different plans would
-// take it from each other, and since this loads the kernel. Whether that went well.
-template <class Role, int tier>
+// Allows a kernel the most shared memory and the largest clusters that any plan asks for. Returns whether the driver
+// accepts it. This is done once on each device: it loads the kernel, and threads with different plans would overwrite
+// each other's limits.
+template <class Role, Kind kind>
 bool prepare() {
   static EachDevice<bool> prepared;
   return prepared.get([] {
-    const auto kernel = sweep<Role, tier>;
+    const auto kernel = persistent_recurrence<Role, kind>;
     return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                 static_cast<int>(current_device().shared_bytes)) == cudaSuccess &&
-           (tier == 1 ||
+           (kind == Kind::grid ||
             cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess);
   });
 }
@@ -86,19 +90,19 @@ template <class Role>
 bool fits_role(const Plan& plan) {
   const auto kernel = kernel_of<Role>(plan);
   bool fits = false;
-  if (plan.tier == 1 ? prepare<Role, 1>() : prepare<Role, 2>()) {
+  if (plan.kind == Kind::grid ? prepare<Role, Kind::grid>() : prepare<Role, Kind::cluster>()) {
     Launch launch(plan, nullptr);
     int resident = 0;
-    if (plan.tier == 2) {
+    if (plan.kind == Kind::cluster) {
       fits = cudaOccupancyMaxActiveClusters(&resident, kernel, &launch.config) == cudaSuccess &&
-             resident >= plan.groups * plan.directions;
+             resident >= plan.block_groups * plan.directions;
     } else {
       fits = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, plan.threads(),
                                                            plan.shared_bytes) == cudaSuccess &&
-             resident * current_device().sms >= plan.blocks * plan.groups * plan.directions;
+             resident * current_device().sms >= plan.blocks * plan.block_groups * plan.directions;
     }
   }
-  if (!fits) cudaGetLastError();  // what the queries left behind is nobody's error
+  if (!fits) cudaGetLastError();  // clear what the queries left: it is no error of a later call
   return fits;
 }
 
@@ -110,7 +114,7 @@ cudaError_t launch_role(const Plan& plan, const typename Role::Params& p, void* 
   const uint64_t wait = longest_wait();
   cudaError_t error = cudaSuccess;
   for (int d = 0; d < p.D && error == cudaSuccess; d += plan.directions) {
-    if (plan.tier == 1) {
+    if (plan.kind == Kind::grid) {
       error = cudaMemsetAsync(counters, 0, workspace_bytes(plan), stream);
       if (error != cudaSuccess) break;
     }
@@ -123,7 +127,7 @@ cudaError_t launch_role(const Plan& plan, const typename Role::Params& p, void* 
 }  // namespace
 
 template <class Cell, Math math>
-bool Kernels<Cell, math>::fits(const Plan& plan, bool backward) {
+bool PersistentKernels<Cell, math>::fits(const Plan& plan, bool backward) {
   if constexpr (!has_persistent_kernels(Cell::info))
     return false;
   else
@@ -131,8 +135,8 @@ bool Kernels<Cell, math>::fits(const Plan& plan, bool backward) {
 }
 
 template <class Cell, Math math>
-cudaError_t Kernels<Cell, math>::forward(const Plan& plan, const Recurrence<Stored<math>>& p, void* workspace,
-                                         cudaStream_t stream) {
+cudaError_t PersistentKernels<Cell, math>::forward(const Plan& plan, const Recurrence<Stored<math>>& p,
+                                                   void* workspace, cudaStream_t stream) {
   if constexpr (!has_persistent_kernels(Cell::info))
     return cudaErrorInvalidValue;
   else
@@ -140,15 +144,16 @@ cudaError_t Kernels<Cell, math>::forward(const Plan& plan, const Recurrence<Stor
 }
 
 template <class Cell, Math math>
-cudaError_t Kernels<Cell, math>::backward(const Plan& plan, const BackwardRecurrence<Stored<math>>& p,
-                                          void* workspace, cudaStream_t stream) {
+cudaError_t PersistentKernels<Cell, math>::backward(const Plan& plan,
+                                                    const BackwardRecurrence<Stored<math>>& p,
+                                                    void* workspace, cudaStream_t stream) {
   if constexpr (!has_persistent_kernels(Cell::info))
     return cudaErrorInvalidValue;
   else
     return launch_role<BackwardRole<Cell, math>>(plan, p, workspace, stream);
 }
 
-#define FASTRNN_CELL(Cell) template struct Kernels<cells::Cell, Math::FASTRNN_MATH>;
+#define FASTRNN_CELL(Cell) template struct PersistentKernels<cells::Cell, Math::FASTRNN_MATH>;
 FASTRNN_FOR_EACH_CELL(FASTRNN_CELL)
 #undef FASTRNN_CELL
 

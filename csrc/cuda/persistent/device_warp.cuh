@@ -2,17 +2,17 @@
 
 #include <cuda_runtime.h>
 
-#include "cuda/product.h"
+#include "cuda/persistent/elements.h"
 
-// The execution context of csrc/cuda/sweep.h on a device: thin wrappers of PTX instructions.
+// The execution context of csrc/cuda/persistent/recurrence_loop.h on a device: thin wrappers around PTX instructions.
 
 namespace fastrnn::cuda {
 
 class DeviceWarp {
  public:
-  // longest_wait: nanoseconds, or 0 for no limit. A longer wait means that a block is lost. The trap ends the
-  // kernel, and the next synchronisation reports it: nothing hangs.
-  __device__ __forceinline__ explicit DeviceWarp(uint64_t longest_wait) : longest_wait(longest_wait) {}
+  // longest_wait: nanoseconds, or 0 for no limit. A longer wait means that a block is lost. Then a trap ends the
+  // kernel, and the next synchronisation reports it. So nothing hangs.
+  __device__ __forceinline__ explicit DeviceWarp(uint64_t longest_wait) : longest_wait_(longest_wait) {}
 
   template <class V>
   struct var {
@@ -62,7 +62,7 @@ class DeviceWarp {
 #undef FASTRNN_MMA
   }
 
-  // The second-level cache is where blocks meet; the first-level one may hold what the address had before.
+  // Reads from the second-level cache, which all blocks share. The first-level cache may hold an old value.
   template <class V>
   __device__ __forceinline__ V load_fresh(const void* address) const {
     if constexpr (sizeof(V) == 16) {
@@ -74,7 +74,7 @@ class DeviceWarp {
     }
   }
 
-  // After a block_sync() one lane's release covers what the whole block has written.
+  // After a block_sync(), the release of one lane covers all that the block has written.
   __device__ __forceinline__ void signal(uint32_t* counter) const {
     if (lane() == 0) {
       asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
@@ -95,7 +95,7 @@ class DeviceWarp {
         "barrier.cluster.wait.acquire.aligned;" ::
             : "memory");
   }
-  // The next cluster_sync() makes it known to the other blocks.
+  // The other blocks see the barrier after the next cluster_sync().
   __device__ __forceinline__ void barrier_init(int64_t at) const {
     if (lane() == 0) {
       asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address(at)) : "memory");
@@ -108,8 +108,8 @@ class DeviceWarp {
                    : "memory");
     }
   }
-  // What is pushed lies in the block's own shared memory, so the block's scope, the default, is enough. That of
-  // the cluster would empty the first-level cache at every poll.
+  // The pushed data is in the shared memory of this block, so the scope of the block, the default, is enough. The
+  // scope of the cluster would empty the first-level cache at every poll.
   __device__ __forceinline__ void barrier_wait(int64_t at, uint32_t parity) const {
     wait(true, [&] {
       uint32_t passed;
@@ -146,14 +146,14 @@ class DeviceWarp {
 
   template <class Ready>
   __device__ __forceinline__ void wait(bool limited, const Ready& ready) const {
-    // The clock takes long to read.
+    // To read the clock takes long.
     constexpr uint32_t kPollsPerLook = 256;
     uint64_t begin = 0;
     for (uint32_t polls = 1; !ready(); ++polls) {
-      if (polls % kPollsPerLook != 0 || !limited || longest_wait == 0) continue;
+      if (polls % kPollsPerLook != 0 || !limited || longest_wait_ == 0) continue;
       const uint64_t time = now();
       if (begin == 0) begin = time;
-      if (time - begin > longest_wait) __trap();
+      if (time - begin > longest_wait_) __trap();
     }
   }
   __device__ __forceinline__ uint64_t now() const {
@@ -162,7 +162,7 @@ class DeviceWarp {
     return time;
   }
 
-  const uint64_t longest_wait;
+  const uint64_t longest_wait_;
 };
 
 }  // namespace fastrnn::cuda

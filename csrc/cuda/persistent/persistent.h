@@ -2,41 +2,42 @@
 
 #include <cuda_runtime_api.h>
 
+#include "cuda/persistent/elements.h"
 #include "cuda/plan.h"
-#include "cuda/product.h"
 #include "cuda/recurrence.h"
 
-// Tiers 1 and 2: the whole recurrence in one launch (or one a direction, see Plan::directions).
+// Grid and cluster plans: one launch computes the whole recurrence, or that of one direction (Plan::directions).
 
 namespace fastrnn::cuda::persistent {
 
-// Bytes of global memory that a launch needs, uninitialised, aligned for uint32_t.
+// The bytes of global memory that a launch needs: uninitialised, aligned for uint32_t.
 inline int64_t workspace_bytes(const Plan& plan) {
-  return plan.tier == 1 ? int64_t{4} * plan.directions * plan.groups * plan.tiles : 0;
+  return plan.kind == Kind::grid ? int64_t{4} * plan.directions * plan.block_groups * plan.tiles : 0;
 }
 
-// On the current device. Defined in persistent.cu for every cell and math but fp64.
+// Functions for the current device. persistent.cu defines them for every cell and every math but fp64.
 template <class Cell, Math math>
-struct Kernels {
-  // Whether the device can hold the plan's blocks at once. Asked before the first launch of a plan.
+struct PersistentKernels {
+  // Whether the device can hold all blocks of the plan at once. It is called before the first launch of a plan.
   static bool fits(const Plan& plan, bool backward);
 
-  // In stream order, without host synchronisation. Return the launch's error.
+  // Run in stream order. The host does not wait. They return the error of the launch.
   static cudaError_t forward(const Plan& plan, const Recurrence<Stored<math>>& p, void* workspace,
                              cudaStream_t stream);
   static cudaError_t backward(const Plan& plan, const BackwardRecurrence<Stored<math>>& p, void* workspace,
                               cudaStream_t stream);
 };
 
-// Calls f with the Kernels of a cell for numbers stored as T.
+// Calls f with the PersistentKernels of a cell, for numbers that are stored as T.
 template <class Cell, class T, class F>
 auto with_kernels(Math math, const F& f) {
   if constexpr (std::is_same_v<T, bf16>) {
-    return f(Kernels<Cell, Math::bf16>{});
+    return f(PersistentKernels<Cell, Math::bf16>{});
   } else if constexpr (std::is_same_v<T, fp16>) {
-    return f(Kernels<Cell, Math::fp16>{});
+    return f(PersistentKernels<Cell, Math::fp16>{});
   } else {
-    return math == Math::tf32 ? f(Kernels<Cell, Math::tf32>{}) : f(Kernels<Cell, Math::ieee>{});
+    return math == Math::tf32 ? f(PersistentKernels<Cell, Math::tf32>{})
+                              : f(PersistentKernels<Cell, Math::ieee>{});
   }
 }
 
@@ -53,7 +54,7 @@ template <class Cell, class T>
 cudaError_t forward(const Plan& plan, Math math, const Recurrence<T>& p, void* workspace,
                     cudaStream_t stream) {
   if constexpr (std::is_same_v<T, double>) {
-    return cudaErrorInvalidValue;  // make_plan gives fp64 tier 0
+    return cudaErrorInvalidValue;  // make_plan gives fp64 a stepwise plan
   } else {
     return with_kernels<Cell, T>(math,
                                  [&](auto kernels) { return kernels.forward(plan, p, workspace, stream); });

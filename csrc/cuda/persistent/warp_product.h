@@ -2,101 +2,50 @@
 
 #include <type_traits>
 
-#include "cuda/numbers.h"
-#include "cuda/tiling.h"
+#include "cuda/persistent/elements.h"
+#include "cuda/persistent/tiling.h"
 
-// A warp's product of weights that stay in its registers with the exchanged vectors in shared memory. Written
-// at warp granularity over an execution context Ctx (csrc/cuda/sweep.h says what that is).
-
-#if defined(__CUDACC__)
-#define FASTRNN_DEVICE __device__ __forceinline__
-#define FASTRNN_UNROLL _Pragma("unroll")
-#else
-#define FASTRNN_DEVICE inline
-#define FASTRNN_UNROLL
-#endif
+// The product of a warp: weights that stay in its registers, times the exchanged vectors in shared memory. Ctx is an
+// execution context (csrc/cuda/persistent/recurrence_loop.h).
 
 namespace fastrnn::cuda {
 
-// What a math stores in global memory, and what it reads from shared memory.
-template <Math math>
-struct MathTypes {
-  using Stored = float;
-  using Element = float;
-};
-template <>
-struct MathTypes<Math::bf16> {
-  using Stored = bf16;
-  using Element = uint16_t;
-};
-template <>
-struct MathTypes<Math::fp16> {
-  using Stored = fp16;
-  using Element = uint16_t;
-};
-template <Math math>
-using Stored = typename MathTypes<math>::Stored;
-template <Math math>
-using Element = typename MathTypes<math>::Element;
-
-template <Math math>
-FASTRNN_DEVICE Element<math> to_element(Stored<math> value) {
-  if constexpr (math == Math::tf32) {
-    return to_tf32(value);
-  } else {
-    return bit_cast<Element<math>>(value);
-  }
-}
-
-struct alignas(16) Quad {
-  uint32_t of[4];
-};
-
-// Reads as V what stands at an address that is aligned for it.
-template <class V>
-FASTRNN_DEVICE V read_as(const void* address) {
-#if defined(__CUDA_ARCH__)
-  return *static_cast<const V*>(address);
-#else
-  V value;
-  memcpy(&value, address, sizeof(V));
-  return value;
-#endif
-}
-
-// [16 row_tiles, k_slice] weights of a warp. A lane's coordinates in a tile, from the matrix unit's definition:
-// `group` = lane / 4 is a row of the weights or a sequence, `member` = lane % 4 an index along k, or a pair of
-// sequences of the result.
+// A warp has [16 row_tiles, k_slice] weights. The matrix unit defines the coordinates of a lane in a tile: `tile_row` =
+// lane / 4 is a row of the weights or a sequence; `row_lane` = lane % 4 is an index along k, or a pair of sequences of
+// the result.
 template <class Ctx, Math math, int row_tiles, int batch_tiles>
-class Product {
+class WarpProduct {
   static constexpr TileShape kTile = tile_shape(math);
   static constexpr int kTiles = kWeightWords / (row_tiles * kTile.words);
   template <class V>
   using var = typename Ctx::template var<V>;
 
  public:
-  // element(row, k): of the warp's rows, and its slice along k. Called by all warps of a block.
+  // element(row, k): the weight of a row of the warp, at k of its slice. All warps of a block must call this.
   template <class F>
   FASTRNN_DEVICE void load_weights(Ctx& ctx, const F& element) {
     FASTRNN_UNROLL
     for (int kt = 0; kt < kTiles; ++kt) {
-      // Keeps the compiler from having more loads under way than it has registers for.
+      // A barrier keeps the compiler from starting more loads than it has registers for.
       if (kt % kTilesPerCheck == 0) ctx.block_sync();
       FASTRNN_UNROLL
       for (int m = 0; m < row_tiles; ++m) {
         FASTRNN_UNROLL
         for (int word = 0; word < kTile.words; ++word) {
           ctx.lanes([&](int lane) {
-            const int group = lane / 4, member = lane % 4;
+            const int tile_row = lane / 4, row_lane = lane % 4;
             if constexpr (math == Math::ieee) {
-              const int row = 16 * m + group + 8 * (word / 4), k = kt * kTile.k + 4 * member + word % 4;
-              weights[m][kt][word][lane] = bit_cast<uint32_t>(element(row, k));
+              const int row = 16 * m + tile_row + 8 * (word / 4), k = kt * kTile.k + 4 * row_lane + word % 4;
+              weights_[m][kt][word][lane] = bit_cast<uint32_t>(element(row, k));
             } else if constexpr (math == Math::tf32) {
-              const int row = 16 * m + group + 8 * (word % 2), k = kt * kTile.k + member + 4 * (word / 2);
-              weights[m][kt][word][lane] = bit_cast<uint32_t>(element(row, k));
+              const int row = 16 * m + tile_row + 8 * (word % 2),
+                        k = kt * kTile.k + row_lane + 4 * (word / 2);
+              weights_[m][kt][word][lane] = bit_cast<uint32_t>(element(row, k));
             } else {
-              const int row = 16 * m + group + 8 * (word % 2), k = kt * kTile.k + 2 * member + 8 * (word / 2);
-              weights[m][kt][word][lane] = element(row, k) | static_cast<uint32_t>(element(row, k + 1)) << 16;
+              const int row = 16 * m + tile_row + 8 * (word % 2),
+                        k = kt * kTile.k + 2 * row_lane + 8 * (word / 2);
+              weights_[m][kt][word][lane] = element(row, k) | static_cast<uint32_t>(element(row, k + 1))
+                                                                  << 16;
             }
           });
         }
@@ -104,9 +53,9 @@ class Product {
     }
   }
 
-  // sums [16 row_tiles, 8 batch_tiles] = weights [., k] * vectors [8 batch_tiles, k]^T over `used` tiles of the
-  // slice. Of a tile's result a lane has rows `group` (0, 1) and `group` + 8 (2, 3), sequences 2 `member` and
-  // 2 `member` + 1.
+  // sums [16 row_tiles, 8 batch_tiles] = weights [., k] * vectors [8 batch_tiles, k]^T, over `used` tiles of the
+  // slice. A lane has four numbers of a tile's result: rows `tile_row` (0, 1) and `tile_row` + 8 (2, 3), for sequences
+  // 2 `row_lane` and 2 `row_lane` + 1.
   FASTRNN_DEVICE void multiply(Ctx& ctx, const Element<math>* vectors, int64_t row_elements, int used,
                                var<float> (&sums)[batch_tiles][row_tiles][4]) const {
     if constexpr (math == Math::ieee) {
@@ -117,7 +66,7 @@ class Product {
   }
 
  private:
-  // Chains of sums that do not wait for each other.
+  // Independent chains of sums: their multiply-adds do not wait for each other.
   static constexpr int kChains = row_tiles * batch_tiles >= 4 ? 1 : 4 / (row_tiles * batch_tiles);
 
   FASTRNN_DEVICE void multiply_tiles(Ctx& ctx, const Element<math>* vectors, int64_t row_elements, int used,
@@ -133,16 +82,16 @@ class Product {
           for (int n = 0; n < batch_tiles; ++n) {
             var<uint32_t> words[2];
             ctx.lanes([&](int lane) {
-              const int group = lane / 4, member = lane % 4;
+              const int tile_row = lane / 4, row_lane = lane % 4;
               constexpr int kPerWord = 4 / sizeof(Element<math>);
               const Element<math>* row =
-                  vectors + (8 * n + group) * row_elements + kt * kTile.k + kPerWord * member;
+                  vectors + (8 * n + tile_row) * row_elements + kt * kTile.k + kPerWord * row_lane;
               words[0][lane] = read_as<uint32_t>(row);
               words[1][lane] = read_as<uint32_t>(row + kTile.k / 2);
             });
             FASTRNN_UNROLL
             for (int m = 0; m < row_tiles; ++m) {
-              ctx.template mma<math>(chains[kt % kChains][n][m], weights[m][kt], words);
+              ctx.template mma<math>(chains[kt % kChains][n][m], weights_[m][kt], words);
             }
           }
         }
@@ -165,8 +114,8 @@ class Product {
     }
   }
 
-  // Lane `member` sums over k = 4 member .. 4 member + 3 of every tile, for all 8 sequences; then the four
-  // members of a group add up theirs and keep two sequences each.
+  // A lane sums over k = 4 row_lane .. 4 row_lane + 3 of every tile, for all 8 sequences. Then the four lanes of a tile
+  // row add up their sums, and each keeps two sequences.
   FASTRNN_DEVICE void multiply_ieee(Ctx& ctx, const float* vectors, int64_t row_elements, int used,
                                     var<float> (&sums)[batch_tiles][row_tiles][4]) const {
     constexpr int kRows = 2 * row_tiles;
@@ -186,7 +135,7 @@ class Product {
                 FASTRNN_UNROLL
                 for (int j = 0; j < 4; ++j) {
                   partial[n / 8][row][n % 8][lane] +=
-                      bit_cast<float>(weights[row / 2][kt][4 * (row % 2) + j][lane]) *
+                      bit_cast<float>(weights_[row / 2][kt][4 * (row % 2) + j][lane]) *
                       bit_cast<float>(h.of[j]);
                 }
               }
@@ -210,7 +159,7 @@ class Product {
     }
   }
 
-  // Of 2 * count numbers keeps the lower or the upper half, added to what the lane's partner has of it.
+  // Keeps the lower or the upper half of 2 * count numbers, and adds the numbers that the partner lane has for it.
   template <int count>
   FASTRNN_DEVICE static void halve(Ctx& ctx, var<float> (&all)[8]) {
     constexpr int kPartner = count / 2;
@@ -227,7 +176,7 @@ class Product {
     }
   }
 
-  // Any array of registers.
+  // Sets any array of registers to zero.
   template <class A>
   FASTRNN_DEVICE static void clear(Ctx& ctx, A& values) {
     if constexpr (std::is_array_v<A>) {
@@ -238,7 +187,7 @@ class Product {
     }
   }
 
-  var<uint32_t> weights[row_tiles][kTiles][kTile.words];
+  var<uint32_t> weights_[row_tiles][kTiles][kTile.words];
 };
 
 }  // namespace fastrnn::cuda
