@@ -1,4 +1,4 @@
-"""Check who includes whom, in csrc/ and in Python, by the rules of DESIGN.md. Prints every violation."""
+"""Check the includes in csrc/ and the imports in Python against docs/design.md. Print every violation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FOLDERS = {
 TORCH = r"(torch|ATen|c10|caffe2|pybind11)/|Python\.h$"
 CUDA = r"cuda|cub/|thrust/|cooperative_groups|mma\.h$"
 SIMD_AND_THREADS = r"\w*intrin\.h$|arm_neon|arm_sve|omp\.h$"
-# A folder of csrc/ -> the headers from outside it must not include.
+# A folder of csrc/ -> the outside headers that it must not include.
 FORBIDDEN_HEADERS = {
     "cells": "|".join((TORCH, CUDA, SIMD_AND_THREADS)),
     "core": "|".join((TORCH, CUDA, SIMD_AND_THREADS)),
@@ -61,7 +61,7 @@ def check_cpp(path: Path) -> Iterator[str]:
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and full name of everything imported; of `from a import b` both `a` and `a.b`."""
+    """Line and full name of every import; `from a import b` gives both `a` and `a.b`."""
     package = ".".join(path.relative_to(ROOT).parent.parts)
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -98,7 +98,7 @@ def main() -> int:
         (check_program, "examples/**/*.py"),
     )
     violations = [v for check, files in checks for path in sorted(ROOT.glob(files)) for v in check(path)]
-    print("\n".join(violations) or "includes and imports follow DESIGN.md")
+    print("\n".join(violations) or "includes and imports follow docs/design.md")
     return 1 if violations else 0
 
 
