@@ -57,12 +57,14 @@ def _load():
 _load()
 
 # These need the operators; some of them register what torch looks up.
-from . import fake, flops, functional, onnx, per_sample, quantization, vmap  # noqa: E402, F401
+from . import functional, onnx  # noqa: E402
 from .conversion import convert, revert, summary  # noqa: E402
+from .export import fake  # noqa: E402, F401
 from .functional import KindError  # noqa: E402
 from .installation import install, uninstall  # noqa: E402
 from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell  # noqa: E402
 from .stateful import Stateful  # noqa: E402
+from .transforms import flops, per_sample, quantization, vmap  # noqa: E402, F401
 
 try:
     __version__ = version("fastrnn")

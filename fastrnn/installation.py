@@ -5,7 +5,7 @@ import copyreg
 import torch
 
 from .conversion import _TO_FAST, _TO_TORCH
-from .fx import INSTALLED
+from .transforms.fx import INSTALLED
 
 __all__ = ["install", "uninstall"]
 

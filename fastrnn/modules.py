@@ -18,7 +18,7 @@ from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 from .functional import name_rnn, run_sequence, run_step
-from .fx import INSTALLED, Leaf, forward_error
+from .transforms.fx import INSTALLED, Leaf, forward_error
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 

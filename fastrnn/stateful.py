@@ -13,7 +13,7 @@ import torch.utils.checkpoint
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from .fx import Leaf
+from .transforms.fx import Leaf
 
 __all__ = ["Stateful"]
 

@@ -12,8 +12,8 @@
 // W_hh[, b_ih, b_hh][, W_hr] for each direction. With `checkpoint_gates` autograd keeps the arguments only, and
 // the backward runs the forward again.
 //
-// layer.cpp has the kernels' side of the operators, autograd.cpp their derivatives, fastrnn/vmap.py what torch.vmap
-// makes of them.
+// layer.cpp has the kernels' side of the operators, autograd.cpp their derivatives, fastrnn/transforms/vmap.py what
+// torch.vmap makes of them.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>

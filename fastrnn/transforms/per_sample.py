@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import torch
 from torch.autograd.function import once_differentiable
 
-from .late import when_imported
-from .sequences import run_each_layer
+from ..late import when_imported
+from ..sequences import run_each_layer
 
 
 class _PerSample(torch.autograd.Function):

@@ -10,7 +10,7 @@ from math import prod
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .late import when_imported
+from ..late import when_imported
 
 
 def count_forward(x, batch_sizes, hx, weights, *rest, **kwargs) -> int:

@@ -7,7 +7,7 @@ run once. Where weights are, or where gradients of weights are wanted one by one
 import torch
 from torch import Tensor
 
-from .functional import STATES
+from ..functional import STATES
 
 _ops = torch.ops.fastrnn
 # Activations that a layer saves beside the cell states.

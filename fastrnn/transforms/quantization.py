@@ -8,7 +8,7 @@ from importlib import import_module
 
 import torch
 
-from .conversion import _TO_FAST, _TO_TORCH
+from ..conversion import _TO_FAST, _TO_TORCH
 
 
 def _register():
