@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 _BUILD = "`pip install --no-build-isolation --force-reinstall --no-deps .` in fastrnn's source folder"
 
 
-def _load():
+def _load() -> None:
     """Load fastrnn._C, which registers the operators, or say in one sentence what to do."""
     try:
         import torch

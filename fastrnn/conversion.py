@@ -8,26 +8,29 @@ import types
 import warnings
 from abc import ABC
 from collections.abc import Iterator
-from typing import NamedTuple, TypeVar
+from types import CodeType
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch.nn import Module
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from . import modules
 
 __all__ = ["convert", "revert", "summary"]
 
-M = TypeVar("M", bound=torch.nn.Module)
+M = TypeVar("M", bound=Module)
 
-_TO_FAST = {getattr(torch.nn, name): getattr(modules, name) for name in modules.__all__}
+_TO_FAST: dict[type, type] = {getattr(torch.nn, name): getattr(modules, name) for name in modules.__all__}
 _TO_TORCH = {fast: plain for plain, fast in _TO_FAST.items()}
 
 # What either forward, fastrnn's or torch.nn's, looks up on the module. Where a subclass gives such a name a
 # meaning of its own, the two may differ.
-_HARMLESS = ("__constants__", "__jit_unused_properties__", "all_weights", "checkpoint_gates")
-_HARMLESS += ("flatten_parameters", "reset_parameters", "_has_own_methods", "_weight_was_set")
-_HARMLESS += ("_size_was_set",)
-_MEANINGS = {fast: set(dir(fast)).difference(dir(torch.nn.Module), dir(ABC), _HARMLESS) for fast in _TO_TORCH}
+_HARMLESS = {
+    *("__constants__", "__jit_unused_properties__", "all_weights", "checkpoint_gates"),
+    *("flatten_parameters", "reset_parameters", "_has_own_methods", "_weight_was_set", "_size_was_set"),
+}
+_MEANINGS = {fast: set(dir(fast)).difference(dir(Module), dir(ABC), _HARMLESS) for fast in _TO_TORCH}
 _ATTRIBUTES = {"_flat_weights", "__getattr__", "__getattribute__"}
 
 _TORCH_OPERATORS = re.compile(r"aten::(lstm|gru|rnn_tanh|rnn_relu)(_cell)?\(")
@@ -50,7 +53,7 @@ class Layer(NamedTuple):
 class Summary(tuple[Layer, ...]):
     """What `summary` returns: a tuple of `Layer` that prints as a table."""
 
-    def __str__(self):
+    def __str__(self) -> str:
         if not self:
             return "no LSTM, GRU, RNN or cell of these"
         rows = [("path", "class", "parameters", "runs on", "")]
@@ -62,7 +65,7 @@ class Summary(tuple[Layer, ...]):
     __repr__ = __str__
 
 
-def summary(module: torch.nn.Module) -> Summary:
+def summary(module: Module) -> Summary:
     """Say which library computes each LSTM, GRU, RNN and cell in `module`.
 
         print(fastrnn.summary(model))
@@ -164,25 +167,25 @@ def revert(module: M) -> M:
     return module
 
 
-def _check(module, function):
-    if not isinstance(module, torch.nn.Module):
+def _check(module: object, function: str) -> None:
+    if not isinstance(module, Module):
         raise TypeError(
             f"fastrnn.{function}: module: expected a torch.nn.Module, got {type(module).__name__}"
         )
 
 
-def _warn(message):
+def _warn(message: str) -> None:
     warnings.warn(message, stacklevel=3)
 
 
-def _name(path, m, reason):
+def _name(path: str, m: Module, reason: str) -> str:
     return f"{path or '(root)'} ({type(m).__module__}.{type(m).__qualname__}): {reason}"
 
 
 # ---- what is there ----
 
 
-def _find(module) -> Iterator[tuple[str, torch.nn.Module, str, str]]:
+def _find(module: Module) -> Iterator[tuple[str, Module, str, str]]:
     """Path, module, `runs_on` and `note` of every recurrent part of `module`."""
     inside = None  # of the compiled or quantized part that was yielded last
     for path, m in module.named_modules():
@@ -195,7 +198,7 @@ def _find(module) -> Iterator[tuple[str, torch.nn.Module, str, str]]:
             inside = f"{path}." if path else ""
 
 
-def _examine(m):
+def _examine(m: Module) -> tuple[str, str] | None:
     """`runs_on` and `note` of a recurrent module, None of any other."""
     if isinstance(m, torch.jit.ScriptModule):
         graph = _graph_of(m)
@@ -224,11 +227,11 @@ def _examine(m):
     return "left", reason
 
 
-def _base_in(table, cls):
+def _base_in(table: dict[type, type], cls: type) -> type | None:
     return next((c for c in cls.__mro__ if c in table), None)
 
 
-def _graph_of(m):
+def _graph_of(m: torch.jit.ScriptModule) -> str:
     """The text of what a ScriptModule computes, "" if it has no forward."""
     for name in ("forward", "forward__0"):  # the second of a layer that was compiled by itself
         try:
@@ -238,7 +241,7 @@ def _graph_of(m):
     return ""
 
 
-def _find_own_forward(classes):
+def _find_own_forward(classes: list[type]) -> str | None:
     """Why the forward of one of `classes` does not lead to the layer below them, None if it does."""
     for c in classes:
         methods = map(inspect.unwrap, filter(inspect.isfunction, vars(c).values()))
@@ -249,7 +252,7 @@ def _find_own_forward(classes):
     return None
 
 
-def _find_own_meaning(m, classes, meanings):
+def _find_own_meaning(m: Module, classes: list[type], meanings: set[str]) -> str | None:
     """Why torch.nn's forward and fastrnn's may differ in what they look up, None if they do not."""
     of_classes = {name for c in classes for name in vars(c)} & (meanings | _ATTRIBUTES)
     of_instance = {*vars(m), *m._modules, *m._parameters, *m._buffers} & meanings
@@ -257,7 +260,7 @@ def _find_own_meaning(m, classes, meanings):
     return f"a subclass, with {', '.join(names)} of its own" if names else None
 
 
-def _names_in(code):
+def _names_in(code: CodeType) -> Iterator[set[str]]:
     """The sets of names that a function and each function inside it look up."""
     yield set(code.co_names)
     for constant in code.co_consts:
@@ -265,11 +268,12 @@ def _names_in(code):
             yield from _names_in(constant)
 
 
-def _rebuilds(m):
+def _rebuilds(m: Module) -> bool:
     """Whether a method of its class for pickling or copying seems to make its modules anew."""
     for method in ("__setstate__", "__reduce__", "__reduce_ex__", "__deepcopy__"):
         definer = next((c for c in type(m).__mro__ if method in vars(c)), object)
-        function = inspect.unwrap(vars(definer).get(method))
+        found: Any = vars(definer).get(method)
+        function = inspect.unwrap(found)
         if definer.__module__.split(".")[0] in ("torch", "fastrnn") or not inspect.isfunction(function):
             continue
         names = set().union(*_names_in(function.__code__))
@@ -281,7 +285,7 @@ def _rebuilds(m):
 # ---- changing the class ----
 
 
-def _set_class(m, new):
+def _set_class(m: Module, new: type) -> None:
     old = type_before_parametrizations(m)
     if type(m) is old:
         m.__class__ = new
@@ -294,20 +298,22 @@ def _set_class(m, new):
 class _Rebased:
     """Marks a class that `_rebase` made. Nothing can import such a class, so pickle stores the user's."""
 
-    def __reduce_ex__(self, protocol):
-        function, arguments, *rest = super().__reduce_ex__(max(protocol, 2))
-        if function is copyreg.__newobj__:  # not a __reduce__ of the user's
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        reduced: Any = super().__reduce_ex__(max(protocol, 2))
+        function, arguments, *rest = reduced
+        if function is copyreg.__newobj__:  # type: ignore[attr-defined]  # not a __reduce__ of the user's
             function, arguments = _new_rebased, (type(self).__bases__[0], *arguments[1:])
         return function, arguments, *rest
 
 
 @functools.cache
-def _rebase(cls):
+def _rebase(cls: type) -> type:
     """A class like `cls` in which `super().forward` leads to fastrnn: its class comes before torch.nn's."""
-    fast = _TO_FAST[_base_in(_TO_FAST, cls)]
+    fast = next(_TO_FAST[c] for c in cls.__mro__ if c in _TO_FAST)
     copied = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
     return types.new_class(cls.__name__, (cls, fast, _Rebased), exec_body=lambda names: names.update(copied))
 
 
-def _new_rebased(cls, *arguments):
-    return copyreg.__newobj__(_rebase(cls), *arguments)
+def _new_rebased(cls: type, *arguments: Any) -> object:
+    rebased = _rebase(cls)
+    return rebased.__new__(rebased, *arguments)

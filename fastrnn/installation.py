@@ -1,6 +1,7 @@
 """Put fastrnn's classes under torch.nn's names, so that other people's code builds fastrnn's layers."""
 
 import copyreg
+from typing import Any
 
 import torch
 
@@ -46,33 +47,35 @@ def uninstall() -> None:
 class _Installation:
     """What `install` returns, for `with`."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._was_installed = bool(INSTALLED)
         self.__enter__()
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         INSTALLED.update(_TO_TORCH)
         _put(_TO_FAST)
         for plain in _TO_FAST:
             copyreg.pickle(plain, _reduce)
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         if not self._was_installed:
             uninstall()
 
 
-def _put(table):
+def _put(table: dict[type, type]) -> None:
     for namespace in _NAMESPACES:
         for old, new in table.items():
             if getattr(namespace, old.__name__) is old:  # not what someone else put there
                 setattr(namespace, old.__name__, new)
 
 
-def _reduce(module):
+def _reduce(module: torch.nn.Module) -> tuple[Any, ...]:
     """How pickle stores a layer of torch.nn's own while another class has its name."""
-    _, (cls, *_), *state = module.__reduce_ex__(2)
+    reduced: Any = module.__reduce_ex__(2)
+    _, (cls, *_), *state = reduced
     return _new, (cls.__name__,), *state
 
 
-def _new(name):
-    return copyreg.__newobj__(next(plain for plain in _TO_FAST if plain.__name__ == name))
+def _new(name: str) -> torch.nn.Module:
+    plain: Any = next(plain for plain in _TO_FAST if plain.__name__ == name)
+    return plain.__new__(plain)

@@ -5,18 +5,24 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.utils.checkpoint
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map
 
 from .transforms.fx import Leaf
 
 __all__ = ["Stateful"]
 
+
+LayerT = TypeVar("LayerT", bound=torch.nn.Module)
+RecurrentT = TypeVar("RecurrentT", bound=torch.nn.RNNBase | torch.nn.RNNCellBase)
+SequenceT = TypeVar("SequenceT", Tensor, PackedSequence)
 
 # Attributes of Stateful that torch.nn.Module has no part in, not even if they are set to a Parameter.
 _STATE = ("state", "_state", "_examples", "_region")
@@ -31,13 +37,17 @@ class _Kept:
         _region: what surrounded the last call
     """
 
-    def _begin(self, other: _Kept | None = None):
+    _state: Any
+    _examples: Any
+    _region: int
+
+    def _begin(self, other: _Kept | None = None) -> None:
         """From zeros, or as `other`."""
         self._state = other and other._state
         self._examples = other and other._examples
         self._region = other._region if other else 0
 
-    def _get(self):
+    def _get(self) -> Any:
         # Where nothing around the calls has changed. Looking at the tensors would take a small step's time.
         if torch.compiler.is_compiling() or _is_plain(self._region) and _region() == self._region:
             return self._state
@@ -49,7 +59,7 @@ class _Kept:
             raise RuntimeError("state: expected as many examples as in the last torch.vmap, or reset() first")
         return examples
 
-    def _put(self, state):
+    def _put(self, state: Any) -> None:
         self._region = _ANY if torch.compiler.is_compiling() else _region()
         under_vmap = self._region != _ANY and not _is_plain(self._region) and bool(_vmaps())
         if under_vmap and any(map(_examples_of, _tensors(state))):
@@ -59,12 +69,12 @@ class _Kept:
         if under_vmap:
             self._examples = None
 
-    def _map(self, change):
+    def _map(self, change: Callable[[Tensor], Tensor]) -> None:
         self._state = _change(self._state, lambda t: _inside(t, change))
         self._examples = _change(self._examples, lambda t: _inside(t, change))
 
 
-class Stateful(_Kept, Leaf):
+class Stateful(_Kept, Leaf, Generic[LayerT]):
     """Keeps the state of a recurrent layer or cell between calls: each call goes on where the last one ended.
 
         rnn = fastrnn.Stateful(fastrnn.LSTM(128, 256))
@@ -102,12 +112,32 @@ class Stateful(_Kept, Leaf):
         state: as the layer returns it, None before the first call; may be read, and set to go on elsewhere
     """
 
-    def __init__(self, layer: torch.nn.Module):
+    layer: LayerT
+
+    def __init__(self, layer: LayerT):
         super().__init__()
         self.layer = layer
         self._begin()
 
-    def forward(self, input, **options):
+    @overload
+    def forward(
+        self: Stateful[RecurrentT],
+        input: SequenceT,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        return_all_states: Literal[False] = False,
+    ) -> SequenceT: ...
+    @overload
+    def forward(
+        self: Stateful[RecurrentT],
+        input: SequenceT,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        return_all_states: Literal[True],
+    ) -> tuple[SequenceT, Any]: ...
+    @overload
+    def forward(self, input: Any, **options: Any) -> Any: ...
+    def forward(self, input: Any, **options: Any) -> Any:
         """Go on with `input`; `options` are the layer's, as `lengths=`.
 
         Returns the layer's output alone, for a cell h; with `return_all_states=True` `(output, states)`.
@@ -147,12 +177,15 @@ class Stateful(_Kept, Leaf):
         kept._put(new)
         return (output, *more) if more else output
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     @property
-    def state(self):
+    def state(self) -> Any:
         return self._find()[0]._get()
 
     @state.setter
-    def state(self, state):
+    def state(self, state: Any) -> None:
         kept = self._find()[0]
         kept._put(state)
         kept._region = _ANY  # it may come from anywhere
@@ -184,7 +217,7 @@ class Stateful(_Kept, Leaf):
         else:
             batch_dims = {1: 0, 2: 0, 3: 1}
 
-        def zero(state):
+        def zero(state: Tensor) -> Tensor:
             if state.dim() not in batch_dims:
                 raise RuntimeError(
                     f"rows: expected None for a state without a batch, of shape {list(state.shape)}"
@@ -196,7 +229,7 @@ class Stateful(_Kept, Leaf):
 
         self.state = _change(self.state, zero)
 
-    def _widen(self, state):
+    def _widen(self, state: Tensor) -> Tensor:
         """A tensor that a call under autocast may have left, for one outside."""
         if state.dtype not in _NARROW or _left_by_autocast(state):
             return state
@@ -217,7 +250,8 @@ class Stateful(_Kept, Leaf):
         return self._find_here()
 
     def _find_here(self) -> tuple[_Kept, bool]:
-        kept, is_cut, begun = vars(self).get("_origin", self), False, []
+        kept: _Kept = vars(self).get("_origin", self)
+        is_cut, begun = False, []
         for checkpoint, run in _checkpoints():
             of_checkpoint = vars(checkpoint).setdefault("_fastrnn_starts", WeakKeyDictionary())
             if run is None:
@@ -237,23 +271,24 @@ class Stateful(_Kept, Leaf):
                 of_checkpoint[self] = _Start(kept)
         return kept, is_cut
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         if name in _STATE:
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
 
-    def _apply(self, fn, recurse=True):  # what .to(), .double() and .cuda() call
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stateful[LayerT]:
+        # what .to(), .double() and .cuda() call
         super()._apply(fn, recurse)
         self._map(fn)
         return self
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         kept = _Kept()
         kept._begin()
         return {**vars(self), **vars(kept)}
 
-    def _replicate_for_data_parallel(self):
+    def _replicate_for_data_parallel(self) -> Stateful[LayerT]:
         replica = super()._replicate_for_data_parallel()
         vars(replica).setdefault("_origin", self)  # where the state is; no submodule
         return replica
@@ -263,7 +298,8 @@ class _Start:
     """What a checkpoint goes on from: `first` in its forward, and where its last recomputation `run` is."""
 
     def __init__(self, kept: _Kept):
-        self.first, self.kept, self.run = _Kept(), _Kept(), None
+        self.first, self.kept = _Kept(), _Kept()
+        self.run: Any = None
         self.first._begin(kept)
 
 
@@ -271,18 +307,18 @@ class _Cut(torch.autograd.Function):
     """The end of what a reentrant checkpoint can differentiate."""
 
     @staticmethod
-    def forward(ctx, state):
+    def forward(ctx: Any, state: Tensor) -> Tensor:
         return state.view_as(state)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         raise RuntimeError(
             "Stateful: no gradient goes through the state back into a checkpoint with use_reentrant=True: "
             "call detach() after it, or use use_reentrant=False"
         )
 
 
-def _cut(state):
+def _cut(state: Tensor) -> Tensor:
     if not state.is_floating_point():
         return state
     with torch.enable_grad():
@@ -299,7 +335,7 @@ def _checkpoints() -> Iterator[tuple[Any, Any]]:
     torch.utils.checkpoint says neither to the code that it calls, so that its frames on the stack are read.
     A release in which they look otherwise makes a backward raise, and never begin from another state.
     """
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
         if code.co_filename == _CHECKPOINT_FILE:
@@ -338,11 +374,11 @@ def _in_checkpoint() -> bool:
 
 
 # torch.compiler.assume_constant_result and torch.compiler.disable, which would import the compiler now
-_in_checkpoint._dynamo_marked_constant = True
+_in_checkpoint._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _find_between_graphs = getattr(torch, "_disable_dynamo", torch.compiler.disable)(Stateful._find_here)
 
 
-def _change(state, change: Callable[[Tensor], Any]):
+def _change(state: Any, change: Callable[[Tensor], Any]) -> Any:
     """`state` with every tensor in it changed."""
     if isinstance(state, Tensor):
         return change(state)
@@ -351,7 +387,7 @@ def _change(state, change: Callable[[Tensor], Any]):
     return tree_map(lambda t: change(t) if isinstance(t, Tensor) else t, state)
 
 
-def _tensors(state) -> list[Tensor]:
+def _tensors(state: Any) -> list[Tensor]:
     found: list[Tensor] = []
     _change(state, found.append)
     return found
@@ -387,7 +423,7 @@ def _left_by_autocast(t: Tensor) -> bool:
 
 # Tensors of torch.func: one that wraps another at each level of a transform.
 
-_functorch = torch._C._functorch
+_functorch: Any = torch._C._functorch
 
 
 def _vmaps() -> dict[int, int]:

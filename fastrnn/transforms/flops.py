@@ -34,7 +34,7 @@ def count_backward(
     elif x.dim() == 2:
         ends = rows, rows
     else:
-        ends = [x.shape[0 if batch_first else 1]] * 2
+        ends = (x.shape[0 if batch_first else 1],) * 2
 
     products = 0
     for d in range(1 + bidirectional):

@@ -1,6 +1,7 @@
 """What makes a module one node in a graph of torch.fx, as torch.nn's layers are."""
 
 import warnings
+from typing import Any
 
 import torch
 from torch.fx import Proxy
@@ -8,7 +9,8 @@ from torch.fx.proxy import TraceError
 
 __all__ = ["INSTALLED", "Leaf", "forward_error"]
 
-INSTALLED = {}  # fastrnn's classes that have a name of torch.nn now (fastrnn.install), and torch.nn's own
+# fastrnn's classes that have a name of torch.nn now (fastrnn.install), and torch.nn's own of that name
+INSTALLED: dict[type, type] = {}
 
 _Module = torch.nn.Module
 _call = _Module.__call__
@@ -22,7 +24,7 @@ class Leaf(_Module):
     this class steps in before them.
     """
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if _Module.__call__ is _call:
             return self._wrapped_call_impl(*args, **kwargs)
         # A Tracer replaces Module.__call__ while it traces. Others may, too.
@@ -36,13 +38,13 @@ class Leaf(_Module):
                 stacklevel=2,
             )
 
-        def record(*args, **kwargs):
+        def record(*args: Any, **kwargs: Any) -> Any:
             return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
 
         return tracer.call_module(self, record, args, kwargs)
 
 
-def _find_tracer(module, args, kwargs):
+def _find_tracer(module: _Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The Tracer that a call with these arguments is recorded by, or None."""
     given = [*args, *kwargs.values()]
     given += [item for value in given if isinstance(value, (tuple, list)) for item in value]
@@ -52,7 +54,7 @@ def _find_tracer(module, args, kwargs):
     return found.tracer if isinstance(found, Proxy) else None
 
 
-def forward_error(module):
+def forward_error(module: _Module) -> TraceError:
     """What to raise if a Tracer runs `module.forward` itself, as it does with its root."""
     return TraceError(
         f"{type(module).__name__}: torch.fx cannot trace its forward, only calls of it in another module: "

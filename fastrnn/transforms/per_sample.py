@@ -47,15 +47,15 @@ class _PerSample(torch.autograd.Function):
             arguments = [x, *hx, *weights]
 
             def run(*chosen):
-                chosen = iter(chosen)
-                every = [next(chosen) if w else a for w, a in zip(wanted, arguments, strict=True)]
+                given = iter(chosen)
+                every = [next(given) if w else a for w, a in zip(wanted, arguments, strict=True)]
                 return tuple(ctx.run(every[0], None, every[1:n], every[n:]))
 
             return torch.func.vjp(run, *(a for w, a in zip(wanted, arguments, strict=True) if w))[1](grads)
 
         results = [torch.empty_like(t) for t in (x, *hx)] + [w.new_empty(ctx.B, *w.shape) for w in weights]
-        dims = [ctx.dim] * n + [0] * len(weights)
-        dims = tuple(dim for w, dim in zip(wanted, dims, strict=True) if w)
+        every_dim = [ctx.dim] * n + [0] * len(weights)
+        dims = tuple(dim for w, dim in zip(wanted, every_dim, strict=True) if w)
         # Samples of one length are mapped over together.
         if ctx.batch_sizes is not None:
             groups = _groups(ctx.batch_sizes, x.device)
@@ -66,11 +66,11 @@ class _PerSample(torch.autograd.Function):
             of_hx, of_grads = [h[states] for h in hx], (grads[0][rows], *(g[states] for g in grads[1:]))
             with ctx.autocast:
                 found = torch.func.vmap(differentiate, ctx.dim, dims)(x[rows], of_hx, of_grads)
-            found = iter(found)
+            each = iter(found)
             places = [rows, *[states] * len(hx), *[samples] * len(weights)]
             for w, result, place in zip(wanted, results, places, strict=True):
                 if w:
-                    result[place] = next(found)
+                    result[place] = next(each)
 
         for weight, result in zip(ctx.weights, results[n:], strict=True):
             set_grad_sample_if_exists(weight, lambda _, result=result: result)

@@ -5,6 +5,7 @@
 
 import functools
 from importlib import import_module
+from typing import Any
 
 import torch
 
@@ -12,9 +13,10 @@ from ..conversion import _TO_FAST, _TO_TORCH
 
 
 def _register():
-    mappings = import_module("torch.ao.quantization.quantization_mappings")
-    quantize = import_module("torch.ao.quantization.quantize")  # torch.ao.quantization.quantize is a function
-    dynamic = import_module("torch.ao.nn.quantized.dynamic.modules.rnn")
+    mappings: Any = import_module("torch.ao.quantization.quantization_mappings")
+    # torch.ao.quantization.quantize is a function
+    quantize: Any = import_module("torch.ao.quantization.quantize")
+    dynamic: Any = import_module("torch.ao.nn.quantized.dynamic.modules.rnn")
 
     for table in (
         mappings.DEFAULT_DYNAMIC_QUANT_MODULE_MAPPINGS,
@@ -44,7 +46,7 @@ def _of_either_library(from_float):
 
     @functools.wraps(from_float)
     def wrapper(cls, module, *args, **kwargs):
-        named = getattr(torch.nn, type(module).__name__, None)
+        named: Any = getattr(torch.nn, type(module).__name__, None)
         if (type(module) in _TO_TORCH or type(module) in _TO_FAST) and type(module) is not named:
             twin = object.__new__(named)
             twin.__dict__ = module.__dict__
