@@ -2,12 +2,12 @@
 
     fastrnn.LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell    the modules
     fastrnn.convert(model), fastrnn.revert(model)         switch the torch.nn layers inside a model, and back
-    fastrnn.summary(model)                                says which layer runs on what
+    fastrnn.summary(model)                                lists which library computes each layer
     fastrnn.install(), fastrnn.uninstall()                put the modules under torch.nn's names, and back
     fastrnn.functional                                    the same as functions of tensors
     fastrnn.Stateful(layer)                               keeps the state from call to call
-    fastrnn.onnx                                          for torch.onnx.export
-    fastrnn.KindError                                     raised for an argument that is no Tensor, say
+    fastrnn.onnx                                          export to ONNX
+    fastrnn.KindError                                     raised if an argument is of the wrong type
 
 `python -m fastrnn` prints what was built and what was chosen on this machine.
 """
@@ -20,7 +20,7 @@ _BUILD = "`pip install --no-build-isolation --force-reinstall --no-deps .` in fa
 
 
 def _load() -> None:
-    """Load fastrnn._C, which registers the operators, or say in one sentence what to do."""
+    """Load fastrnn._C, which registers the operators, or raise an ImportError that says what to do."""
     try:
         import torch
     except ModuleNotFoundError as error:
@@ -39,10 +39,10 @@ def _load() -> None:
             "and start Python in another folder"
         ) from None
     except ImportError as error:
-        if error.path is None:  # not from the dynamic loader: fastrnn._C itself says what is wrong
+        if error.path is None:  # not an error of the dynamic loader: fastrnn._C itself says what is wrong
             raise
         raise ImportError(
-            f"fastrnn._C does not load beside torch {torch.__version__}, it was probably built for another: "
+            f"fastrnn._C does not load with torch {torch.__version__}, probably built for another one: "
             f"build it again with {_BUILD} ({error})"
         ) from error
 
@@ -56,7 +56,7 @@ def _load() -> None:
 
 _load()
 
-# These need the operators; some of them register what torch looks up.
+# These need the operators. Some register functions that torch looks up.
 from . import functional, onnx  # noqa: E402
 from .conversion import convert, revert, summary  # noqa: E402
 from .export import fake  # noqa: E402, F401

@@ -1,4 +1,4 @@
-"""Acts when a program imports a module of torch that few programs need, and `import fastrnn` leaves out."""
+"""Act when a program imports a module of torch that few programs need, and that fastrnn does not import."""
 
 import importlib.util
 import sys
@@ -18,7 +18,7 @@ def when_imported(name: str, act: Callable[[], None]) -> None:
 
 
 class _Watch:
-    """An entry of sys.meta_path that leaves the finding of the one module to the others."""
+    """An entry of sys.meta_path. The other entries find the module; this one calls `act` when it has run."""
 
     def __init__(self, name: str, act: Callable[[], None]):
         self.name, self.act = name, act

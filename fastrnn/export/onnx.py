@@ -38,7 +38,7 @@ def _rnn_with_lengths(
     bidirectional: bool,
     batch_first: bool,
 ) -> list[Tensor]:
-    """fastrnn::rnn with the lengths of a padded input; `run_sequence` records it under torch.onnx.export."""
+    """fastrnn::rnn with the lengths of a padded input. `run_sequence` calls it under torch.onnx.export."""
     options = cell, bias, num_layers, dropout, training, bidirectional
     output, last = run_with_more(input, hx, weights, options, batch_first, lengths)
     return [output, *([last] if isinstance(last, Tensor) else last)]
@@ -53,7 +53,7 @@ def _(input, lengths, *arguments):
 
 
 def _stack(op, x, steps, hx, weights, cell, H, num_layers, bidirectional, batch_first):
-    """The layers of fastrnn::rnn (csrc/torch/layer.h) by the operators in `op`, those of an ONNX opset.
+    """The layers of fastrnn::rnn (csrc/torch/layer.h) in the operators of `op`, an ONNX opset.
 
     x: `[T, B, I]`, `[B, T, I]` with batch_first
     steps: sequence_lens, `[B]` of int32, or None for T each
@@ -72,7 +72,7 @@ def _stack(op, x, steps, hx, weights, cell, H, num_layers, bidirectional, batch_
         attributes = {"activations": attributes["activations"] * D}
 
     def join(layer, k):
-        """Of each direction the k-th weight, its gates in ONNX's order: [D, G*H, …]."""
+        """The k-th weight of each direction, with its gates in ONNX's order: `[D, G*H, …]`."""
         both = [weights[(layer * D + d) * each + k] for d in range(D)]
         if G > 1:
             both = [op.Gather(weight, rows, axis=0) for weight in both]
@@ -94,7 +94,7 @@ def _stack(op, x, steps, hx, weights, cell, H, num_layers, bidirectional, batch_
             hidden_size=H,
             **attributes,
         )
-        # [T, D, B, H] to [T, B, D*H], by the operators that dynamo=False looks for to move packing past them
+        # [T, D, B, H] to [T, B, D*H], in the operators that dynamo=False knows: it moves packing past them.
         y = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), [0, 0, -1]) if D > 1 else op.Squeeze(y, [1])
         last.append(states)
     states = last[0] if num_layers == 1 else [op.Concat(*s, axis=0) for s in zip(*last, strict=True)]
@@ -102,35 +102,35 @@ def _stack(op, x, steps, hx, weights, cell, H, num_layers, bidirectional, batch_
 
 
 def _stack_with_lengths(op, x, lengths, hx, *arguments):
-    """fastrnn::rnn_with_lengths, as _stack. The last state of a sequence of length 0 is its initial one."""
+    """_stack for fastrnn::rnn_with_lengths. The last state of a sequence of length 0 is its initial state."""
     y, *last = _stack(op, x, op.Cast(lengths, to=_INT32), hx, *arguments)
-    if hx:  # onnxruntime has zeros there
+    if hx:  # onnxruntime gives zeros for such a sequence
         runs = op.Unsqueeze(op.Cast(lengths, to=_BOOL), [1])
         last = [op.Where(runs, new, initial) for new, initial in zip(last, hx, strict=True)]
     return [y, *last]
 
 
 def _step(op, x, hx, weights, cell, H, axes):
-    """One step as a sequence of one; `axes` are those that x and the states lack. Returns the states."""
+    """The states after one step, as a sequence of length 1. `axes`: the dimensions that x and hx lack."""
     x, *hx = (op.Unsqueeze(t, axes) for t in (x, *hx))
     _, *states = _stack(op, x, None, hx, weights, cell, H, 1, False, False)
     return [op.Squeeze(state, axes) for state in states]
 
 
 def _check(cell, dtype, dropout=0.0, training=False):
-    """Refuse what the operators cannot do; dtype: the name that an exporter has for it, or None."""
+    """Refuse what ONNX's operators cannot do. dtype: its name in the exporter, or None if that is unknown."""
     name = _OPERATORS[cell][0]
     if dtype not in (None, "FLOAT", "DOUBLE", "FLOAT16", "HALF"):
-        raise NotImplementedError(f"dtype: ONNX's {name} has none of {dtype}")
+        raise NotImplementedError(f"dtype: ONNX's {name} does not take {dtype}")
     if dropout and training:
-        raise NotImplementedError(f"dropout: ONNX's {name} has none: export in eval mode")
+        raise NotImplementedError(f"dropout: ONNX's {name} has no dropout: export in eval mode")
 
 
 # ---- dynamo=True ----
 
 
 def translation_table() -> dict[Callable, Callable]:
-    """For the argument `custom_translation_table` of torch.onnx.export: fastrnn's operators in ONNX.
+    """How to write fastrnn's operators in ONNX: the argument `custom_translation_table` of torch.onnx.export.
 
     Raises ModuleNotFoundError if onnxscript is not installed.
     """
@@ -145,7 +145,7 @@ def translation_table() -> dict[Callable, Callable]:
         cell: str,
         bidirectional: bool,
         batch_first: bool,
-        checkpoint_gates: bool = False,  # has no meaning in what is exported
+        checkpoint_gates: bool = False,  # for training only
     ):
         _check(cell, x.dtype and x.dtype.name)
         H = weights[1].shape[1]
@@ -182,12 +182,12 @@ def translation_table() -> dict[Callable, Callable]:
     return {
         torch.ops.fastrnn.layer.default: layer,
         torch.ops.fastrnn.rnn_with_lengths.default: rnn_with_lengths,
-        torch.ops.fastrnn.rows_of.default: rows_of,  # in what torch.export made before
+        torch.ops.fastrnn.rows_of.default: rows_of,  # in programs that torch.export made before
     }
 
 
 def _rows(op, lengths, B, T, batch_first):
-    """find_rows of sequences.py."""
+    """What find_rows of sequences.py computes."""
     lengths = op.Cast(lengths, to=_INT64)
     ordered, order = op.TopK(lengths, op.Shape(lengths))
     some = op.Cast(ordered, to=_BOOL)
@@ -201,7 +201,7 @@ def _rows(op, lengths, B, T, batch_first):
 
 
 def _pad(op, x, batch_sizes):
-    """Packed rows `[R, I]` as `[T, B, I]`, the lengths `[B]`, and where in it each row stands, `[R, 2]`."""
+    """Packed rows `[R, I]` as `[T, B, I]`, the lengths `[B]`, and the place (t, b) of each row, `[R, 2]`."""
     k = op.Range(0, op.Squeeze(op.Slice(batch_sizes, [0], [1], [0]), [0]), 1)
     runs = op.Less(op.Unsqueeze(k, [0]), op.Unsqueeze(batch_sizes, [1]))  # [T, B]
     steps = op.ReduceSum(op.Cast(runs, to=_INT32), [0], keepdims=0)
@@ -210,13 +210,13 @@ def _pad(op, x, batch_sizes):
     return op.ScatterND(op.Expand(op.CastLike(0.0, x), shape), places, x), steps, places
 
 
-# ---- dynamo=False: the exporter of TorchScript ----
+# ---- dynamo=False: the exporter for TorchScript ----
 
 
 class _Graph:
-    """The operators as onnxscript has them, written into the graph of torch's GraphContext `g`."""
+    """The operators with onnxscript's arguments, written into the graph of torch's GraphContext `g`."""
 
-    # What these took as attributes, not as inputs, before an opset.
+    # Before this opset these operators took these inputs as attributes.
     _ATTRIBUTES = {
         "Slice": (10, ("starts", "ends", "axes")),
         "Squeeze": (13, ("axes",)),
@@ -242,7 +242,7 @@ class _Graph:
     def _value(self, given):
         if isinstance(given, list):
             return self._g.op("Constant", value_t=torch.tensor(given))
-        if given is None:  # an optional input that is left out
+        if given is None:  # an optional input that is not given
             none = self._g.op("prim::Constant")
             none.setType(torch._C.OptionalType.ofTensor())
             return none
@@ -254,11 +254,11 @@ def _is_int(value):
 
 
 def _register():
-    """Tell torch.onnx.export(dynamo=False), of any opset, how to write fastrnn's operators."""
+    """Register with torch.onnx.export(dynamo=False) how to write fastrnn's operators in any opset."""
     try:
         from torch.onnx import register_custom_op_symbolic
         from torch.onnx.symbolic_helper import parse_args
-    except ImportError:  # a torch without this exporter, which is deprecated
+    except ImportError:  # a torch without this deprecated exporter
         return
 
     def dtype_of(x):
@@ -320,10 +320,10 @@ def _register():
         states = _step(_Graph(g), x, list_of(hx), weights, cell, size_of(weights), axes)
         return g.op("prim::ListConstruct", *states)
 
-    first = 9  # the first opset that the exporter writes; it takes what an earlier opset has
+    first = 9  # the first opset that the exporter writes; for a later one it takes what is registered before
     register_custom_op_symbolic("fastrnn::rnn", rnn, first)
     register_custom_op_symbolic("fastrnn::rnn_with_lengths", rnn_with_lengths, first)
     register_custom_op_symbolic("fastrnn::cell", cell, first)
 
 
-when_imported("torch.onnx", _register)  # its import takes as long as fastrnn's, and few need it
+when_imported("torch.onnx", _register)  # its import takes as long as fastrnn's, and few programs need it
