@@ -22,7 +22,7 @@ __all__ = ["Stateful"]
 
 LayerT = TypeVar("LayerT", bound=torch.nn.Module)
 RecurrentT = TypeVar("RecurrentT", bound=torch.nn.RNNBase | torch.nn.RNNCellBase)
-SequenceT = TypeVar("SequenceT", Tensor, PackedSequence)
+TensorOrPackedT = TypeVar("TensorOrPackedT", Tensor, PackedSequence)
 
 # Plain attributes of Stateful: torch.nn.Module registers none of them, even if the value is a Parameter.
 _STATE = ("state", "_state", "_examples", "_region")
@@ -126,19 +126,19 @@ class Stateful(_Kept, Leaf, Generic[LayerT]):
     @overload
     def forward(
         self: Stateful[RecurrentT],
-        input: SequenceT,
+        input: TensorOrPackedT,
         *,
         lengths: Tensor | Sequence[int] | None = None,
         return_all_states: Literal[False] = False,
-    ) -> SequenceT: ...
+    ) -> TensorOrPackedT: ...
     @overload
     def forward(
         self: Stateful[RecurrentT],
-        input: SequenceT,
+        input: TensorOrPackedT,
         *,
         lengths: Tensor | Sequence[int] | None = None,
         return_all_states: Literal[True],
-    ) -> tuple[SequenceT, Any]: ...
+    ) -> tuple[TensorOrPackedT, Any]: ...
     @overload
     def forward(self, input: Any, **options: Any) -> Any: ...
     def forward(self, input: Any, **options: Any) -> Any:

@@ -32,7 +32,7 @@ INCLUDE = re.compile(r'\s*#\s*include\s*[<"]([^>"]+)[>"]')
 
 # fastrnn's modules in order: each may import those before it.
 MODULES = """
-    late transforms.fx
+    late signatures transforms.fx
     cells reference plain sequences functional
     export.fake export.onnx onnx transforms.flops transforms.per_sample transforms.vmap
     modules stateful
