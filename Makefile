@@ -60,7 +60,7 @@ cuda-wheel: $(CUDA_VENV)/made $(SOURCES)
 	cd $(CUDA_VENV) && pytest --config-file ../pyproject.toml ../tests $(OTHER_TESTS:%=--ignore ../tests/test_%.py) $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(CUDA_VENV) build dist out *.egg-info fastrnn/*.so .pytest_cache .ruff_cache .benchmarks
+	rm -rf $(VENV) $(CUDA_VENV) build dist out *.egg-info fastrnn/*.so .mypy_cache .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # made, runtime, dev and built are stamps: each is newer than the files that it was made from.

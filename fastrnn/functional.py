@@ -17,6 +17,7 @@ but without `lengths` and `return_all_states`.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
@@ -27,6 +28,10 @@ from . import _C
 from .cells import CELLS
 from .plain import OPERATORS, is_foreign
 from .sequences import Options, form_of, in_graph, run_layers
+from .signatures import LayerOptions, Lengths, Pair, RNNOptions, TensorOrPacked, TensorOrPackedT
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["KindError", "gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 
@@ -41,9 +46,36 @@ class KindError(TypeError, AttributeError, IndexError, RuntimeError, ValueError)
     """
 
 
+@overload
 def lstm(
-    input: Tensor | PackedSequence,
-    hx: tuple[Tensor, Tensor] | None,
+    input: TensorOrPackedT,
+    hx: Pair | None,
+    weights: Sequence[Tensor],
+    *,
+    return_all_states: Literal[False] = False,
+    **options: "Unpack[LayerOptions]",
+) -> tuple[TensorOrPackedT, Pair]: ...
+@overload
+def lstm(
+    input: TensorOrPackedT,
+    hx: Pair | None,
+    weights: Sequence[Tensor],
+    *,
+    return_all_states: Literal[True],
+    **options: "Unpack[LayerOptions]",
+) -> tuple[TensorOrPackedT, Pair, tuple[TensorOrPackedT, TensorOrPackedT]]: ...
+@overload
+def lstm(
+    input: TensorOrPackedT,
+    hx: Pair | None,
+    weights: Sequence[Tensor],
+    *,
+    return_all_states: bool,
+    **options: "Unpack[LayerOptions]",
+) -> tuple[TensorOrPackedT, Pair] | tuple[TensorOrPackedT, Pair, tuple[TensorOrPackedT, TensorOrPackedT]]: ...
+def lstm(
+    input: TensorOrPacked,
+    hx: Pair | None,
     weights: Sequence[Tensor],
     *,
     bias: bool = True,
@@ -52,10 +84,10 @@ def lstm(
     training: bool = False,
     bidirectional: bool = False,
     batch_first: bool = False,
-    lengths: Tensor | Sequence[int] | None = None,
+    lengths: Lengths = None,
     return_all_states: bool = False,
     checkpoint_gates: bool = False,
-) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+) -> tuple[TensorOrPacked, Pair] | tuple[TensorOrPacked, Pair, tuple[TensorOrPacked, TensorOrPacked]]:
     r"""Long short-term memory over a sequence. In each layer and direction, for every step::
 
         i  = sigma(W_ii @ x + b_ii + W_hi @ h + b_hi)
@@ -118,8 +150,35 @@ def lstm(
     return run_sequence(input, hx, weights, options, lengths, return_all_states)
 
 
+@overload
 def gru(
-    input: Tensor | PackedSequence,
+    input: TensorOrPackedT,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    return_all_states: Literal[False] = False,
+    **options: "Unpack[LayerOptions]",
+) -> tuple[TensorOrPackedT, Tensor]: ...
+@overload
+def gru(
+    input: TensorOrPackedT,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    return_all_states: Literal[True],
+    **options: "Unpack[LayerOptions]",
+) -> tuple[TensorOrPackedT, Tensor, TensorOrPackedT]: ...
+@overload
+def gru(
+    input: TensorOrPackedT,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    return_all_states: bool,
+    **options: "Unpack[LayerOptions]",
+) -> tuple[TensorOrPackedT, Tensor] | tuple[TensorOrPackedT, Tensor, TensorOrPackedT]: ...
+def gru(
+    input: TensorOrPacked,
     hx: Tensor | None,
     weights: Sequence[Tensor],
     *,
@@ -129,10 +188,10 @@ def gru(
     training: bool = False,
     bidirectional: bool = False,
     batch_first: bool = False,
-    lengths: Tensor | Sequence[int] | None = None,
+    lengths: Lengths = None,
     return_all_states: bool = False,
     checkpoint_gates: bool = False,
-) -> tuple[Tensor | PackedSequence, Tensor]:
+) -> tuple[TensorOrPacked, Tensor] | tuple[TensorOrPacked, Tensor, TensorOrPacked]:
     r"""Gated recurrent units over a sequence. In each layer and direction, for every step::
 
         r  = sigma(W_ir @ x + b_ir + W_hr @ h + b_hr)
@@ -169,8 +228,35 @@ def gru(
     return run_sequence(input, hx, weights, options, lengths, return_all_states)
 
 
+@overload
 def rnn(
-    input: Tensor | PackedSequence,
+    input: TensorOrPackedT,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    return_all_states: Literal[False] = False,
+    **options: "Unpack[RNNOptions]",
+) -> tuple[TensorOrPackedT, Tensor]: ...
+@overload
+def rnn(
+    input: TensorOrPackedT,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    return_all_states: Literal[True],
+    **options: "Unpack[RNNOptions]",
+) -> tuple[TensorOrPackedT, Tensor, TensorOrPackedT]: ...
+@overload
+def rnn(
+    input: TensorOrPackedT,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    return_all_states: bool,
+    **options: "Unpack[RNNOptions]",
+) -> tuple[TensorOrPackedT, Tensor] | tuple[TensorOrPackedT, Tensor, TensorOrPackedT]: ...
+def rnn(
+    input: TensorOrPacked,
     hx: Tensor | None,
     weights: Sequence[Tensor],
     *,
@@ -181,10 +267,10 @@ def rnn(
     training: bool = False,
     bidirectional: bool = False,
     batch_first: bool = False,
-    lengths: Tensor | Sequence[int] | None = None,
+    lengths: Lengths = None,
     return_all_states: bool = False,
     checkpoint_gates: bool = False,
-) -> tuple[Tensor | PackedSequence, Tensor]:
+) -> tuple[TensorOrPacked, Tensor] | tuple[TensorOrPacked, Tensor, TensorOrPacked]:
     r"""Elman's recurrent network over a sequence. In each layer and direction, for every step::
 
         h' = tanh(W_ih @ x + b_ih + W_hh @ h + b_hh)          or relu(...)
@@ -219,12 +305,12 @@ def rnn(
 
 def lstm_cell(
     input: Tensor,
-    hx: tuple[Tensor, Tensor] | None,
+    hx: Pair | None,
     W_ih: Tensor,
     W_hh: Tensor,
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Pair:
     r"""One step of `lstm`, with its equations.
 
     Args:

@@ -10,9 +10,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .cells import CELLS
 from .functional import run_sequence
-from .fx import Leaf, forward_error
 from .modules import gather
 from .sequences import Options
+from .transforms.fx import Leaf, forward_error
 
 __all__ = ["RecurrentLayer"]
 

@@ -1,7 +1,8 @@
 #pragma once
 
 // One layer, one or two directions: the unit that the kernels compute and autograd knows. layer.cpp has the kernels'
-// side of the operators, autograd.cpp their derivatives, differentiable.cpp the same in torch operations.
+// side of the operators, autograd.cpp their derivatives, differentiable.cpp the same in torch operations,
+// fastrnn/transforms/vmap.py what torch.vmap makes of them.
 
 #include "torch/schema.h"
 

@@ -1,9 +1,9 @@
 """Gradients of the weights for each sample of a batch, for torch.nn.utils._per_sample_grad.
 
 `call_for_per_sample_grads` calls a module with ExpandedWeights as its weights. fastrnn's functions then call
-operators of torch.ops, and torch hands these calls on to here. The forward is that of the whole batch. The
-backward runs once for each sample and puts the gradients of weights into `grad_sample`, as torch does.
-As with torch.nn, samples of packed sequences are in the order in which they are packed.
+operators of torch.ops, and torch passes these calls on to the functions here. The forward computes the whole
+batch. The backward runs once for each sample and puts the gradients of the weights into `grad_sample`, as
+torch does. As with torch.nn, samples of packed sequences are in the order in which they are packed.
 """
 
 from types import SimpleNamespace
@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import torch
 from torch.autograd.function import once_differentiable
 
-from .late import when_imported
-from .sequences import Options, run_each_layer, run_layer
+from ..late import when_imported
+from ..sequences import Options, run_each_layer, run_layer
 
 
 class _PerSample(torch.autograd.Function):
@@ -47,16 +47,16 @@ class _PerSample(torch.autograd.Function):
             arguments = [x, *hx, *weights]
 
             def run(*chosen):
-                chosen = iter(chosen)
-                every = [next(chosen) if w else a for w, a in zip(wanted, arguments, strict=True)]
+                given = iter(chosen)
+                every = [next(given) if w else a for w, a in zip(wanted, arguments, strict=True)]
                 return tuple(ctx.run(every[0], None, every[1:n], every[n:]))
 
             return torch.func.vjp(run, *(a for w, a in zip(wanted, arguments, strict=True) if w))[1](grads)
 
         results = [torch.empty_like(t) for t in (x, *hx)] + [w.new_empty(ctx.B, *w.shape) for w in weights]
-        dims = [ctx.dim] * n + [0] * len(weights)
-        dims = tuple(dim for w, dim in zip(wanted, dims, strict=True) if w)
-        # Samples of one length are mapped over together.
+        every_dim = [ctx.dim] * n + [0] * len(weights)
+        dims = tuple(dim for w, dim in zip(wanted, every_dim, strict=True) if w)
+        # One torch.vmap takes all samples of one length.
         if ctx.batch_sizes is not None:
             groups = _groups(ctx.batch_sizes, x.device)
         else:
@@ -66,11 +66,11 @@ class _PerSample(torch.autograd.Function):
             of_hx, of_grads = [h[states] for h in hx], (grads[0][rows], *(g[states] for g in grads[1:]))
             with ctx.autocast:
                 found = torch.func.vmap(differentiate, ctx.dim, dims)(x[rows], of_hx, of_grads)
-            found = iter(found)
+            each = iter(found)
             places = [rows, *[states] * len(hx), *[samples] * len(weights)]
             for w, result, place in zip(wanted, results, places, strict=True):
                 if w:
-                    result[place] = next(found)
+                    result[place] = next(each)
 
         for weight, result in zip(ctx.weights, results[n:], strict=True):
             set_grad_sample_if_exists(weight, lambda _, result=result: result)
@@ -79,7 +79,7 @@ class _PerSample(torch.autograd.Function):
 
 
 def _unpack(weight, B, packed):
-    """What an ExpandedWeight stands for; any other weight as it is."""
+    """The tensor that an ExpandedWeight holds; any other weight as it is."""
     if not hasattr(weight, "orig_weight"):
         return weight
     size = weight.batch_size
@@ -92,7 +92,7 @@ def _unpack(weight, B, packed):
 
 
 def _groups(batch_sizes, device):
-    """The packed samples of each length, the longest first: their rows `[T, n]`, and which they are."""
+    """For each length, the longest first: the rows `[T, n]` of its n packed samples, and their slice."""
     start, sizes = batch_sizes.cumsum(0) - batch_sizes, batch_sizes.tolist()
     ends = sorted(set(sizes))
     for first, end in zip([0, *ends], ends, strict=False):
@@ -135,11 +135,11 @@ def _run_cell(step, input, hx, weights, cell):
 
 
 def register() -> None:
-    """Tell torch. It looks operators up here when they are called with an ExpandedWeight."""
+    """Register both operators. torch looks them up when a weight of a call is an ExpandedWeight."""
     from torch.nn.utils._expanded_weights.expanded_weights_impl import ExpandedWeight
 
     def handle(run):
-        def apply(names, op, *args):  # the last of the arguments have these names
+        def apply(names, op, *args):  # the names of the last arguments
             split = len(args) - len(names)
             return run(op, *args[:split], **dict(zip(names, args[split:], strict=True)))
 

@@ -1,7 +1,7 @@
-"""The operators for tensors without data, of which torch.compile and torch.export make graphs.
+"""The operators on tensors without data, with which torch.compile and torch.export make graphs.
 
-Their Meta kernels know what comes out. torch by itself wants all tensors of a call on one device, but
-batch_sizes are on the CPU.
+The Meta kernel of an operator knows the shapes and dtypes of its results. torch would call it by itself, but
+only with all tensors on one device, and batch_sizes are always on the CPU.
 """
 
 import torch

@@ -1,23 +1,24 @@
 """torch.vmap over the operators of fastrnn.
 
-Where nothing but sequences is mapped over, the mapped dimension becomes part of the batch, and the kernels
-run once. Where weights are, or where gradients of weights are wanted one by one, they run once for each.
+If only sequences are mapped, the mapped dimension becomes part of the batch, and the kernels run once. If
+weights are mapped, or if gradients of weights are wanted for each example, the kernels run once for each
+example.
 """
 
 import torch
 from torch import Tensor
 
-from .cells import CELLS
+from ..cells import CELLS
 
 _ops = torch.ops.fastrnn
 
 
 class _Batch:
-    """Where the batch is in the tensors of a call, and how N such batches become one.
+    """Where the batch is in the tensors of a call, and how the batches of N examples become one.
 
-    Rows of a time-major or packed layer stand together by step, so there the N stand side by side at each
-    sequence; those of a batch-major layer stand together by sequence, so there one of the N follows another.
-    In this way nothing that a layer saves for its backward ever moves.
+    A time-major or packed layer has the rows of a step side by side: the N rows of one sequence become
+    neighbours. A batch-major layer has the rows of a sequence side by side: the N batches follow each other.
+    So nothing that a layer saves for its backward moves in memory.
     """
 
     def __init__(self, N, x, x_dim, batch_sizes, sizes_dim, cell, batch_first):
@@ -37,11 +38,11 @@ class _Batch:
             keys = torch._C.DispatchKey
             plain = torch._C.DispatchKeySet(keys.FuncTorchDynamicLayerFrontMode)
             plain = plain | torch._C.DispatchKeySet(keys.FuncTorchDynamicLayerBackMode)
-            with torch._C._ExcludeDispatchKeyGuard(plain):  # no level of torch.func wraps what is no data
+            with torch._C._ExcludeDispatchKeyGuard(plain):  # or a level of torch.func wraps the sizes
                 self.sizes = batch_sizes * N
 
     def fold(self, tensor, mapped, dim):
-        """`tensor`, mapped over dimension `mapped` unless None, with all batches in dimension `dim`."""
+        """`tensor` with all batches in dimension `dim`. `mapped`: its mapped dimension, or None."""
         if tensor is None:
             return None
         to = dim if self.outer else dim + 1
@@ -55,7 +56,7 @@ class _Batch:
         return [self.fold(*args) for args in zip(tensors, mapped, dims, strict=False)]
 
     def unfold_all(self, tensors, dims):
-        """The inverse of `fold`, and the dimensions that are mapped over then."""
+        """The inverse of `fold`, and the mapped dimension of each result."""
         dims = dims[: len(tensors)]
         split = []
         for t, dim in zip(tensors, dims, strict=True):
@@ -65,7 +66,7 @@ class _Batch:
 
 
 def _each(N, in_dims, call, *lists):
-    """call(*lists) for each of the N, the results stacked."""
+    """The stacked results of call(*lists) for each of the N examples, and their mapped dimensions."""
 
     def select(item, dim, n):
         if isinstance(item, (list, tuple)):
@@ -117,7 +118,7 @@ def _map_backward(
 
 
 def register():
-    """Tell torch. The operators fastrnn::rnn and fastrnn::cell are composed of these."""
+    """Register the rules. The operators fastrnn::rnn and fastrnn::cell are composed of these operators."""
     torch.library.register_vmap("fastrnn::layer", _map_forward(_ops.layer.default))
     torch.library.register_vmap("fastrnn::layer_forward", _map_forward(_ops.layer_forward.default))
     torch.library.register_vmap("fastrnn::layer_backward", _map_backward)

@@ -1,20 +1,22 @@
-"""Let torch.ao.quantization, which looks for torch.nn's layers by their exact class, find fastrnn's, too.
+"""Let torch.ao.quantization find fastrnn's layers. It looks for torch.nn's layers by their exact class.
 
-`import torch` has loaded all that is imported here.
+`import torch` has loaded all modules that this imports.
 """
 
 import functools
 from importlib import import_module
+from typing import Any
 
 import torch
 
-from .conversion import _TO_FAST, _TO_TORCH
+from ..conversion import _TO_FAST, _TO_TORCH
 
 
 def _register():
-    mappings = import_module("torch.ao.quantization.quantization_mappings")
-    quantize = import_module("torch.ao.quantization.quantize")  # torch.ao.quantization.quantize is a function
-    dynamic = import_module("torch.ao.nn.quantized.dynamic.modules.rnn")
+    mappings: Any = import_module("torch.ao.quantization.quantization_mappings")
+    # The attribute torch.ao.quantization.quantize is a function.
+    quantize: Any = import_module("torch.ao.quantization.quantize")
+    dynamic: Any = import_module("torch.ao.nn.quantized.dynamic.modules.rnn")
 
     for table in (
         mappings.DEFAULT_DYNAMIC_QUANT_MODULE_MAPPINGS,
@@ -28,7 +30,7 @@ def _register():
 
 
 def _under_both_names(propagate):
-    """quantize_dynamic(model, {torch.nn.LSTM}) means fastrnn.LSTM, too, and the other way round."""
+    """In quantize_dynamic(model, {torch.nn.LSTM}) the class means fastrnn.LSTM, too, and vice versa."""
 
     @functools.wraps(propagate)
     def wrapper(module, qconfig_dict=None, *args, **kwargs):
@@ -40,11 +42,12 @@ def _under_both_names(propagate):
 
 
 def _of_either_library(from_float):
-    """`from_float` of a quantized class, which takes only the very class that has torch.nn's name now."""
+    """`from_float` of a quantized class for layers of both libraries. By itself it takes only the class that
+    has torch.nn's name at this moment."""
 
     @functools.wraps(from_float)
     def wrapper(cls, module, *args, **kwargs):
-        named = getattr(torch.nn, type(module).__name__, None)
+        named: Any = getattr(torch.nn, type(module).__name__, None)
         if (type(module) in _TO_TORCH or type(module) in _TO_FAST) and type(module) is not named:
             twin = object.__new__(named)
             twin.__dict__ = module.__dict__
@@ -56,5 +59,5 @@ def _of_either_library(from_float):
 
 try:
     _register()
-except (ImportError, AttributeError):  # a torch without it, or with another: nothing else here needs it
+except (ImportError, AttributeError):  # a torch without these modules, or with others; nothing else needs it
     pass
