@@ -9,7 +9,7 @@
 
 // The persistent kernels' body: all steps of a recurrence, by a group of blocks that hold the weights in their
 // registers. Written once at warp granularity over an execution context, which is a warp of the device
-// (csrc/cuda/device_warp.cuh) or a thread of the host (tests/csrc/host_warp.h):
+// (csrc/cuda/device_warp.cuh) or a thread of the host (tests/csrc/cuda/host_warp.h):
 //
 //   Ctx::var<V>              a register of each lane; [lane] is one lane's
 //   lanes(f)                 calls f(lane) for every lane

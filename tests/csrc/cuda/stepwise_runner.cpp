@@ -4,7 +4,7 @@
 //
 // ORDER is `ascending` or `descending`: in which order the indices of a kernel are taken; results must not
 // depend on it. INPUT is a sequence of arrays, each an int64 number of bytes, -1 for a null pointer, and then
-// the bytes (tests/test_stepwise.py writes it). OUTPUT gets the results in the same form.
+// the bytes (tests/csrc/cuda/test_stepwise.py writes it). OUTPUT gets the results in the same form.
 
 #include <cstdio>
 #include <cstring>

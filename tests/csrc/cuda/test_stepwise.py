@@ -1,4 +1,4 @@
-"""Tier 0 of the CUDA kernels and the products around it, run on the host by tests/csrc/stepwise_runner.cpp.
+"""Tier 0 of the CUDA kernels and the products around it, run on the host by stepwise_runner.cpp.
 
 It is the same driver, with loops for kernels and a plain product for cuBLAS; built with sanitizers.
 """
