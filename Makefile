@@ -49,7 +49,8 @@ format: $(VENV)/dev
 
 # The tests run from a folder in which Python does not find ./fastrnn; without those of the sources and programs, and
 # of the CPU's kernels alone, which this build and another torch do not change.
-OTHER_TESTS := benchmarks fake_cuda gpu_check persistent stepwise activations half memory numerics sharing threads
+OTHER_TESTS := benchmarks tools/test_gpu_check.py test_fake_cuda.py csrc/cpu csrc/torch/test_memory.py \
+  csrc/cuda/test_persistent.py csrc/cuda/test_stepwise.py
 cuda-wheel: export PATH := $(CURDIR)/$(CUDA_VENV)/bin:$(PATH)
 cuda-wheel: $(CUDA_VENV)/made $(SOURCES)
 	rm -rf $(CUDA_VENV)/wheel
@@ -57,7 +58,7 @@ cuda-wheel: $(CUDA_VENV)/made $(SOURCES)
 	pip install --force-reinstall --no-deps $(CUDA_VENV)/wheel/*.whl
 	cd $(CUDA_VENV) && python -m fastrnn && python -c 'from fastrnn import _C; assert _C.cuda_built'
 	python tools/check_cuda_kernels.py
-	cd $(CUDA_VENV) && pytest --config-file ../pyproject.toml ../tests $(OTHER_TESTS:%=--ignore ../tests/test_%.py) $(ARGS)
+	cd $(CUDA_VENV) && pytest --config-file ../pyproject.toml ../tests $(OTHER_TESTS:%=--ignore ../tests/%) $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(CUDA_VENV) build dist out *.egg-info fastrnn/*.so .mypy_cache .pytest_cache .ruff_cache .benchmarks

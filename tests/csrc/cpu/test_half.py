@@ -10,9 +10,8 @@ import functools
 import pytest
 import torch
 from cases import EVERY_CELL, Case, various_layers
-from conftest import CUDA, ISAS, use_device, use_isa
-from test_numerics import measure
-from tolerance import assert_few_roundings, unit_roundoff
+from devices import CUDA, ISAS, use_device, use_isa
+from tolerance import assert_few_roundings, measure, unit_roundoff
 
 import fastrnn
 

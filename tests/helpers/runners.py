@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-SOURCES = Path(__file__).parent / "csrc"
+SOURCES = Path(__file__).parents[1] / "csrc"
 
 
 def build(folder, target, sanitizers=""):

@@ -3,8 +3,8 @@
 //   stepwise_runner CELL DTYPE ORDER INPUT OUTPUT
 //
 // ORDER is `ascending` or `descending`: the order of the indices in a kernel. The results must not depend on it. INPUT
-// is a sequence of arrays: an int64 number of bytes (-1 for a null pointer), and then the bytes. tests/test_stepwise.py
-// writes it. OUTPUT gets the results in the same form.
+// is a sequence of arrays: an int64 number of bytes (-1 for a null pointer), and then the bytes.
+// tests/csrc/cuda/test_stepwise.py writes it. OUTPUT gets the results in the same form.
 
 #include <cstdio>
 #include <cstring>

@@ -75,6 +75,21 @@ def bound(case, name: str, expected: dict, u: float | None = None) -> float:
     return SAFETY * (u or unit_roundoff(expected[name].dtype)) * math.sqrt(chain(case, name)) * scale
 
 
+def measure(results, truths, name):
+    """Errors and magnitudes of all of these: root mean square, and mean of the largest.
+
+    The mean of the largest is a maximum that does not hang on a single element.
+    """
+
+    def norms(values):
+        largest = values.abs().topk(max(8, values.numel() // 1000)).values
+        return values.square().mean().sqrt().item(), largest.mean().item()
+
+    pairs = zip(results, truths, strict=True)
+    errors = torch.cat([(r[name].cpu().double() - t[name]).flatten() for r, t in pairs])
+    return *norms(errors), *norms(torch.cat([t[name].flatten() for t in truths]))
+
+
 def name_worst(name: str, actual: Tensor, expected: Tensor, excess: Tensor) -> str:
     """Say where two tensors differ first and where most."""
     bad = excess.nonzero()

@@ -1,8 +1,8 @@
 """A GPU for Python without one: torch.cuda with the properties of an H200, memory and kernels of the CPU.
 
 What stands behind torch.cuda in `torch._C` is put there, so that its own Python runs, with its own names and
-signatures. Tensors on "cuda" are plain ones whose device is cuda:0 or cuda:1; csrc/fake_cuda.cpp computes
-them with the CPU's kernels. A graph that was captured computes again when it is replayed.
+signatures. Tensors on "cuda" are plain ones whose device is cuda:0 or cuda:1; fake_cuda.cpp computes them
+with the CPU's kernels. A graph that was captured computes again when it is replayed.
 
     library = build(folder)    # in one process; then, in those that are to see a GPU:
     install(library)
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-SOURCE = Path(__file__).parent / "csrc/fake_cuda.cpp"
+SOURCE = Path(__file__).parent / "fake_cuda.cpp"
 
 
 class DeviceProperties:

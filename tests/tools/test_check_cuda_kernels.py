@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1]))  # last: fastrnn is the one that is installed
+sys.path.append(str(Path(__file__).parents[2]))  # last: fastrnn is the one that is installed
 
 from tools.check_cuda_kernels import RULES, check, find_cuobjdump  # noqa: E402
 

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from cases import DTYPES, EVERY_CELL, Case, cotangents, evaluate, name_values, recorded_margin, using_threads
-from tolerance import assert_close, assert_same_bits, assert_same_specials, unit_roundoff
+from tolerance import assert_close, assert_same_bits, assert_same_specials, measure, unit_roundoff
 
 import fastrnn
 
@@ -77,21 +77,6 @@ def solve_in_both(case, step):
         truth = evaluate(call, x, hx, dict(module.named_parameters()), case)
     truth |= {f"{name} without autograd": truth[name] for name in ("output", "h_n", "c_n") if name in truth}
     return solve_in_float32(torch.nn, case, step), truth
-
-
-def measure(results, truths, name):
-    """Errors and magnitudes of all of these: root mean square, and mean of the largest.
-
-    The mean of the largest is a maximum that does not hang on a single element.
-    """
-
-    def norms(values):
-        largest = values.abs().topk(max(8, values.numel() // 1000)).values
-        return values.square().mean().sqrt().item(), largest.mean().item()
-
-    pairs = zip(results, truths, strict=True)
-    errors = torch.cat([(r[name].cpu().double() - t[name]).flatten() for r, t in pairs])
-    return *norms(errors), *norms(torch.cat([t[name].flatten() for t in truths]))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""The persistent CUDA kernels' body, run on the host by tests/csrc/persistent_runner.cpp, a thread a warp.
+"""The persistent CUDA kernels' body, run on the host by persistent_runner.cpp, a thread a warp.
 
-What only a GPU can show, the instructions behind the context, tests/csrc/conformance.cu tests there."""
+What only a GPU can show, the instructions behind the context, conformance.cu tests there."""
 
 import os
 import subprocess

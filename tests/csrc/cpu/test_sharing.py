@@ -5,16 +5,15 @@ import shlex
 import subprocess
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
+SOURCES = ["tests/csrc/cpu/sharing.cpp", "csrc/cpu/threads/task_queue.cpp", "csrc/cpu/threads/core_latency.cpp"]
 
 
 def test_sharing(tmp_path):
     program = tmp_path / "sharing"
-    threads = ROOT / "csrc/cpu/threads"
-    sources = [ROOT / "tests/sharing.cpp", threads / "task_queue.cpp", threads / "core_latency.cpp"]
     options = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-pthread", "-fopenmp"]
     options += ["-DFASTRNN_ISA=test", f"-I{ROOT}/csrc"]
     compiler = shlex.split(os.environ.get("CXX", "c++"))
-    subprocess.run([*compiler, *options, *sources, "-o", program], check=True)
+    subprocess.run([*compiler, *options, *(ROOT / source for source in SOURCES), "-o", program], check=True)
     done = subprocess.run([program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

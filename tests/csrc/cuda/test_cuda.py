@@ -21,7 +21,7 @@ from cases import (
     run_python,
     take,
 )
-from conftest import use_device
+from devices import use_device
 from tolerance import assert_close, assert_few_roundings, assert_same_bits, assert_same_specials
 
 import fastrnn

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmark_runs import data, problem
 from cases import run_python
-from test_benchmarks import data, problem
 
 from benchmarks.results import merge, read_rows
 from tools import gpu_check, gpu_facts, gpu_run
@@ -142,7 +142,7 @@ def test_the_build_is_for_the_device(check, monkeypatch):
     extension, conformance = commands
     assert extension.env["TORCH_CUDA_ARCH_LIST"] == "9.0a"
     assert "-arch=sm_90a" in conformance.arguments[0]
-    for file in ("setup.py", "tests/csrc/conformance.cu"):
+    for file in ("setup.py", "tests/csrc/cuda/conformance.cu"):
         assert any(file in arguments for c in commands for arguments in c.arguments)
         assert (gpu_run.ROOT / file).is_file()
 

@@ -103,7 +103,7 @@ def test_two_processes_train_as_one(results, cell, option, way):
 
 def test_demo_under_torchrun(tmp_path):
     """The demo in two processes prints once, and its losses are those of one process."""
-    demo = Path(__file__).parents[1] / "examples/char_lm.py"
+    demo = Path(__file__).parents[2] / "examples/char_lm.py"
     pytest.importorskip("rich")
     pytest.importorskip("matplotlib")
     arguments = [str(demo), "--steps=4", "--hidden=16", "--batch=4", "--seq=8", "--threads=1"]
