@@ -17,14 +17,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from fastrnn.plan import core_round_trip
 
 from . import cuda
-from .crowd import crowded_times
+from .contention import contended_times
 from .limits import measure_limits
 from .memory import peak_memory
 from .onnx_peer import VERSION
 from .peers import PEERS, find_missing, make_calls
 from .problems import (
     CELLS,
-    CROWDED,
+    CONTENTION,
     DEFAULT_CELLS,
     MEMORY,
     MODES,
@@ -39,7 +39,7 @@ from .report import print_report, write_report
 from .timing import interleave
 
 QUICK_SECONDS = 0.5
-MEMORY_SECONDS, CROWD_SECONDS = 5.0, 12.0  # about, for the progress bar
+MEMORY_SECONDS, CONTENTION_SECONDS = 5.0, 12.0  # about, for the progress bar
 
 
 class Run:
@@ -58,16 +58,18 @@ class Run:
             for shape in args.shapes or (ONE if args.quick else MEMORY)
             if "training" in args.modes
         ]
-        self.crowd_problems = [
+        self.contention_problems = [
             Problem("oversubscribed", cell, shape, **given)
             for cell in args.cells
-            for shape in args.shapes or (ONE if args.quick else CROWDED)
+            for shape in args.shapes or (ONE if args.quick else CONTENTION)
             if "oversubscribed" in args.modes
         ]
         self.min_rounds = 2 if args.quick else 3 if args.device == "cuda" else 5
         self.progress = progress
         seconds = sum(map(self.seconds, self.problems))
-        seconds += MEMORY_SECONDS * len(self.memory_problems) + CROWD_SECONDS * len(self.crowd_problems)
+        seconds += MEMORY_SECONDS * len(self.memory_problems) + CONTENTION_SECONDS * len(
+            self.contention_problems
+        )
         self.task = progress.add_task("limits of the machine", total=seconds)
         self.limits = self.measure_limits()
         self.missing = find_missing(args.quick, args.device)
@@ -124,10 +126,10 @@ class Run:
         self.progress.update(self.task, advance=MEMORY_SECONDS, refresh=True)
         return {"problem": problem.to_json(), "bytes": bytes_of}
 
-    def measure_crowd(self, problem: Problem) -> dict:
+    def measure_contention(self, problem: Problem) -> dict:
         self.progress.update(self.task, description=f"two processes of {problem.name}", refresh=True)
-        seconds_of = crowded_times(problem)
-        self.progress.update(self.task, advance=CROWD_SECONDS, refresh=True)
+        seconds_of = contended_times(problem)
+        self.progress.update(self.task, advance=CONTENTION_SECONDS, refresh=True)
         return {"problem": problem.to_json(), "seconds": seconds_of}
 
     def pytest_report_teststatus(self, report):
@@ -148,7 +150,7 @@ class Run:
                 threads: limits.best(again[threads]).to_json() for threads, limits in self.limits.items()
             },
             memory=[self.measure_memory(problem) for problem in self.memory_problems],
-            crowd=[self.measure_crowd(problem) for problem in self.crowd_problems],
+            contention=[self.measure_contention(problem) for problem in self.contention_problems],
             missing=self.missing,
             refusals=self.refusals,
             round_trips=self.round_trips,

@@ -59,7 +59,7 @@ TWO = shapes("100,1,256,256", "100,64,256,256")
 ONE = shapes("100,16,128,128")
 DTYPE_SHAPES = shapes("100,1,256,256", "100,16,128,128", "50,64,512,512")
 MEMORY = shapes("100,1,256,256", "100,64,256,256", "100,16,1024,1024", "1000,64,256,256")
-CROWDED = shapes("100,1,64,64", "100,1,256,256", "100,16,128,128", "100,64,256,256")
+CONTENTION = shapes("100,1,64,64", "100,1,256,256", "100,16,128,128", "100,64,256,256")
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ MODES = {
     "scaling-H": scaling(lambda H: Shape(100, 16, H, H), (32, 64, 128, 256, 512)),
     "scaling-H-B1": scaling(lambda H: Shape(100, 1, H, H), (64, 128, 256, 512)),
     "oversubscribed": Mode(
-        CROWDED, ONE, seconds=2.0, training=(False,), threads=lambda chosen: (cores(), 2 * cores())
+        CONTENTION, ONE, seconds=2.0, training=(False,), threads=lambda chosen: (cores(), 2 * cores())
     ),
 }
 

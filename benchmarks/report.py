@@ -305,10 +305,10 @@ def memory_table(data: dict) -> Table:
     return Table("Peak memory of a training step, beyond weights and input", columns, body, labels=2)
 
 
-def crowd_table(data: dict) -> Table:
-    cells = list(dict.fromkeys(entry["problem"]["cell"] for entry in data["crowd"]))
+def contention_table(data: dict) -> Table:
+    cells = list(dict.fromkeys(entry["problem"]["cell"] for entry in data["contention"]))
     lines = {}
-    for entry in data["crowd"]:
+    for entry in data["contention"]:
         problem = Problem.from_json(entry["problem"])
         line = lines.setdefault(str(problem.shape), {})
         for library, seconds in entry["seconds"].items():
@@ -348,7 +348,7 @@ def tables(data: dict) -> list[Table]:
         *([ceiling] if (ceiling := ceiling_table(rows)).rows else []),
         *([behind] if (behind := behind_table(rows)).rows else []),
         *([memory_table(data)] if data["memory"] else []),
-        *([crowd_table(data)] if data["crowd"] else []),
+        *([contention_table(data)] if data["contention"] else []),
         *scaling_tables(rows),
         *(detail_table(group, chosen) for group, chosen in groups.items()),
         *([bounds] if (bounds := bounds_table(rows, read_limits(data))).rows else []),

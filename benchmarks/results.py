@@ -92,7 +92,7 @@ def merge(runs: list[dict]) -> dict:
     """One run's JSON of that of several, which timed other problems on the same machine."""
     merged, *others = copy.deepcopy(runs)
     for run in others:
-        for key in ("benchmarks", "memory", "crowd", "refusals"):
+        for key in ("benchmarks", "memory", "contention", "refusals"):
             merged[key] += run[key]
         for key in ("missing", "tiers", "round_trips"):
             merged[key] |= run[key]

@@ -8,7 +8,7 @@ import torch
 from cases import run_python
 
 from benchmarks import onnx_peer, paths, peers, timing
-from benchmarks.crowd import crowded_times
+from benchmarks.contention import contended_times
 from benchmarks.limits import Limits, count_cpus, measure_limits
 from benchmarks.peers import AGAIN, COMPILED, FASTRNN, ONNXRUNTIME, PEERS, TORCH, find_missing, make_calls
 from benchmarks.problems import (
@@ -57,7 +57,7 @@ def data(problems, times=lambda problem: TIMES) -> dict:
         },
         "limits": {n: LIMITS.to_json() for n in (1, 2)},
         "memory": [{"problem": problem(training=True).to_json(), "bytes": {TORCH: 2**21, FASTRNN: 2**20}}],
-        "crowd": [
+        "contention": [
             {
                 "problem": problem(mode="oversubscribed").to_json(),
                 "seconds": {TORCH: {"alone": 1.0, "two": 9.0}, FASTRNN: {"alone": 1.0, "two": 2.0}},
@@ -302,7 +302,7 @@ def test_table_of_two_processes():
 
 def test_two_processes():
     """Each library is timed alone and beside itself."""
-    times = crowded_times(problem(mode="oversubscribed", threads=1))
+    times = contended_times(problem(mode="oversubscribed", threads=1))
     assert set(times) == {TORCH, FASTRNN}
     assert all(seconds["alone"] > 0 and seconds["two"] > 0 for seconds in times.values())
 

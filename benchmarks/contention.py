@@ -1,4 +1,7 @@
-"""Two processes at once, each with all the threads that it was given: what other programs do to a call."""
+"""Contention: two processes at once, each with all the threads that the run was given.
+
+This shows how much a call slows down when another program uses the same cores.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,14 @@ from .problems import Problem
 
 LIBRARIES = (TORCH, FASTRNN)
 SECONDS = 1.0  # of each measurement
-PATIENCE = 120.0  # seconds until a process that has failed is given up
+BARRIER_TIMEOUT_S = 120.0  # then the other process has failed
 
 
-def crowded_times(problem: Problem) -> dict[str, dict[str, float]]:
-    """Seconds of a call by library: of one process alone, and of the slower of two at once."""
+def contended_times(problem: Problem) -> dict[str, dict[str, float]]:
+    """Seconds of a call, by library: "alone" in one process, "two" in the slower of two at once."""
     context = multiprocessing.get_context("spawn")
-    meet = context.Barrier(2)
-    with context.Pool(2, initializer=keep, initargs=(meet,)) as pool:
+    barrier = context.Barrier(2)
+    with context.Pool(2, initializer=set_barrier, initargs=(barrier,)) as pool:
         first, second = pool.starmap(measure, [(problem, True), (problem, False)], chunksize=1)
     return {
         library: {"alone": first[library][0], "two": max(first[library][1], second[library][1])}
@@ -27,13 +30,13 @@ def crowded_times(problem: Problem) -> dict[str, dict[str, float]]:
     }
 
 
-def keep(meet: multiprocessing.Barrier):
-    """A barrier travels to a process only when that starts."""
-    measure.meet = meet
+def set_barrier(barrier: multiprocessing.Barrier):
+    """A process can receive a barrier only when it starts."""
+    measure.barrier = barrier
 
 
 def measure(problem: Problem, first: bool) -> dict[str, tuple[float, float]]:
-    """To run in two processes, of which the first measures alone before both do."""
+    """Runs in both processes. The first measures alone, then both measure at once."""
     torch.set_num_threads(problem.threads)
     setup = Setup.of(problem)
     result = {}
@@ -41,15 +44,15 @@ def measure(problem: Problem, first: bool) -> dict[str, tuple[float, float]]:
         for library in LIBRARIES:
             call = PEERS[library](setup)
             call()
-            measure.meet.wait(PATIENCE)
+            measure.barrier.wait(BARRIER_TIMEOUT_S)
             alone = mean_time(call) if first else 0.0
-            measure.meet.wait(PATIENCE)
+            measure.barrier.wait(BARRIER_TIMEOUT_S)
             result[library] = alone, mean_time(call)
     return result
 
 
 def mean_time(call) -> float:
-    """Not the median: calls that wait for a core are few and long."""
+    """The mean and not the median, because the few calls that wait for a core are long."""
     start, count = time.perf_counter(), 0
     while time.perf_counter() - start < SECONDS:
         call()
