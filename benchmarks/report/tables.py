@@ -1,29 +1,16 @@
-"""The report of a run: tables for the terminal, and Markdown and plots in files.
-
-`python -m benchmarks` writes it; `python -m benchmarks.report` writes it again from the JSON of a run.
-"""
+"""The tables of a report, each built from the rows of a run."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table as RichTable
-from rich.text import Text
+from ..limits import Limits
+from ..peers import FASTRNN, ONNXRUNTIME, TORCH
+from ..problems import MODES, Problem
+from ..results import NOISE, PEERS_OF_FASTRNN, Row, fit_line, means, read_limits, read_rows
+from .prose import NOT_SUPPORTED, duration, nanoseconds, percent
 
-from .limits import Limits
-from .peers import FASTRNN, ONNXRUNTIME, TORCH
-from .plots import draw
-from .problems import MODES, Problem
-from .results import NOISE, PEERS_OF_FASTRNN, Row, fit_line, means, read_limits, read_rows
-
-NOT_SUPPORTED = "not supported"
 LIBRARIES = (TORCH, FASTRNN)
 AT_LIMIT = "at the limit"
 # What the project aims at on the whole grid: geometric mean and worst shape (None: no aim).
@@ -209,20 +196,6 @@ def time_cell(row: Row, peer: str) -> str:
     return f"{number} {unit} ±{row.spread[peer] / 2:.0%} ({quietest:.{digits}f})"
 
 
-def duration(seconds: float) -> str:
-    """In three digits or more."""
-    value, unit = (seconds * 1e6, "us") if seconds < 1e-3 else (seconds * 1e3, "ms")
-    return f"{value:.{max(0, 3 - len(str(int(value))))}f} {unit}"
-
-
-def nanoseconds(seconds: float) -> str:
-    return f"{seconds * 1e9:.0f} ns"
-
-
-def percent(fraction: float | None) -> str | None:
-    return None if fraction is None else f"{fraction:.0%}"
-
-
 def speedup_table(title: str, pairs: list[tuple[Row, Row]], factor: float = 1.0) -> Table:
     """How many times as fast the second of each pair is as `factor` times the first: of each library, and of
     one that ran at the limit on both."""
@@ -354,128 +327,3 @@ def tables(data: dict) -> list[Table]:
         *([bounds] if (bounds := bounds_table(rows, read_limits(data))).rows else []),
         limits_table(data),
     ]
-
-
-def describe_machine(data: dict) -> str:
-    machine = data["machine_info"]
-    fastrnn = machine["fastrnn"]
-    versions = [
-        f"fastrnn {fastrnn['fastrnn']} ({fastrnn['CPU ISA chosen']})",
-        f"torch {machine['torch']} ({machine['torch_isa']})",
-        *([f"onnxruntime {machine['onnxruntime']}"] if machine["onnxruntime"] else []),
-        f"Python {machine['python_version']}",
-    ]
-    text = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; {', '.join(versions)}"
-    if gpu := machine.get("gpu"):
-        text = (
-            f"{gpu['name']}, {gpu['sms']} SMs of compute capability {gpu['capability']}, L2 cache "
-            f"{gpu['l2_state']}; CUDA {gpu['cuda']}, cuDNN {gpu['cudnn']}; {text}"
-        )
-    return text
-
-
-def describe_noise(data: dict) -> str:
-    """The spread of A/A, torch.nn against itself."""
-    ratios = [row.aa for row in read_rows(data) if row.aa is not None]
-    mean, worst = means(ratios)
-    text = f"A/A, torch.nn against itself: {worst:.2f} to {max(ratios):.2f}, geometric mean {mean:.2f}"
-    if not NOISE < mean < 1 / NOISE:
-        text += ", too far from 1 to trust these figures (is the machine quiet?)"
-    return text
-
-
-def describe_cores(data: dict) -> list[str]:
-    """How far apart the cores were, which moves what a short step takes on several of them."""
-    trips = sorted(data.get("round_trips", {}).values())
-    if not trips:
-        return []
-    low, middle, high = (nanoseconds(trips[int(q * (len(trips) - 1))]) for q in (0, 0.5, 1))
-    return [
-        f"round trip: of a cache line between two cores, when a problem was timed: {low} to {high}, median "
-        f"{middle}. Some machines' cores are near each other in one moment and far apart in the next"
-    ]
-
-
-def describe_absence(data: dict) -> list[str]:
-    """Who is missing, and who refused what."""
-    result = [f"Missing: {peer}: {reason}" for peer, reason in data["missing"].items()]
-    reasons = dict.fromkeys((refusal["peer"], refusal["reason"]) for refusal in data["refusals"])
-    return result + [f"{NOT_SUPPORTED.capitalize()}: {peer}: {reason}" for peer, reason in reasons]
-
-
-LIMIT = (
-    "of limit: the time that the machine needs at least, as a part of fastrnn's: x-GEMM flops / peak + "
-    "max(recurrent flops / peak, T * bytes(W_hh) / bandwidth of the level that holds it). The peak is "
-    "that of torch's own matrix products; over 100% is possible where fastrnn's are faster"
-)
-
-
-LIMIT_OF_GPU = (
-    "of limit: the time of the matrix products at the measured peak, as a part of fastrnn's; W_hh may stay "
-    "in registers, so reading it is not counted, nor is the way of h from step to step. A step: of fastrnn, "
-    "the product with the inputs included. Tiers: forward/backward, as planned"
-)
-
-
-def notes(data: dict) -> list[str]:
-    limit = LIMIT_OF_GPU if "gpu" in data["machine_info"] else LIMIT
-    return [limit, *describe_cores(data), *describe_absence(data)]
-
-
-def print_report(data: dict, console: Console):
-    for table in reversed(tables(data)):  # what matters most comes last, where the reader's eye is
-        print_table(table, console)
-    for line in (*notes(data), describe_machine(data), describe_noise(data)):
-        console.print(line, highlight=False)
-
-
-def print_table(table: Table, console: Console):
-    rich_table = RichTable(title=table.title, title_justify="left", box=SIMPLE)
-    for index, column in enumerate(table.columns):
-        justify = "left" if index < table.labels else "right"
-        rich_table.add_column(column, justify=justify, no_wrap=index < table.labels)
-    for line in table.rows:
-        rich_table.add_row(*(ratio_text(c) if isinstance(c, float) else c or "-" for c in line))
-    console.print(rich_table)
-
-
-def ratio_text(ratio: float) -> Text:
-    return Text(f"{ratio:.2f}", style="red" if ratio < NOISE else "green" if ratio > 1 / NOISE else "")
-
-
-def markdown(data: dict, plots: list[str]) -> str:
-    parts = [
-        f"Measured on {data['datetime'][:10]} on {describe_machine(data)}. {describe_noise(data)}.",
-        "\n".join(f"- {line}" for line in notes(data)),
-        *(f"![{Path(plot).stem}]({plot})" for plot in plots),
-    ]
-    parts += map(markdown_table, tables(data))
-    return "\n\n".join(parts) + "\n"
-
-
-def markdown_table(table: Table) -> str:
-    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
-    cells = ([f"{c:.2f}" if isinstance(c, float) else c or "" for c in line] for line in lines)
-    return f"### {table.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in cells)
-
-
-def write_report(data: dict, path: Path, plots: Path) -> list[Path]:
-    """Markdown beside the JSON at `path`, plots into the folder `plots`; returns what was written."""
-    plots.mkdir(parents=True, exist_ok=True)
-    drawn = draw(read_rows(data), plots / path.stem)
-    report = path.with_suffix(".md")
-    report.write_text(markdown(data, [os.path.relpath(plot, path.parent) for plot in drawn]))
-    return [report, *drawn]
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.report", description="Write Markdown and plots from the JSON of a run."
-    )
-    parser.add_argument("json", type=Path, help="what `python -m benchmarks --json` wrote")
-    parser.add_argument(
-        "--plots", type=Path, metavar="FOLDER", help="where plots go (the folder of the JSON)"
-    )
-    args = parser.parse_args()
-    for written in write_report(json.loads(args.json.read_text()), args.json, args.plots or args.json.parent):
-        print(written)

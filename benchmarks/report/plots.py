@@ -12,9 +12,9 @@ from matplotlib import pyplot
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import LogLocator, PercentFormatter
 
-from .peers import FASTRNN, ONNXRUNTIME, TORCH
-from .problems import MODES
-from .results import Row
+from ..peers import FASTRNN, ONNXRUNTIME, TORCH
+from ..problems import MODES
+from ..results import Row
 
 matplotlib.use("Agg")
 
