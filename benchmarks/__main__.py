@@ -245,7 +245,7 @@ def main() -> int:
     if status == 0:
         data = json.loads(args.json.read_text())
         print_report(data, console)
-        for path in (args.json, *write_report(data, args.json, args.plots or args.json.parent)):
+        for path in (args.json, *write_report([data], args.json, args.plots)):
             console.print(path)
     return status
 

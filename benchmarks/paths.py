@@ -22,11 +22,10 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import fastrnn
 from fastrnn.reference import CELLS
 
-from . import report
 from .__main__ import describe_machine, shape, threads
 from .peers import make_module
 from .problems import DEFAULT_CELLS, Problem, Shape, sentence_lengths, shapes
-from .report import Table
+from .report import print_report, write_report
 from .timing import Call, interleave, quietest_third
 
 SHAPES = shapes("100,1,64,64", "50,16,64,128", "50,64,256,256")
@@ -176,18 +175,6 @@ def measure(make_calls: Callable, with_gradients: bool, cell: str, sizes: Shape)
     return {"cell": cell, "shape": list(sizes), "seconds": seconds}
 
 
-def table(data: dict) -> Table:
-    cells = list(dict.fromkeys(row["cell"] for row in data["paths"]))
-    lines = {}
-    for row in data["paths"]:
-        base, *others = row["seconds"]
-        for other in others:
-            line = lines.setdefault((f"{other} / {base}", str(Shape(*row["shape"]))), {})
-            line[row["cell"]] = f"{row['seconds'][other] / row['seconds'][base]:.2f}"
-    body = [[*labels, *(line[cell] for cell in cells)] for labels, line in lines.items()]
-    return Table("Times as long", ["path / base", "T,B,I,H", *cells], body, labels=2)
-
-
 def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks.paths", description=__doc__)
     add = parser.add_argument
@@ -208,12 +195,8 @@ def main():
     measured = [measure(*problem) for problem in track(problems, console=console)]
     data = {"machine_info": machine, "paths": measured}
     args.json.write_text(json.dumps(data, indent=1) + "\n")
-    markdown = args.json.with_suffix(".md")
-    markdown.write_text(
-        f"Measured on {report.describe_machine(data)}.\n\n{report.markdown_table(table(data))}\n"
-    )
-    report.print_table(table(data), console)
-    for written in (args.json, markdown):
+    print_report(data, console)
+    for written in (args.json, *write_report([data], args.json)):
         console.print(written)
 
 

@@ -6,7 +6,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from itertools import product
 from pydoc_data.topics import topics
 from typing import NamedTuple
@@ -194,12 +194,14 @@ class Problem:
     graph: bool = False  # a CUDA graph is replayed
 
     @classmethod
-    def from_json(cls, fields: dict) -> Problem:
-        lengths = fields["lengths"] and tuple(fields["lengths"])
-        return cls(**{**fields, "shape": Shape(*fields["shape"]), "lengths": lengths})
+    def from_json(cls, given: dict) -> Problem:
+        lengths = given.get("lengths")
+        return cls(**{**given, "shape": Shape(*given["shape"]), "lengths": lengths and tuple(lengths)})
 
     def to_json(self) -> dict:
-        return {**asdict(self), "shape": list(self.shape)}
+        """Without what has its default."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return {**given, "shape": list(self.shape)}
 
     @property
     def group(self) -> str:

@@ -2,13 +2,16 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from cases import run_python
 
+import benchmarks
 from benchmarks import onnx_peer, paths, peers, timing
+from benchmarks.__main__ import parse_arguments
 from benchmarks.contention import contended_times
+from benchmarks.keep import keep
 from benchmarks.limits import Limits, count_cpus, measure_limits
 from benchmarks.peers import AGAIN, COMPILED, FASTRNN, ONNXRUNTIME, PEERS, TORCH, find_missing, make_calls
 from benchmarks.problems import (
@@ -21,10 +24,12 @@ from benchmarks.problems import (
     select,
     sentence_lengths,
 )
-from benchmarks.report import describe_noise, markdown, tables, write_report
-from benchmarks.results import fit_line, read_rows
+from benchmarks.report import describe_noise, markdown, render, tables, write_report
+from benchmarks.report.plots import PLOTS
+from benchmarks.results import compact, fit_line, read_rows, read_runs
 from benchmarks.timing import interleave, quietest_third
 
+RESULTS = Path(benchmarks.__file__).parent / "results"
 SMALL = Shape(3, 2, 5, 4)
 GIVEN = {"threads": 2, "device": "cpu"}
 LIMITS = Limits(
@@ -45,6 +50,7 @@ def data(problems, times=lambda problem: TIMES) -> dict:
     refused = [(p, peer) for p in problems for peer in TIMES if peer not in times(p)]
     result = {
         "datetime": "2026-01-02T03:04:05",
+        "commit_info": {"id": "0123abc"},
         "machine_info": {
             "cpu": "Some CPU",
             "cores": 2,
@@ -302,7 +308,7 @@ def test_table_of_two_processes():
 
 def test_two_processes():
     """Each library is timed alone and beside itself."""
-    times = contended_times(problem(mode="oversubscribed", threads=1))
+    times = contended_times(problem(mode="oversubscribed", threads=1), seconds=0.01)
     assert set(times) == {TORCH, FASTRNN}
     assert all(seconds["alone"] > 0 and seconds["two"] > 0 for seconds in times.values())
 
@@ -369,7 +375,8 @@ def test_paths(tmp_path, monkeypatch):
     """Every path runs with every cell; a ratio is to the first call of each."""
     monkeypatch.setattr(paths, "SECONDS", 0.0)
     monkeypatch.setattr(paths, "MIN_ROUNDS", 1)
-    monkeypatch.setattr(timing, "PAUSES", 0)
+    for name, value in {"PAUSES": 0, "BLOCK_S": 0.0, "SAMPLE_S": 1e-9}.items():
+        monkeypatch.setattr(timing, name, value)
     file = tmp_path / "paths.json"
     monkeypatch.setattr("sys.argv", ["paths", "--shapes", "3,2,4,5", "--json", str(file)])
     paths.main()
@@ -383,10 +390,55 @@ def test_paths(tmp_path, monkeypatch):
 
 def test_report_files(tmp_path):
     found = data(select(["lstm", "gru"], None, ["forward", "training", "scaling-T"], True, **GIVEN))
-    report, *plots = write_report(found, tmp_path / "run.json", tmp_path / "plots")
+    report, *plots = write_report([found], tmp_path / "run.json", tmp_path / "plots")
     assert [plot.name for plot in plots] == ["run-ratio.png", "run-limit.png", "run-scaling.png"]
     assert all(plot.read_bytes().startswith(b"\x89PNG") for plot in plots)
     assert "](plots/run-ratio.png)" in report.read_text()
+
+
+def test_small_form():
+    """It has what a report needs, and each problem once."""
+    problems = select(["lstm"], None, ["forward", "packed", "scaling-T"], True, **GIVEN)
+    found = data(problems) | {"round_trips": {problems[0].name: 1e-7}, "tiers": {problems[1].name: "2/2"}}
+    small = compact(found)
+    assert compact(small) == small
+    assert markdown(small, []) == markdown(found, [])
+    assert read_rows(small) == read_rows(found)
+    assert len(small["rows"]) == len(problems)
+    refused = data(problems, times=lambda p: {TORCH: 1.0, AGAIN: 1.0})
+    assert compact(refused)["refusals"] == [
+        {"peer": peer, "reason": f"{peer} cannot"} for peer in (ONNXRUNTIME, FASTRNN)
+    ]
+
+
+def test_keep(tmp_path, monkeypatch):
+    """A run replaces the one of its name. Pictures have the names of their runs."""
+    monkeypatch.setattr(render, "draw", lambda rows, path: [path.with_name(f"{path.name}-ratio.png")])
+    file = tmp_path / "machine.json"
+    small, large = data([problem()]), data([problem(), problem(cell="gru")])
+    keep(small, file, "one", "The first")
+    keep(small, file, "two", "The second")
+    keep(large, file, "one", "The first")
+    runs = read_runs(file)
+    assert [(run["name"], len(run["rows"])) for run in runs] == [("one", 2), ("two", 1)]
+    text = file.with_suffix(".md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("## ")] == ["## The first", "## The second"]
+    assert "- [The second](#the-second)" in text and "](machine-two-ratio.png)" in text
+    assert markdown(small, ["machine-two-ratio.png"]) in text
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.stem)
+def test_results_of_a_machine(file, tmp_path, monkeypatch):
+    """The small file is enough to write the report that is in the tree."""
+
+    def drawn(rows, path):
+        names = [f"{path.name}-{plot}.png" for plot in PLOTS]
+        return [path.with_name(name) for name in names if (RESULTS / name).exists()]
+
+    monkeypatch.setattr(render, "draw", drawn)
+    assert file.stat().st_size < 200_000
+    report, *_ = write_report(read_runs(file), tmp_path / file.name)
+    assert report.read_text() == file.with_suffix(".md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -404,9 +456,11 @@ def test_report_files(tmp_path):
         ),
     ],
 )
-def test_wrong_arguments(option, value, words):
+def test_wrong_arguments(option, value, words, monkeypatch, capsys):
     """One line names the argument."""
-    done = run_python("-m", "benchmarks", option, value)
-    assert done.returncode == 2
-    message = done.stderr.strip().splitlines()[-1]
+    monkeypatch.setattr("sys.argv", ["benchmarks", option, value])
+    with pytest.raises(SystemExit) as exit:
+        parse_arguments()
+    assert exit.value.code == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
     assert option in message and words in message, message

@@ -3,18 +3,16 @@
 `python -m benchmarks` writes it; `python -m benchmarks.report` writes it again from the JSON of a run.
 """
 
-from .prose import describe_machine, describe_noise
-from .render import markdown, markdown_table, print_report, print_table, write_report
+from .prose import describe_noise
+from .render import markdown, markdown_table, print_report, write_report
 from .tables import Table, regime_table, tables
 
 __all__ = [
     "Table",
-    "describe_machine",
     "describe_noise",
     "markdown",
     "markdown_table",
     "print_report",
-    "print_table",
     "regime_table",
     "tables",
     "write_report",

@@ -51,7 +51,7 @@ def describe_noise(data: dict) -> str:
 
 def describe_cores(data: dict) -> list[str]:
     """How far apart the cores were, which moves what a short step takes on several of them."""
-    trips = sorted(data.get("round_trips", {}).values())
+    trips = sorted(row.round_trip for row in read_rows(data) if row.round_trip)
     if not trips:
         return []
     low, middle, high = (nanoseconds(trips[int(q * (len(trips) - 1))]) for q in (0, 0.5, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from rich.box import SIMPLE
@@ -13,10 +14,15 @@ from rich.text import Text
 from ..results import NOISE, read_rows
 from .plots import draw
 from .prose import describe_machine, describe_noise, notes
-from .tables import Table, tables
+from .tables import Table, paths_table, tables
 
 
 def print_report(data: dict, console: Console):
+    """Of one run."""
+    if "paths" in data:
+        print_table(paths_table(data), console)
+        console.print(describe_machine(data), highlight=False)
+        return
     for table in reversed(tables(data)):  # what matters most comes last, where the reader's eye is
         print_table(table, console)
     for line in (*notes(data), describe_machine(data), describe_noise(data)):
@@ -38,6 +44,9 @@ def ratio_text(ratio: float) -> Text:
 
 
 def markdown(data: dict, plots: list[str]) -> str:
+    """Of one run."""
+    if "paths" in data:
+        return f"Measured on {describe_machine(data)}.\n\n{markdown_table(paths_table(data))}\n"
     parts = [
         f"Measured on {data['datetime'][:10]} on {describe_machine(data)}. {describe_noise(data)}.",
         "\n".join(f"- {line}" for line in notes(data)),
@@ -53,10 +62,38 @@ def markdown_table(table: Table) -> str:
     return f"### {table.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
-def write_report(data: dict, path: Path, plots: Path) -> list[Path]:
-    """Markdown beside the JSON at `path`, plots into the folder `plots`; returns what was written."""
+def write_report(runs: list[dict], path: Path, plots: Path | None = None) -> list[Path]:
+    """Write Markdown beside the JSON at `path`, and plots into the folder `plots`, which may be the same.
+
+    A run of a machine's file has a name, for its plots, and a title, for its section.
+
+    Returns: what was written.
+    """
+    plots = plots or path.parent
     plots.mkdir(parents=True, exist_ok=True)
-    drawn = draw(read_rows(data), plots / path.stem)
+    names = [f"{path.stem}-{run['name']}" if "name" in run else path.stem for run in runs]
+    drawn = [draw_run(run, plots / name) for run, name in zip(runs, names, strict=True)]
     report = path.with_suffix(".md")
-    report.write_text(markdown(data, [os.path.relpath(plot, path.parent) for plot in drawn]))
-    return [report, *drawn]
+    pictures = [[os.path.relpath(plot, path.parent) for plot in of_run] for of_run in drawn]
+    report.write_text(document(path.stem, runs, pictures))
+    return [report, *(plot for of_run in drawn for plot in of_run)]
+
+
+def draw_run(run: dict, path: Path) -> list[Path]:
+    return [] if "paths" in run else draw(read_rows(run), path)
+
+
+def document(name: str, runs: list[dict], pictures: list[list[str]]) -> str:
+    """A section for each run that has a title, below a list of them."""
+    texts = list(map(markdown, runs, pictures))
+    titles = [run["title"] for run in runs if "title" in run]
+    if not titles:
+        return "\n".join(texts)
+    contents = "\n".join(f"- [{title}](#{anchor(title)})" for title in titles)
+    sections = (f"## {title}\n\n{text}" for title, text in zip(titles, texts, strict=True))
+    return "\n".join([f"# Benchmarks: {name}\n\n{contents}\n", *sections])
+
+
+def anchor(title: str) -> str:
+    """What GitHub calls the section."""
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..limits import Limits
 from ..peers import FASTRNN, ONNXRUNTIME, TORCH
-from ..problems import MODES, Problem
+from ..problems import MODES, Problem, Shape
 from ..results import NOISE, PEERS_OF_FASTRNN, Row, fit_line, means, read_limits, read_rows
 from .prose import NOT_SUPPORTED, duration, nanoseconds, percent
 
@@ -293,6 +293,19 @@ def contention_table(data: dict) -> Table:
         "half of the cores), forward"
     )
     return Table(title, ["T,B,I,H", *(" ".join(column) for column in columns)], body)
+
+
+def paths_table(data: dict) -> Table:
+    """Of `python -m benchmarks.paths`."""
+    cells = list(dict.fromkeys(row["cell"] for row in data["paths"]))
+    lines = {}
+    for row in data["paths"]:
+        base, *others = row["seconds"]
+        for other in others:
+            line = lines.setdefault((f"{other} / {base}", str(Shape(*row["shape"]))), {})
+            line[row["cell"]] = f"{row['seconds'][other] / row['seconds'][base]:.2f}"
+    body = [[*labels, *(line[cell] for cell in cells)] for labels, line in lines.items()]
+    return Table("Times as long", ["path / base", "T,B,I,H", *cells], body, labels=2)
 
 
 def limits_table(data: dict) -> Table:
