@@ -1,4 +1,4 @@
-"""Time fastrnn beside its peers, interleaved in one process with equal threads."""
+"""Time fastrnn and its peers. They take turns in one process, with the same number of threads."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ from .report import print_report, write_report
 from .timing import interleave
 
 QUICK_SECONDS = 0.5
-MEMORY_SECONDS, CONTENTION_SECONDS = 5.0, 12.0  # about, for the progress bar
+MEMORY_SECONDS, CONTENTION_SECONDS = 5.0, 12.0  # approximate, for the progress bar
 
 
 class Run:
-    """The pytest plugin of one run: gives `bench_modules.py` its problems and samples."""
+    """The pytest plugin of one run. It gives `bench_modules.py` its problems and samples."""
 
     def __init__(self, args: argparse.Namespace, progress: Progress):
         self.quick, self.threads, self.device = args.quick, args.threads, args.device
@@ -91,9 +91,9 @@ class Run:
 
     @pytest.fixture
     def samples(self, problem, peer):
-        """Of all peers. Tests of one problem follow each other and share them."""
+        """The samples of all peers. The tests of one problem follow each other and share them."""
         if self.measured != problem:
-            self.measured, self.times = problem, {}  # which stays if this raises: it is tried once
+            self.measured, self.times = problem, {}  # they stay empty if `measure` raises
             self.times = self.measure(problem)
         if peer not in self.times:
             pytest.skip(f"{peer} does not support {problem.name}")
@@ -103,7 +103,7 @@ class Run:
         self.progress.update(self.task, description=problem.name, refresh=True)
         torch.set_num_threads(problem.threads)
         if problem.device == "cuda":
-            torch.cuda.empty_cache()  # of the problem before, so that none runs out
+            torch.cuda.empty_cache()  # so that the previous problem leaves no memory in use
             cuda.use_products(problem.dtype)
         calls, refusals = make_calls(problem, self.missing)
         self.refusals += [
@@ -136,7 +136,7 @@ class Run:
         return None if report.failed else (report.outcome, "", "")
 
     def pytest_benchmark_update_machine_info(self, machine_info):
-        del machine_info["node"]  # the name of the machine says nothing about its speed
+        del machine_info["node"]  # the host name is private
         machine_info.update(
             describe_machine(self.threads), cpu=machine_info["cpu"].get("brand_raw", "unknown CPU")
         )
@@ -144,7 +144,7 @@ class Run:
             machine_info["gpu"] = cuda.describe_device(self.flush_l2)
 
     def pytest_benchmark_update_json(self, output_json):
-        again = self.measure_limits()  # before and after: the higher is nearer to the truth
+        again = self.measure_limits()  # noise only lowers a limit, so the higher value counts
         output_json.update(
             limits={
                 threads: limits.best(again[threads]).to_json() for threads, limits in self.limits.items()
@@ -154,10 +154,10 @@ class Run:
             missing=self.missing,
             refusals=self.refusals,
             round_trips=self.round_trips,
-            tiers={p.name: cuda.describe_tiers(p) for p in self.problems if p.device == "cuda"},
+            plans={p.name: cuda.describe_tiers(p) for p in self.problems if p.device == "cuda"},
         )
         for benchmark in output_json["benchmarks"]:
-            # extra_info has the problem and the peer, and the statistics are enough to compare runs.
+            # extra_info has the problem and the peer; the statistics are enough to compare runs.
             del benchmark["params"], benchmark["options"], benchmark["stats"]["data"]
 
 
@@ -198,23 +198,35 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
-        epilog="Other options go to pytest: --benchmark-compare=JSON shows an earlier run beside this one.",
+        epilog="Other options go to pytest: --benchmark-compare=JSON compares this run with an earlier one. "
+        "`python -m benchmarks.keep` adds the run to the results in the repository.",
     )
     add = parser.add_argument
     add("--cells", nargs="+", choices=CELLS, default=DEFAULT_CELLS, metavar="CELL", help=", ".join(CELLS))
-    add("--shapes", nargs="+", type=shape, metavar="T,B,I,H", help="instead of those that each mode has")
+    add("--shapes", nargs="+", type=shape, metavar="T,B,I,H", help="replace the shapes of the modes")
     add("--modes", nargs="+", choices=MODES, metavar="MODE", help="; ".join(MODES))
-    add("--threads", type=threads, default=torch.get_num_threads(), help="of all peers alike (%(default)s)")
-    add("--device", type=device, choices=("cpu", "cuda"), default="cpu", help="cpu or cuda (%(default)s)")
+    add(
+        "--threads",
+        type=threads,
+        default=torch.get_num_threads(),
+        help="number of threads of each peer (default: %(default)s)",
+    )
+    add(
+        "--device",
+        type=device,
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="cpu or cuda (default: %(default)s)",
+    )
     add("--quick", action="store_true", help="few shapes and short measurements: under two minutes")
-    add("--flush-l2", action="store_true", help="on a GPU: empty its L2 cache before each timed call")
-    add("--json", type=Path, default=Path("out/benchmark.json"), help="results; the report goes beside it")
-    add("--plots", type=Path, metavar="FOLDER", help="where plots go (the folder of --json)")
+    add("--flush-l2", action="store_true", help="empty the L2 cache of the GPU before each timed call")
+    add("--json", type=Path, default=Path("out/benchmark.json"), help="results; the report goes beside them")
+    add("--plots", type=Path, metavar="FOLDER", help="where the plots go (default: the folder of --json)")
     args, pytest_args = parser.parse_known_args()
     known = modes_of(args.device)
     args.modes = args.modes or known
     if others := [mode for mode in args.modes if mode not in known]:
-        parser.error(f"--modes: {', '.join(others)}: not on {args.device}, which has {'; '.join(known)}")
+        parser.error(f"--modes: {', '.join(others)}: not on {args.device}; its modes are {'; '.join(known)}")
     return args, pytest_args
 
 
@@ -224,7 +236,7 @@ def main() -> int:
     torch.set_num_threads(args.threads)
     args.json.parent.mkdir(parents=True, exist_ok=True)
     columns = (BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    # Refreshed by hand between measurements: a thread that draws would disturb them.
+    # Update the bar only between measurements: a thread that draws would disturb them.
     with Progress(*columns, console=console, auto_refresh=False, speed_estimate_period=300) as progress:
         root = Path(__file__).parent.parent
         status = pytest.main(

@@ -14,9 +14,9 @@ from .results import compact, read_runs, write_runs
 
 
 def keep(data: dict, path: Path, name: str, title: str) -> list[Path]:
-    """Put a run into the file at `path`, in place of the one that had this name.
+    """Put a run into the file at `path`. It replaces the run of the same name.
 
-    Returns: what was written.
+    Returns: the paths of the files written.
     """
     runs = {run["name"]: run for run in read_runs(path)} if path.exists() else {}
     runs[name] = {"name": name, "title": title, **compact(data)}
@@ -32,9 +32,9 @@ if __name__ == "__main__":
     )
     add = parser.add_argument
     add("run", type=Path, help="the JSON of `python -m benchmarks` or `python -m benchmarks.paths`")
-    add("machine", type=Path, help="the file of the machine; it is made if it is missing")
-    add("--name", required=True, help="of the run, for the names of its pictures")
-    add("--title", required=True, help="of the run's section in the report")
+    add("machine", type=Path, help="the file of the machine, new or old")
+    add("--name", required=True, help="name of the run; its pictures get it, too")
+    add("--title", required=True, help="title of the run's section in the report")
     args = parser.parse_args()
     (data,) = read_runs(args.run)
     for written in keep(data, args.machine, args.name, args.title):

@@ -139,7 +139,7 @@ def test_benchmarks(gpu, tmp_path):
     rows = read_rows(found)
     timed = {row.problem.mode for row in rows if row.ratio(TORCH)}
     assert timed == set(modes_of("cuda"))
-    assert {row.tiers for row in rows} == {"0", "0/0"}
+    assert {row.plans for row in rows} == {"0", "0/0"}
     assert "NVIDIA H200 (fake), 132 SMs" in path.with_suffix(".md").read_text()
     assert (tmp_path / "run-regimes.png").read_bytes().startswith(b"\x89PNG")
 

@@ -510,7 +510,7 @@ def test_report_has_the_regimes_of_the_benchmarks(by_hand):
 
 
 def run_of(problem):
-    return json.loads(json.dumps(data([problem]) | {"tiers": {problem.name: "2"}, "round_trips": {}}))
+    return json.loads(json.dumps(data([problem]) | {"plans": {problem.name: "2"}, "round_trips": {}}))
 
 
 def test_benchmarks_of_several_processes_are_one(tmp_path):
@@ -519,7 +519,7 @@ def test_benchmarks_of_several_processes_are_one(tmp_path):
     first["limits"]["2"]["gemm"] = {"float32": 7e9}
     second["limits"]["2"]["gemm"] = {"float64": 5e9, "float32": 6e9}
     merged = merge([first, second])
-    assert [(row.problem, row.tiers) for row in read_rows(merged)] == [(one, "2"), (two, "2")]
+    assert [(row.problem, row.plans) for row in read_rows(merged)] == [(one, "2"), (two, "2")]
     assert merged["limits"]["2"]["gemm"] == {"float32": 7e9, "float64": 5e9}
     assert len(first["benchmarks"]) < len(merged["benchmarks"])
 

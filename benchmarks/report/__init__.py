@@ -1,6 +1,6 @@
-"""The report of a run: tables for the terminal, and Markdown and plots in files.
+"""The report of a run: tables in the terminal, Markdown and plots in files.
 
-`python -m benchmarks` writes it; `python -m benchmarks.report` writes it again from the JSON of a run.
+`python -m benchmarks` writes it. `python -m benchmarks.report` writes it again from the JSON of a run.
 """
 
 from .prose import describe_noise

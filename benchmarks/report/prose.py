@@ -8,7 +8,7 @@ NOT_SUPPORTED = "not supported"
 
 
 def duration(seconds: float) -> str:
-    """In three digits or more."""
+    """With at least three digits."""
     value, unit = (seconds * 1e6, "us") if seconds < 1e-3 else (seconds * 1e3, "ms")
     return f"{value:.{max(0, 3 - len(str(int(value))))}f} {unit}"
 
@@ -40,48 +40,52 @@ def describe_machine(data: dict) -> str:
 
 
 def describe_noise(data: dict) -> str:
-    """The spread of A/A, torch.nn against itself."""
     ratios = [row.aa for row in read_rows(data) if row.aa is not None]
     mean, worst = means(ratios)
-    text = f"A/A, torch.nn against itself: {worst:.2f} to {max(ratios):.2f}, geometric mean {mean:.2f}"
+    text = f"A/A: {worst:.2f} to {max(ratios):.2f}, geometric mean {mean:.2f}"
     if not NOISE < mean < 1 / NOISE:
-        text += ", too far from 1 to trust these figures (is the machine quiet?)"
+        text += ". This is too far from 1: do not trust these results, and measure again on a quiet machine"
     return text
 
 
 def describe_cores(data: dict) -> list[str]:
-    """How far apart the cores were, which moves what a short step takes on several of them."""
+    """The time that two cores need to exchange a cache line: it limits a short step on several threads."""
     trips = sorted(row.round_trip for row in read_rows(data) if row.round_trip)
     if not trips:
         return []
     low, middle, high = (nanoseconds(trips[int(q * (len(trips) - 1))]) for q in (0, 0.5, 1))
     return [
-        f"round trip: of a cache line between two cores, when a problem was timed: {low} to {high}, median "
-        f"{middle}. Some machines' cores are near each other in one moment and far apart in the next"
+        "round trip: the time that a cache line takes from one core to another and back, measured with each "
+        f"problem: {low} to {high}, median {middle}. On some machines it changes from moment to moment"
     ]
 
 
 def describe_absence(data: dict) -> list[str]:
-    """Who is missing, and who refused what."""
+    """Which peers are missing, and which do not support a problem."""
     result = [f"Missing: {peer}: {reason}" for peer, reason in data["missing"].items()]
     reasons = dict.fromkeys((refusal["peer"], refusal["reason"]) for refusal in data["refusals"])
     return result + [f"{NOT_SUPPORTED.capitalize()}: {peer}: {reason}" for peer, reason in reasons]
 
 
-LIMIT = (
-    "of limit: the time that the machine needs at least, as a part of fastrnn's: x-GEMM flops / peak + "
-    "max(recurrent flops / peak, T * bytes(W_hh) / bandwidth of the level that holds it). The peak is "
-    "that of torch's own matrix products; over 100% is possible where fastrnn's are faster"
+AA = "A/A: torch.nn is timed twice, and this is the ratio of the two times. Without noise it is 1.00"
+EFFICIENCY = (
+    "efficiency: the limit / the time of fastrnn. The limit is the least time that the machine needs: "
+    "x-GEMM flops / peak + max(recurrent flops / peak, T * bytes(W_hh) / bandwidth of the level that holds "
+    "it). The peak is the rate of torch's own matrix products. fastrnn's can be faster: then the efficiency "
+    "can exceed 100%"
 )
-
-
-LIMIT_OF_GPU = (
-    "of limit: the time of the matrix products at the measured peak, as a part of fastrnn's; W_hh may stay "
-    "in registers, so reading it is not counted, nor is the way of h from step to step. A step: of fastrnn, "
-    "the product with the inputs included. Tiers: forward/backward, as planned"
+EFFICIENCY_ON_GPU = (
+    "efficiency: the limit / the time of fastrnn. The limit is the time of the matrix products at the "
+    "measured peak. It does not include the reading of W_hh, which can stay in registers, or the exchange of "
+    "h between the steps"
+)
+PLANS = (
+    "per step: the time of fastrnn / the number of steps; it includes the product with the inputs. plans: "
+    "the kinds of plan for the forward and the backward"
 )
 
 
 def notes(data: dict) -> list[str]:
-    limit = LIMIT_OF_GPU if "gpu" in data["machine_info"] else LIMIT
-    return [limit, *describe_cores(data), *describe_absence(data)]
+    on_gpu = "gpu" in data["machine_info"]
+    words = [AA, EFFICIENCY_ON_GPU, PLANS] if on_gpu else [AA, EFFICIENCY]
+    return [*words, *describe_cores(data), *describe_absence(data)]

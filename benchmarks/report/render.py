@@ -18,12 +18,12 @@ from .tables import Table, paths_table, tables
 
 
 def print_report(data: dict, console: Console):
-    """Of one run."""
+    """Print the report of one run."""
     if "paths" in data:
         print_table(paths_table(data), console)
         console.print(describe_machine(data), highlight=False)
         return
-    for table in reversed(tables(data)):  # what matters most comes last, where the reader's eye is
+    for table in reversed(tables(data)):  # the most important one comes last: a terminal shows the end
         print_table(table, console)
     for line in (*notes(data), describe_machine(data), describe_noise(data)):
         console.print(line, highlight=False)
@@ -44,7 +44,7 @@ def ratio_text(ratio: float) -> Text:
 
 
 def markdown(data: dict, plots: list[str]) -> str:
-    """Of one run."""
+    """The report of one run."""
     if "paths" in data:
         return f"Measured on {describe_machine(data)}.\n\n{markdown_table(paths_table(data))}\n"
     parts = [
@@ -63,11 +63,9 @@ def markdown_table(table: Table) -> str:
 
 
 def write_report(runs: list[dict], path: Path, plots: Path | None = None) -> list[Path]:
-    """Write Markdown beside the JSON at `path`, and plots into the folder `plots`, which may be the same.
+    """Write Markdown beside the JSON at `path`, and plots into the folder `plots` (default: the same folder).
 
-    A run of a machine's file has a name, for its plots, and a title, for its section.
-
-    Returns: what was written.
+    Returns: the paths of the files written.
     """
     plots = plots or path.parent
     plots.mkdir(parents=True, exist_ok=True)
@@ -84,7 +82,10 @@ def draw_run(run: dict, path: Path) -> list[Path]:
 
 
 def document(name: str, runs: list[dict], pictures: list[list[str]]) -> str:
-    """A section for each run that has a title, below a list of them."""
+    """The report of several runs: a list of their titles, and a section for each.
+
+    A run without a title is alone in its file and needs no section.
+    """
     texts = list(map(markdown, runs, pictures))
     titles = [run["title"] for run in runs if "title" in run]
     if not titles:
@@ -95,5 +96,5 @@ def document(name: str, runs: list[dict], pictures: list[list[str]]) -> str:
 
 
 def anchor(title: str) -> str:
-    """What GitHub calls the section."""
+    """The name that GitHub gives to the section."""
     return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
