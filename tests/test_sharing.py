@@ -1,4 +1,4 @@
-"""How threads share work, in C++ of its own: the board of tasks, and fewer threads while some get no core."""
+"""How threads share work, in a C++ program: the queue of tasks, the core latency, and the thread throttle."""
 
 import os
 import shlex
@@ -10,7 +10,8 @@ ROOT = Path(__file__).parent.parent
 
 def test_sharing(tmp_path):
     program = tmp_path / "sharing"
-    sources = [ROOT / "tests/sharing.cpp", ROOT / "csrc/cpu/board.cpp", ROOT / "csrc/cpu/distance.cpp"]
+    threads = ROOT / "csrc/cpu/threads"
+    sources = [ROOT / "tests/sharing.cpp", threads / "task_queue.cpp", threads / "core_latency.cpp"]
     options = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-pthread", "-fopenmp"]
     options += ["-DFASTRNN_ISA=test", f"-I{ROOT}/csrc"]
     compiler = shlex.split(os.environ.get("CXX", "c++"))

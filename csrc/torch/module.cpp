@@ -11,7 +11,7 @@
 #include <set>
 
 #include "cpu/dispatch.h"
-#include "cpu/distance.h"
+#include "cpu/threads/core_latency.h"
 #include "cuda/plan.h"
 #include "cuda/tiling.h"
 #include "torch/layer.h"

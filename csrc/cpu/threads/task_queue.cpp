@@ -1,4 +1,4 @@
-#include "cpu/board.h"
+#include "cpu/threads/task_queue.h"
 
 #include <chrono>
 
@@ -17,15 +17,15 @@ void pause() {
 
 }  // namespace
 
-Board::Board(int threads, int64_t chains) {
+TaskQueue::TaskQueue(int threads, int64_t chains) {
   if (threads == 1) return;
   shares_ = std::make_unique<Share[]>(threads);
-  links_ = std::make_unique<std::atomic<uint64_t>[]>(chains);
+  chains_ = std::make_unique<std::atomic<uint64_t>[]>(chains);
 }
 
-Board::~Board() = default;
+TaskQueue::~TaskQueue() = default;
 
-Board::Task Board::take(int rank, int threads, uint32_t phase, int64_t count, bool others) {
+TaskQueue::Task TaskQueue::take(int rank, int threads, uint32_t phase, int64_t count, bool others) {
   for (int i = 0; i < (others ? threads : 1); ++i) {
     const int owner = (rank + i) % threads;
     const int64_t position = take_from(owner, threads, phase, count, i == 0);
@@ -34,7 +34,7 @@ Board::Task Board::take(int rank, int threads, uint32_t phase, int64_t count, bo
   return {-1, 0};
 }
 
-int64_t Board::take_from(int owner, int threads, uint32_t phase, int64_t count, bool front) {
+int64_t TaskQueue::take_from(int owner, int threads, uint32_t phase, int64_t count, bool front) {
   constexpr int kBits = 20;
   constexpr uint64_t kMask = (1 << kBits) - 1;
   const int64_t size = share_begin(owner + 1, threads, count) - share_begin(owner, threads, count);
@@ -54,14 +54,15 @@ int64_t Board::take_from(int owner, int threads, uint32_t phase, int64_t count, 
   }
 }
 
-Board::Link Board::take_link(int rank, int threads, int64_t chains, int64_t before, int64_t length) {
+TaskQueue::DependentTask TaskQueue::take_dependent(int rank, int threads, int64_t chains, int64_t before,
+                                                   int64_t length) {
   const int64_t own = share_begin(rank, threads, chains), own_end = share_begin(rank + 1, threads, chains);
   const uint64_t end = 2 * static_cast<uint64_t>(before + length);
   while (true) {
     int64_t shortest = -1;
     uint64_t least = end;
     const auto look_at = [&](int64_t chain) {
-      const uint64_t now = links_[chain].load(std::memory_order_relaxed);
+      const uint64_t now = chains_[chain].load(std::memory_order_relaxed);
       if (now % 2 == 0 && now < least) {
         shortest = chain;
         least = now;
@@ -72,17 +73,17 @@ Board::Link Board::take_link(int rank, int threads, int64_t chains, int64_t befo
       for (int64_t chain = 0; chain < chains; ++chain) look_at(chain);
     }
     if (shortest < 0) return {-1, 0};
-    if (links_[shortest].compare_exchange_strong(least, least + 1, std::memory_order_acquire)) {
+    if (chains_[shortest].compare_exchange_strong(least, least + 1, std::memory_order_acquire)) {
       return {shortest, static_cast<int64_t>(least / 2) - before};
     }
   }
 }
 
-void Board::finish_link(int64_t chain) { links_[chain].fetch_add(1, std::memory_order_release); }
+void TaskQueue::finish_dependent(int64_t chain) { chains_[chain].fetch_add(1, std::memory_order_release); }
 
 // Spins at first, since a phase is short. Then sleeps: with more threads than cores the one waited for may
 // need this core.
-bool Board::finish(uint32_t done, uint32_t goal, bool patient, int64_t& waited) {
+bool TaskQueue::finish(uint32_t done, uint32_t goal, bool patient, int64_t& waited) {
   uint32_t now = done > 0 ? completed_.fetch_add(done, std::memory_order_acq_rel) + done
                           : completed_.load(std::memory_order_acquire);
   if (done > 0 && now == goal) {
@@ -96,17 +97,17 @@ bool Board::finish(uint32_t done, uint32_t goal, bool patient, int64_t& waited) 
   for (int spins = 1; static_cast<int32_t>(now - goal) < 0; ++spins) {
     if (spins == kImpatientSpins) {
       if (!patient) return false;
-      since = Board::now();
+      since = TaskQueue::now();
     }
     if (spins > kSpins) completed_.wait(now, std::memory_order_acquire);
     pause();
     now = completed_.load(std::memory_order_acquire);
   }
-  if (since > 0) waited += Board::now() - since;
+  if (since > 0) waited += TaskQueue::now() - since;
   return true;
 }
 
-int64_t Board::now() {
+int64_t TaskQueue::now() {
   const auto time = std::chrono::steady_clock::now().time_since_epoch();
   return std::chrono::duration_cast<std::chrono::nanoseconds>(time).count();
 }

@@ -174,23 +174,23 @@ FASTRNN_INLINE void copy(To* to, const From* from, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes<Real<To>>) store_upto(to + i, load_upto(from + i, n - i), n - i);
 }
 
-// A multiply-add takes a group of neighbours along k at once: one number, or two bfloat16, whose bits stand
+// A multiply-add takes a k-pack, some neighbours along k, at once: one number, or two bfloat16, whose bits stand
 // in a float.
 template <class T>
-constexpr int kGroup = sizeof(Real<T>) / sizeof(T);
+constexpr int kKPack = sizeof(Real<T>) / sizeof(T);
 template <class T>
-constexpr int64_t groups(int64_t k) {
-  return (k + kGroup<T> - 1) / kGroup<T>;
+constexpr int64_t k_packs(int64_t K) {
+  return (K + kKPack<T> - 1) / kKPack<T>;
 }
 
 template <class T>
-FASTRNN_INLINE Vector<Real<T>> load_groups(const T* p) {
+FASTRNN_INLINE Vector<Real<T>> load_k_packs(const T* p) {
   return load(reinterpret_cast<const Real<T>*>(p));
 }
-// Of the first n numbers, n < kGroup<T> * kLanes; the others are read as zero.
+// Of the first n numbers, n < kKPack<T> * kLanes; the others are read as zero.
 template <class T>
-FASTRNN_INLINE Vector<Real<T>> load_groups_first(const T* p, int64_t n) {
-  if constexpr (kGroup<T> == 1) {
+FASTRNN_INLINE Vector<Real<T>> load_k_packs_first(const T* p, int64_t n) {
+  if constexpr (kKPack<T> == 1) {
     return load_first(p, n);
   } else {
     Vector<Real<T>> v{};
@@ -198,21 +198,21 @@ FASTRNN_INLINE Vector<Real<T>> load_groups_first(const T* p, int64_t n) {
     return v;
   }
 }
-// One group, n <= kGroup<T> numbers of it, in every lane.
-template <class T, int n = kGroup<T>>
-FASTRNN_INLINE Vector<Real<T>> splat_group(const T* p) {
-  if constexpr (kGroup<T> == 1) {
+// One k-pack, n <= kKPack<T> numbers of it, in every lane.
+template <class T, int n = kKPack<T>>
+FASTRNN_INLINE Vector<Real<T>> splat_k_pack(const T* p) {
+  if constexpr (kKPack<T> == 1) {
     return splat(*p);
   } else {
-    uint32_t group = 0;
-    std::memcpy(&group, p, n * sizeof(T));
-    return reinterpret_cast<Vector<float>>(narrow::Bits{} + group);
+    uint32_t k_pack = 0;
+    std::memcpy(&k_pack, p, n * sizeof(T));
+    return reinterpret_cast<Vector<float>>(narrow::Bits{} + k_pack);
   }
 }
-// Lane j: row_0[j], and for a group of two row_1[j] beside it (zero if row_1 is null).
+// Lane j: row_0[j], and for a k-pack of two row_1[j] beside it (zero if row_1 is null).
 template <class T>
-FASTRNN_INLINE Vector<Real<T>> group_rows(const T* row_0, const T* row_1, int64_t n) {
-  if constexpr (kGroup<T> == 1) {
+FASTRNN_INLINE Vector<Real<T>> k_pack_of_rows(const T* row_0, const T* row_1, int64_t n) {
+  if constexpr (kKPack<T> == 1) {
     return load_upto(row_0, n);
   } else {
     const auto low = reinterpret_cast<narrow::Bits>(load_upto(row_0, n)) >> 16;
@@ -221,10 +221,10 @@ FASTRNN_INLINE Vector<Real<T>> group_rows(const T* row_0, const T* row_1, int64_
   }
 }
 
-// sum + the products of a's and b's groups.
+// sum + the products of a's and b's k-packs.
 template <class T>
 FASTRNN_INLINE Vector<Real<T>> multiply_add(Vector<Real<T>> sum, Vector<Real<T>> a, Vector<Real<T>> b) {
-  if constexpr (kGroup<T> == 1) {
+  if constexpr (kKPack<T> == 1) {
     return sum + a * b;
   } else {
 #if defined(__AVX512BF16__)

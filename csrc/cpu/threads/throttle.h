@@ -6,13 +6,13 @@
 namespace fastrnn::cpu::FASTRNN_ISA {
 
 // How many threads a caller uses while some of them get no core, because there are more threads than cores or
-// other programs have them. A short call then ends only when every thread has had its turn, if but to find
-// that the work is done, and that takes as long as tens of calls.
+// other programs use them. A short call then ends only when every thread has had its turn, even if it only finds
+// that the work is done. That takes as long as tens of calls.
 //
 // A team that idles for longer than it works would be as quick with half of its threads. So a caller takes
-// half when that has cost kPatience, and tries more again after a rest. Where that fails the next rest is
-// twice as long, so that tries cost little while nothing changes.
-class Backoff {
+// half when that has cost kPatience, and tries more again after a rest. If a try fails the next rest is twice as
+// long, so that tries cost little while nothing changes.
+class ThreadThrottle {
  public:
   static constexpr int64_t kPatience = 1'000'000;  // all times are in nanoseconds
   static constexpr int64_t kFirstRest = 16'000'000, kLongestRest = 1'000'000'000;
@@ -21,7 +21,7 @@ class Backoff {
   template <class Clock>
   int threads(int wanted, const Clock& clock) {
     if (wanted != wanted_) {
-      *this = Backoff();
+      *this = ThreadThrottle();
       wanted_ = wanted;
     }
     if (halvings_ > 0) {

@@ -5,7 +5,7 @@
 
 #include <iterator>
 
-#include "cpu/simd.h"
+#include "cpu/gemm/simd.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 

@@ -1,31 +1,28 @@
 #pragma once
 
-// The threads that work on one sweep, and how they share it.
+// The threads that work on one recurrence, and how they share it.
 
 #include <omp.h>
 
 #include <atomic>
 #include <cstdint>
 
-#include "cpu/backoff.h"
-#include "cpu/board.h"
+#include "cpu/range.h"
+#include "cpu/threads/task_queue.h"
+#include "cpu/threads/throttle.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
-
-struct Range {
-  int64_t begin, end;
-};
 
 // One thread's view of its team. All threads make the same calls in the same order.
 class Team {
  public:
-  Team(int rank, int size, Board& board) : rank(rank), size(size), board_(board) {}
+  Team(int rank, int size, TaskQueue& queue) : rank(rank), size(size), queue_(queue) {}
 
   const int rank, size;
 
   // Calls f(i) for every i < count, each on one of the threads, and returns when all are done. A thread has
-  // the same part of the same count every time, in ascending or descending order. When it has done its own it
-  // takes others' tasks: at once with `steal`; else only if others take long, which may not be running at all.
+  // the same share of the same count every time, in ascending or descending order. When it has done its own it
+  // takes others' tasks: at once with `steal`; else only if the others take long, because they may not run at all.
   template <class F>
   void for_each(int64_t count, bool steal, bool descending, const F& f) {
     if (size == 1) {
@@ -41,10 +38,10 @@ class Team {
     };
     ++phase_;
     for (bool others = steal;; others = true) {
-      for (Board::Task task; (task = board_.take(rank, size, phase_, count, others)).owner >= 0;) {
+      for (TaskQueue::Task task; (task = queue_.take(rank, size, phase_, count, others)).owner >= 0;) {
         call(task.owner, task.position);
       }
-      if (board_.finish(done, goal_, /*patient=*/others, waited_)) return;
+      if (queue_.finish(done, goal_, /*patient=*/others, waited_)) return;
       done = 0;
     }
   }
@@ -60,12 +57,13 @@ class Team {
     }
     goal_ += static_cast<uint32_t>(chains * length);
     uint32_t done = 0;
-    for (Board::Link link; (link = board_.take_link(rank, size, chains, links_, length)).chain >= 0; ++done) {
-      f(link.chain, link.number);
-      board_.finish_link(link.chain);
+    for (TaskQueue::DependentTask task;
+         (task = queue_.take_dependent(rank, size, chains, chain_length_, length)).chain >= 0; ++done) {
+      f(task.chain, task.number);
+      queue_.finish_dependent(task.chain);
     }
-    links_ += length;
-    board_.finish(done, goal_, /*patient=*/true, waited_);
+    chain_length_ += length;
+    queue_.finish(done, goal_, /*patient=*/true, waited_);
   }
 
   // Calls f with a share of `count` things for each thread.
@@ -74,7 +72,7 @@ class Team {
     for_each(size, false, false, [&](int64_t i) { f(share_of(static_cast<int>(i), count)); });
   }
 
-  // Nanoseconds that this thread has waited for others, beyond what a meeting takes.
+  // Nanoseconds that this thread has waited for others, beyond what a barrier takes.
   int64_t waited() const { return waited_; }
 
   // This thread's share of `count` things that nobody waits for before the team parts.
@@ -82,20 +80,20 @@ class Team {
 
  private:
   Range share_of(int owner, int64_t count) const {
-    return {Board::share_begin(owner, size, count), Board::share_begin(owner + 1, size, count)};
+    return {TaskQueue::share_begin(owner, size, count), TaskQueue::share_begin(owner + 1, size, count)};
   }
 
-  Board& board_;
+  TaskQueue& queue_;
   uint32_t phase_ = 0, goal_ = 0;
-  int64_t links_ = 0;  // of each chain, in the phases before
+  int64_t chain_length_ = 0;  // tasks of each chain in the phases before
   int64_t waited_ = 0;
 };
 
 // Each caller has a team of its own.
-inline thread_local Backoff backoff;
+inline thread_local ThreadThrottle throttle;
 
 // Of the threads that a caller has been given, how many to share a call among.
-inline int usable_threads(int given) { return given == 1 ? 1 : backoff.threads(given, Board::now); }
+inline int usable_threads(int given) { return given == 1 ? 1 : throttle.threads(given, TaskQueue::now); }
 
 // Runs f(rank, size), which returns how long this thread has waited in it, on up to `threads` threads of the
 // OpenMP team.
@@ -105,15 +103,15 @@ void parallel(int threads, const F& f) {
     f(0, 1);
     return;
   }
-  const int64_t start = Board::now();
+  const int64_t start = TaskQueue::now();
   std::atomic<int64_t> worked = 0;  // by all threads, which begin late and wait for each other at the end
 #pragma omp parallel num_threads(threads)
   {
-    const int64_t begin = Board::now(), waited = f(omp_get_thread_num(), omp_get_num_threads());
-    worked.fetch_add(Board::now() - begin - waited, std::memory_order_relaxed);
+    const int64_t begin = TaskQueue::now(), waited = f(omp_get_thread_num(), omp_get_num_threads());
+    worked.fetch_add(TaskQueue::now() - begin - waited, std::memory_order_relaxed);
   }
-  const int64_t end = Board::now();
-  backoff.record(end, threads * (end - start) - worked, worked);
+  const int64_t end = TaskQueue::now();
+  throttle.record(end, threads * (end - start) - worked, worked);
 }
 
 }  // namespace fastrnn::cpu::FASTRNN_ISA
