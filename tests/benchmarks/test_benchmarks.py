@@ -1,15 +1,18 @@
-"""`python -m benchmarks`: problems, peers, limits, reports. No test depends on how long anything takes."""
+"""`python -m benchmarks`: problems, peers, limits, reports. No test depends on a measured time."""
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from benchmark_runs import LIMITS, SMALL, TIMES, data, problem
-from cases import run_python
 
+import benchmarks
 from benchmarks import onnx_peer, paths, peers, timing
-from benchmarks.crowd import crowded_times
+from benchmarks.__main__ import parse_arguments
+from benchmarks.contention import contended_times
+from benchmarks.keep import keep
 from benchmarks.limits import count_cpus, measure_limits
 from benchmarks.peers import AGAIN, COMPILED, FASTRNN, ONNXRUNTIME, PEERS, TORCH, find_missing, make_calls
 from benchmarks.problems import (
@@ -22,10 +25,12 @@ from benchmarks.problems import (
     select,
     sentence_lengths,
 )
-from benchmarks.report import describe_noise, markdown, tables, write_report
-from benchmarks.results import fit_line, read_rows
+from benchmarks.report import describe_noise, markdown, render, tables, write_report
+from benchmarks.report.plots import PLOTS
+from benchmarks.results import compact, fit_line, read_rows, read_runs
 from benchmarks.timing import interleave, quietest_third
 
+RESULTS = Path(benchmarks.__file__).parent / "results"
 GIVEN = {"threads": 2, "device": "cpu"}
 
 
@@ -45,7 +50,7 @@ def test_problems(quick, device):
 
 
 def test_chosen_shapes():
-    """They replace each mode's own; streaming takes them with T = 1, once a pass."""
+    """They replace the shapes of each mode. Streaming takes them with T = 1."""
     chosen = [SMALL, SMALL._replace(T=9)]
     problems = select(["gru"], chosen, ["forward", "streaming"], False, **GIVEN)
     assert [(p.mode, p.module, p.shape.T) for p in problems] == [
@@ -64,7 +69,7 @@ def test_sentence_lengths():
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_peers_agree(cell, monkeypatch):
-    """In every mode: those that support a problem compute the same; `make_calls` raises where they do not."""
+    """In every mode, all peers that support a problem compute the same. `make_calls` compares them."""
     monkeypatch.delitem(PEERS, COMPILED)
     for p in select([cell], [SMALL], modes_of("cpu"), False, **GIVEN):
         calls, refusals = make_calls(p, {})
@@ -105,7 +110,7 @@ def test_missing_peers_have_reasons(monkeypatch):
 
 
 def test_interleave():
-    """Every peer gets at least so many samples; short calls are timed several at once."""
+    """Every peer gets enough samples. A sample of short calls times several together."""
     counts = dict.fromkeys("ab", 0)
 
     def call(name):
@@ -122,11 +127,11 @@ def test_level():
 
 
 def test_limit():
-    """x-GEMM flops / peak + max(recurrent flops / peak, T * bytes(W_hh) / bandwidth of its level)."""
+    """x-GEMM flops / peak + max(recurrent flops / peak, T * bytes(W_hh) / bandwidth of its level)"""
     x, recurrent, T = 2 * 6 * 16 * 5 / 1e9, 2 * 6 * 16 * 4 / 1e9, 3
     streamed = T * (4 * 16 * 4) / 1e9
     assert LIMITS.seconds(problem()) == pytest.approx(x + max(recurrent, streamed))
-    # At B = 1 with weights in memory, reading them takes longest.
+    # At B = 1, with the weights in memory, reading them takes longer than the products.
     large = problem(shape=Shape(3, 1, 5, 100))
     streamed = T * (4 * 400 * 100) / 1e7
     assert LIMITS.seconds(large) == pytest.approx(2 * 3 * 400 * 5 / 1e9 + streamed)
@@ -167,7 +172,7 @@ def test_row():
     (row,) = read_rows(data([problem()]))
     assert (row.ratio(TORCH), row.ratio(ONNXRUNTIME), row.ratio(COMPILED)) == (2.0, 1.5, None)
     assert (row.best_ratio, row.aa) == (1.5, 1.0)
-    assert row.of_limit == LIMITS.seconds(problem()) / 2.0
+    assert row.efficiency() == LIMITS.seconds(problem()) / 2.0
 
 
 def test_fit_line():
@@ -177,7 +182,7 @@ def test_fit_line():
 
 
 def test_summary():
-    """Geometric mean and worst, beside each peer that ran and beside the best."""
+    """Geometric mean and worst ratio to each peer that ran, and to the fastest."""
     found = data(
         [problem(), problem(shape=SMALL._replace(T=4))],
         times=lambda p: {**TIMES, TORCH: 4.0 if p.shape.T == 3 else 16.0},
@@ -188,7 +193,7 @@ def test_summary():
 
 
 def test_tables_of_scaling():
-    """A time of 1 + T, half of it with two threads; a bidirectional layer takes as long as one direction."""
+    """The time is 1 + T, and half of it with two threads. Two directions take as long as one."""
 
     def times(p: Problem):
         return {peer: (1.0 + p.shape.T) / min(p.threads, 2) for peer in TIMES}
@@ -199,28 +204,28 @@ def test_tables_of_scaling():
     fits = table(found, "line in T").rows
     assert {line[1] for line in fits} == {"1", "2"}
     assert all(line[-1] == "0%" for line in fits)
-    for title, faster in (("Speed-up", 2.0), ("Bidirectional beside", 2.0), ("on all cores", 4.0)):
+    for title, faster in (("from 1 thread", 2.0), ("layer over", 2.0), ("on all cores", 4.0)):
         pairs = table(found, title)
         assert pairs.columns[1:] == ["lstm torch.nn", "lstm fastrnn", "lstm at the limit"]
         assert len(pairs.rows) == len(shapes)
         for line in pairs.rows:
-            # The given limits are the same for one thread and two, and two directions' twice that of one.
+            # The limits here are the same for one thread and two, and twice as long for two directions.
             assert line[1:] == pytest.approx([faster, faster, 1.0])
 
 
 def test_table_of_bfloat16():
-    """Beside float32 of the same shape and pass; the given limits have twice the products."""
+    """The base is float32, with the same shape and pass. The limits here have twice the rate for bfloat16."""
     problems = [problem(), problem(mode="bfloat16", dtype="bfloat16"), problem(mode="call")]
     times = {"float32": TIMES, "bfloat16": {peer: seconds / 4 for peer, seconds in TIMES.items()}}
-    (line,) = table(data(problems, lambda p: times[p.dtype]), "beside float32").rows
+    (line,) = table(data(problems, lambda p: times[p.dtype]), "over float32").rows
     assert line[1:] == pytest.approx([4.0, 4.0, 2.0])
 
 
 def test_tables_of_goals_and_bounds():
-    """At the limit each ratio would be the peer's time over the limit."""
-    on_gpu = problem(mode="bf16-B64", dtype="bfloat16", device="cuda")  # has no such bounds
+    """At the limit, each ratio is the time of the peer / the limit."""
+    on_gpu = problem(mode="bf16-B64", dtype="bfloat16", device="cuda")  # not in the table of bounds
     found = data([problem(), problem(mode="training", training=True), on_gpu])
-    lines = table(found, "goals").rows
+    lines = table(found, "the goal").rows
     limit = LIMITS.seconds(problem())
     assert lines[0][:3] == ["forward", "lstm", TORCH]
     assert lines[0][3:] == pytest.approx([2.0, 1.7, 4.0 / limit, 2.0, 1.0, 4.0 / limit])
@@ -232,7 +237,7 @@ def test_tables_of_goals_and_bounds():
 
 
 def test_table_of_faster_peers():
-    """Only problems on which a peer is faster beyond noise, the furthest behind first."""
+    """It has the problems on which a peer is faster by more than noise, the slowest first."""
     problems = [problem(), problem(shape=SMALL._replace(T=20)), problem(mode="training", training=True)]
 
     def times(p: Problem):
@@ -240,7 +245,7 @@ def test_table_of_faster_peers():
             return {**TIMES, TORCH: 0.98 * TIMES[FASTRNN]}
         return {**TIMES, ONNXRUNTIME: TIMES[FASTRNN] / {3: 2.0, 20: 1.5}[p.shape.T]}
 
-    lines = table(data(problems, times), "faster").rows
+    lines = table(data(problems, times), "% faster").rows
     assert [(line[2].split(",")[0], line[4]) for line in lines] == [("3", ONNXRUNTIME), ("20", ONNXRUNTIME)]
     assert [line[5] for line in lines] == pytest.approx([1 / 2.0, 1 / 1.5])
     assert lines[0][6] == "1000 ms"
@@ -252,8 +257,8 @@ def test_table_of_two_processes():
 
 
 def test_two_processes():
-    """Each library is timed alone and beside itself."""
-    times = crowded_times(problem(mode="oversubscribed", threads=1))
+    """Each library is timed alone, and in two processes at once."""
+    times = contended_times(problem(mode="oversubscribed", threads=1), seconds=0.01)
     assert set(times) == {TORCH, FASTRNN}
     assert all(seconds["alone"] > 0 and seconds["two"] > 0 for seconds in times.values())
 
@@ -268,7 +273,7 @@ def test_report_says_who_is_missing_and_who_refused(tmp_path):
 
 
 def test_report_says_how_far_apart_cores_were():
-    """Beside each problem that several threads ran, and over all."""
+    """For each problem that ran on several threads, and for the whole run."""
     near, far, alone = problem(), problem(shape=SMALL._replace(T=29)), problem(threads=1)
     found = data([near, far, alone]) | {"round_trips": {near.name: 1.04e-7, far.name: 4.2e-7}}
     lines = {line[1]: line for line in table(found, "forward:").rows if line[2] == "2"}
@@ -281,7 +286,7 @@ def test_report_says_how_far_apart_cores_were():
 
 
 def test_regimes():
-    """Each has its own line, also by launch and pass, with the mean, the worst and the goal."""
+    """Each regime, launch and pass has a line with the mean, the worst ratio and the goal."""
     modes = ["bf16-small-batch", "fp32-B256", "bidirectional-bf16"]
     problems = select(["lstm"], None, modes, False, threads=2, device="cuda")
     limits = replace(LIMITS, capacity={}, bandwidth={"memory": 1e9})
@@ -317,10 +322,11 @@ def test_noise_is_named():
 
 
 def test_paths(tmp_path, monkeypatch):
-    """Every path runs with every cell; a ratio is to the first call of each."""
+    """Every path runs with every cell. The ratios are to the first call of each."""
     monkeypatch.setattr(paths, "SECONDS", 0.0)
     monkeypatch.setattr(paths, "MIN_ROUNDS", 1)
-    monkeypatch.setattr(timing, "PAUSES", 0)
+    for name, value in {"PAUSES": 0, "BLOCK_S": 0.0, "SAMPLE_S": 1e-9}.items():
+        monkeypatch.setattr(timing, name, value)
     file = tmp_path / "paths.json"
     monkeypatch.setattr("sys.argv", ["paths", "--shapes", "3,2,4,5", "--json", str(file)])
     paths.main()
@@ -334,10 +340,56 @@ def test_paths(tmp_path, monkeypatch):
 
 def test_report_files(tmp_path):
     found = data(select(["lstm", "gru"], None, ["forward", "training", "scaling-T"], True, **GIVEN))
-    report, *plots = write_report(found, tmp_path / "run.json", tmp_path / "plots")
-    assert [plot.name for plot in plots] == ["run-ratio.png", "run-limit.png", "run-scaling.png"]
+    report, *plots = write_report([found], tmp_path / "run.json", tmp_path / "plots")
+    assert [plot.name for plot in plots] == ["run-ratio.png", "run-efficiency.png", "run-scaling.png"]
     assert all(plot.read_bytes().startswith(b"\x89PNG") for plot in plots)
     assert "](plots/run-ratio.png)" in report.read_text()
+
+
+def test_small_form():
+    """It has what a report needs, and each problem once."""
+    problems = select(["lstm"], None, ["forward", "packed", "scaling-T"], True, **GIVEN)
+    more = {"round_trips": {problems[0].name: 1e-7}, "plans": {problems[1].name: "cluster/grid"}}
+    found = data(problems) | more
+    small = compact(found)
+    assert compact(small) == small
+    assert markdown(small, []) == markdown(found, [])
+    assert read_rows(small) == read_rows(found)
+    assert len(small["rows"]) == len(problems)
+    refused = data(problems, times=lambda p: {TORCH: 1.0, AGAIN: 1.0})
+    assert compact(refused)["refusals"] == [
+        {"peer": peer, "reason": f"{peer} cannot"} for peer in (ONNXRUNTIME, FASTRNN)
+    ]
+
+
+def test_keep(tmp_path, monkeypatch):
+    """A run replaces the one of its name. Pictures have the names of their runs."""
+    monkeypatch.setattr(render, "draw", lambda rows, path: [path.with_name(f"{path.name}-ratio.png")])
+    file = tmp_path / "machine.json"
+    small, large = data([problem()]), data([problem(), problem(cell="gru")])
+    keep(small, file, "one", "The first")
+    keep(small, file, "two", "The second")
+    keep(large, file, "one", "The first")
+    runs = read_runs(file)
+    assert [(run["name"], len(run["rows"])) for run in runs] == [("one", 2), ("two", 1)]
+    text = file.with_suffix(".md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("## ")] == ["## The first", "## The second"]
+    assert "- [The second](#the-second)" in text and "](machine-two-ratio.png)" in text
+    assert markdown(small, ["machine-two-ratio.png"]) in text
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.stem)
+def test_results_of_a_machine(file, tmp_path, monkeypatch):
+    """The small file is enough to write the report that is in the tree."""
+
+    def drawn(rows, path):
+        names = [f"{path.name}-{plot}.png" for plot in PLOTS]
+        return [path.with_name(name) for name in names if (RESULTS / name).exists()]
+
+    monkeypatch.setattr(render, "draw", drawn)
+    assert file.stat().st_size < 200_000
+    report, *_ = write_report(read_runs(file), tmp_path / file.name)
+    assert report.read_text() == file.with_suffix(".md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -355,9 +407,11 @@ def test_report_files(tmp_path):
         ),
     ],
 )
-def test_wrong_arguments(option, value, words):
-    """One line names the argument."""
-    done = run_python("-m", "benchmarks", option, value)
-    assert done.returncode == 2
-    message = done.stderr.strip().splitlines()[-1]
+def test_wrong_arguments(option, value, words, monkeypatch, capsys):
+    """The last line of the message names the argument."""
+    monkeypatch.setattr("sys.argv", ["benchmarks", option, value])
+    with pytest.raises(SystemExit) as exit:
+        parse_arguments()
+    assert exit.value.code == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
     assert option in message and words in message, message

@@ -20,11 +20,12 @@ def problem(**fields) -> Problem:
 
 
 def data(problems, times=lambda problem: TIMES) -> dict:
-    """The JSON of a run that found `times(problem)`; who has no time there has refused."""
+    """The JSON of a run that found `times(problem)`. A peer without a time does not support the problem."""
     timed = [(p, peer, seconds) for p in problems for peer, seconds in times(p).items()]
     refused = [(p, peer) for p in problems for peer in TIMES if peer not in times(p)]
     result = {
         "datetime": "2026-01-02T03:04:05",
+        "commit_info": {"id": "0123abc"},
         "machine_info": {
             "cpu": "Some CPU",
             "cores": 2,
@@ -37,7 +38,7 @@ def data(problems, times=lambda problem: TIMES) -> dict:
         },
         "limits": {n: LIMITS.to_json() for n in (1, 2)},
         "memory": [{"problem": problem(training=True).to_json(), "bytes": {TORCH: 2**21, FASTRNN: 2**20}}],
-        "crowd": [
+        "contention": [
             {
                 "problem": problem(mode="oversubscribed").to_json(),
                 "seconds": {TORCH: {"alone": 1.0, "two": 9.0}, FASTRNN: {"alone": 1.0, "two": 2.0}},

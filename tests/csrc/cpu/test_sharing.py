@@ -6,7 +6,8 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
-SOURCES = ["tests/csrc/cpu/sharing.cpp", "csrc/cpu/threads/task_queue.cpp", "csrc/cpu/threads/core_latency.cpp"]
+THREADS = "csrc/cpu/threads"
+SOURCES = ["tests/csrc/cpu/sharing.cpp", f"{THREADS}/task_queue.cpp", f"{THREADS}/core_latency.cpp"]
 
 
 def test_sharing(tmp_path):

@@ -1,32 +1,19 @@
-"""The report of a run: tables for the terminal, and Markdown and plots in files.
-
-`python -m benchmarks` writes it; `python -m benchmarks.report` writes it again from the JSON of a run.
-"""
+"""The tables of a report, each built from the rows of a run."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table as RichTable
-from rich.text import Text
+from ..limits import Limits
+from ..peers import FASTRNN, ONNXRUNTIME, TORCH
+from ..problems import MODES, Problem, Shape
+from ..results import NOISE, PEERS_OF_FASTRNN, Row, fit_line, means, read_limits, read_rows
+from .prose import NOT_SUPPORTED, duration, nanoseconds, percent
 
-from .limits import Limits
-from .peers import FASTRNN, ONNXRUNTIME, TORCH
-from .plots import draw
-from .problems import MODES, Problem
-from .results import NOISE, PEERS_OF_FASTRNN, Row, fit_line, means, read_limits, read_rows
-
-NOT_SUPPORTED = "not supported"
 LIBRARIES = (TORCH, FASTRNN)
 AT_LIMIT = "at the limit"
-# What the project aims at on the whole grid: geometric mean and worst shape (None: no aim).
+# The project's goals on the whole grid: for the geometric mean, and for the worst shape (None: no goal).
 GOALS = {
     ("forward", "lstm", TORCH): (1.7, 1.0),
     ("forward", "gru", TORCH): (4.0, 1.3),
@@ -42,12 +29,16 @@ GOALS = {
 
 @dataclass
 class Table:
-    """A cell is text, or a ratio to torch.nn or another peer, or None where there is nothing to say."""
+    """A cell of a table is a text, a ratio to a peer, or None, which is empty.
+
+    Attributes:
+        labels: the first so many columns name the row
+    """
 
     title: str
     columns: list[str]
     rows: list[list[str | float | None]]
-    labels: int = 1  # so many first columns name the row
+    labels: int = 1
 
 
 def grouped(rows: list[Row], key: Callable[[Row], object]) -> dict[object, list[Row]]:
@@ -65,7 +56,7 @@ def summary_table(rows: list[Row]) -> Table:
     """Mean and worst ratio of each mode and cell."""
     peers = present_peers(rows)
     columns = ["mode", "cell", "problems"]
-    columns += [head for peer in (*peers, "the best") for head in (f"vs {peer}", "worst")]
+    columns += [head for peer in (*peers, "the fastest peer") for head in (f"vs {peer}", "worst")]
     body = []
     for (group, cell), chosen in grouped(
         rows, lambda row: (row.problem.group, row.problem.cell_name)
@@ -81,7 +72,7 @@ def summary_table(rows: list[Row]) -> Table:
 
 
 def regime_table(rows: list[Row]) -> Table:
-    """Mean and worst ratio of each regime that has goals, beside the goals."""
+    """Mean and worst ratio of each regime that has goals, and the goals."""
     body = []
     of_regime = grouped(
         [row for row in rows if MODES[row.problem.mode].goals],
@@ -98,7 +89,7 @@ def regime_table(rows: list[Row]) -> Table:
 
 
 def ratio_table(peer: str, rows: list[Row]) -> Table:
-    """By shape and cell, of the two modes that have the whole grid."""
+    """Ratios by shape and cell, for the two modes that have the whole grid."""
     chosen = [row for row in rows if row.problem.mode in ("forward", "training") and row.ratio(peer)]
     cells = grouped(chosen, lambda row: (row.problem.group, row.problem.cell))
     body = []
@@ -115,7 +106,7 @@ def ratio_table(peer: str, rows: list[Row]) -> Table:
 
 
 def ceiling_table(rows: list[Row]) -> Table:
-    """What is reached of the goals, and what a library would reach that ran at the limit on every shape."""
+    """The goals, what fastrnn reaches, and what a library at the machine's limit would reach."""
     body = []
     for (mode, cell, peer), goals in GOALS.items():
         same = [row for row in rows if (row.problem.mode, row.problem.cell) == (mode, cell)]
@@ -125,15 +116,19 @@ def ceiling_table(rows: list[Row]) -> Table:
             ceiling = means([row.median[peer] / row.limit for row in same])
             numbers = [number for of in zip(reached, goals, ceiling, strict=True) for number in of]
             body.append([mode, cell, peer, *numbers])
-    columns = ["mode", "cell", "beside"]
-    columns += [f"{name}{of}" for of in ("", " of the worst") for name in ("reached", "goal", AT_LIMIT)]
-    return Table("The goals, and what the machine's limit leaves to be had", columns, body, labels=3)
+    columns = ["mode", "cell", "peer"]
+    columns += [f"{of}{name}" for of in ("", "worst: ") for name in ("reached", "goal", AT_LIMIT)]
+    title = (
+        "Times as fast as a peer: what fastrnn reaches, the goal, and what is possible at the machine's limit"
+    )
+    return Table(title, columns, body, labels=3)
 
 
 def bounds_table(rows: list[Row], limits: dict[int, Limits]) -> Table:
-    """What each time is made of: counts, and how long they take at best.
+    """The work of each problem, and the least time for it.
 
-    Not of scaling, which repeats other problems, nor of a GPU, which need not read W_hh again.
+    The table leaves out the scaling modes, which repeat other problems, and GPUs, which can keep W_hh in
+    registers.
     """
     body = []
     for row in rows:
@@ -149,16 +144,16 @@ def bounds_table(rows: list[Row], limits: dict[int, Limits]) -> Table:
         line += [duration(seconds / steps) for seconds in (row.limit, row.median[FASTRNN])]
         line.append(f"{(row.median[FASTRNN] - row.limit) / steps * 1e6:.2f} us")
         for peer in (FASTRNN, TORCH, ONNXRUNTIME):
-            line.append(percent(row.limit / row.median[peer]) if peer in row.median else None)
+            line.append(percent(row.efficiency(peer)))
         body.append(line)
-    columns = ["mode", "cell", "T,B,I,H", "Mflop", "activations a step", "W_hh", "a step bound by"]
-    columns += ["limit of a step", "fastrnn's", "beyond it"]
-    columns += ["fastrnn of limit", "torch.nn of limit", "onnxruntime of limit"]
+    columns = ["mode", "cell", "T,B,I,H", "Mflop", "activations per step", "W_hh", "bound by"]
+    columns += ["limit per step", "fastrnn per step", "difference"]
+    columns += [f"efficiency of {peer}" for peer in (FASTRNN, TORCH, ONNXRUNTIME)]
     return Table("What bounds each problem", columns, body, labels=3)
 
 
 def behind_table(rows: list[Row]) -> Table:
-    """Where a peer is faster, and how far both are from the limit."""
+    """The problems on which a peer is faster than fastrnn, and the efficiency of both."""
     body = []
     for row in sorted(rows, key=lambda row: row.best_ratio or 1):
         if row.best_ratio is None or row.best_ratio >= NOISE:
@@ -166,28 +161,26 @@ def behind_table(rows: list[Row]) -> Table:
         problem = row.problem
         peer = min(PEERS_OF_FASTRNN, key=lambda peer: row.median.get(peer, float("inf")))
         line = [problem.group, problem.cell_name, str(problem.shape), str(problem.threads), peer]
-        ahead = duration(row.median[FASTRNN] - row.median[peer])
-        body.append(
-            [*line, row.best_ratio, ahead, *(percent(row.limit / row.median[p]) for p in (FASTRNN, peer))]
-        )
-    columns = ["mode", "cell", "T,B,I,H", "threads", "peer", "times as fast", "a call behind"]
-    columns += ["fastrnn of limit", "peer of limit"]
-    return Table(f"Where a peer is faster, by more than noise ({1 - NOISE:.0%})", columns, body, labels=3)
+        line += [row.best_ratio, duration(row.median[FASTRNN] - row.median[peer])]
+        body.append([*line, *(percent(row.efficiency(p)) for p in (FASTRNN, peer))])
+    columns = ["mode", "cell", "T,B,I,H", "threads", "peer", "times as fast", "difference"]
+    columns += [f"efficiency of {FASTRNN}", "efficiency of the peer"]
+    return Table(f"Problems on which a peer is more than {1 - NOISE:.0%} faster", columns, body, labels=3)
 
 
 def detail_table(group: str, rows: list[Row]) -> Table:
     peers = [*present_peers(rows), FASTRNN]
     varied = len({row.problem.threads for row in rows}) > 1
     on_gpu = rows[0].problem.device == "cuda"
-    columns = ["cell", "T,B,I,H", *["threads"] * varied, *peers, "to best", "A/A", "of limit"]
+    columns = ["cell", "T,B,I,H", *["threads"] * varied, *peers, "vs the fastest peer", "A/A", "efficiency"]
     measured = any(row.round_trip for row in rows)
-    columns += ["a step", "plans"] * on_gpu + ["round trip"] * measured
+    columns += ["per step", "plans"] * on_gpu + ["round trip"] * measured
     body = []
     for row in sorted(rows, key=lambda row: row.problem.cell_name):
         problem = row.problem
         line = [problem.cell_name, str(problem.shape), *[str(problem.threads)] * varied]
         line += [time_cell(row, peer) for peer in peers]
-        line += [row.best_ratio, row.aa, percent(row.of_limit)]
+        line += [row.best_ratio, row.aa, percent(row.efficiency())]
         if on_gpu:
             took = row.median.get(FASTRNN)
             line += [took and duration(took / problem.steps), row.plans]
@@ -209,23 +202,11 @@ def time_cell(row: Row, peer: str) -> str:
     return f"{number} {unit} ±{row.spread[peer] / 2:.0%} ({quietest:.{digits}f})"
 
 
-def duration(seconds: float) -> str:
-    """In three digits or more."""
-    value, unit = (seconds * 1e6, "us") if seconds < 1e-3 else (seconds * 1e3, "ms")
-    return f"{value:.{max(0, 3 - len(str(int(value))))}f} {unit}"
-
-
-def nanoseconds(seconds: float) -> str:
-    return f"{seconds * 1e9:.0f} ns"
-
-
-def percent(fraction: float | None) -> str | None:
-    return None if fraction is None else f"{fraction:.0%}"
-
-
 def speedup_table(title: str, pairs: list[tuple[Row, Row]], factor: float = 1.0) -> Table:
-    """How many times as fast the second of each pair is as `factor` times the first: of each library, and of
-    one that ran at the limit on both."""
+    """`factor` times the time of the first of each pair / the time of the second.
+
+    A column for each library, and one for a library that takes the least time on both.
+    """
     cells = dict.fromkeys(row.problem.cell for row, _ in pairs)
     columns = [(cell, name) for cell in cells for name in (*LIBRARIES, AT_LIMIT)]
     lines = {}
@@ -241,15 +222,14 @@ def speedup_table(title: str, pairs: list[tuple[Row, Row]], factor: float = 1.0)
 
 
 def thread_pairs(rows: list[Row]) -> list[tuple[Row, Row]]:
-    """The same problem with the fewest and with the most threads."""
+    """Pairs of the same problem with the fewest and with the most threads."""
     by_problem = grouped(rows, lambda row: replace(row.problem, mode="", threads=0)).values()
     ordered = [sorted(same, key=lambda row: row.problem.threads) for same in by_problem]
     return [(same[0], same[-1]) for same in ordered if same[0].problem.threads < same[-1].problem.threads]
 
 
 def pairs_with(mode: str, rows: list[Row], **plain) -> list[tuple[Row, Row]]:
-    """The problems of `mode`, each behind the one of whole sequences that has `plain` instead."""
-
+    """Pairs of a problem of whole sequences, with the fields `plain`, and the same problem in `mode`."""
     modes = ("forward", "training", "scaling")
     wholes = {replace(r.problem, mode=""): r for r in reversed(rows) if r.problem.mode.startswith(modes)}
     pairs = [(replace(r.problem, mode="", **plain), r) for r in rows if r.problem.mode == mode]
@@ -263,20 +243,20 @@ def scaling_tables(rows: list[Row]) -> list[Table]:
         linear_table([row for row in scaling if row.problem.mode == "scaling-T"]),
         speedup_table(f"Speed-up from 1 thread to {most}, forward", thread_pairs(scaling)),
         speedup_table(
-            "Two threads a core beside one (1.00: nothing lost), forward",
+            "Speed-up from one thread per core to two, forward (1.00: nothing is lost)",
             thread_pairs([row for row in rows if row.problem.mode == "oversubscribed"]),
         ),
         speedup_table(
-            "Bidirectional beside one direction after the other",
+            "Speed-up of a bidirectional layer over one direction after the other",
             pairs_with("bidirectional", rows, directions=1),
             factor=2,
         ),
         speedup_table(
-            "Bidirectional on all cores beside one direction after the other on one",
+            "Speed-up of a bidirectional layer on all cores over one direction after the other on one core",
             pairs_with("bidirectional", rows, directions=1, threads=1),
             factor=2,
         ),
-        speedup_table("bfloat16 beside float32", pairs_with("bfloat16", rows, dtype="float32")),
+        speedup_table("Speed-up of bfloat16 over float32", pairs_with("bfloat16", rows, dtype="float32")),
     ]
     return [table for table in result if table.rows]
 
@@ -287,12 +267,12 @@ def linear_table(rows: list[Row]) -> Table:
     for (cell, threads), chosen in grouped(rows, lambda row: (row.problem.cell, row.problem.threads)).items():
         for library in LIBRARIES:
             points = [(r.problem.shape.T, r.median[library]) for r in chosen if library in r.median]
-            if len(points) > 2:  # through two points a line always goes
+            if len(points) > 2:  # a line through two points has no error
                 line = fit_line(points)
                 numbers = [f"{line.start * 1e6:.1f} us", f"{line.slope * 1e6:.2f} us", percent(line.error)]
                 body.append([cell, str(threads), library, *numbers])
-    columns = ["cell", "threads", "library", "start", "each step", "farthest point"]
-    return Table("Time of the forward as a line in T", columns, body, labels=3)
+    columns = ["cell", "threads", "library", "start", "per step", "largest error"]
+    return Table("Time of the forward as a line in T: start + T * time per step", columns, body, labels=3)
 
 
 def memory_table(data: dict) -> Table:
@@ -302,13 +282,13 @@ def memory_table(data: dict) -> Table:
         sizes = [f"{used[library] / 2**20:.1f} MiB" for library in LIBRARIES]
         body.append([problem.cell, str(problem.shape), *sizes, used[FASTRNN] / used[TORCH]])
     columns = ["cell", "T,B,I,H", *LIBRARIES, "fastrnn / torch.nn"]
-    return Table("Peak memory of a training step, beyond weights and input", columns, body, labels=2)
+    return Table("Peak memory of a training step, without weights and input", columns, body, labels=2)
 
 
-def crowd_table(data: dict) -> Table:
-    cells = list(dict.fromkeys(entry["problem"]["cell"] for entry in data["crowd"]))
+def contention_table(data: dict) -> Table:
+    cells = list(dict.fromkeys(entry["problem"]["cell"] for entry in data["contention"]))
     lines = {}
-    for entry in data["crowd"]:
+    for entry in data["contention"]:
         problem = Problem.from_json(entry["problem"])
         line = lines.setdefault(str(problem.shape), {})
         for library, seconds in entry["seconds"].items():
@@ -316,10 +296,23 @@ def crowd_table(data: dict) -> Table:
     columns = [(cell, library) for cell in cells for library in LIBRARIES]
     body = [[shape, *map(line.get, columns)] for shape, line in lines.items()]
     title = (
-        "Two processes at once: how many times as long as one alone (the slower of both; 2.00 where each has "
-        "half of the cores), forward"
+        "Two processes at once: time of the slower one / time of one process alone, forward (2.00: each has "
+        "half of the cores)"
     )
     return Table(title, ["T,B,I,H", *(" ".join(column) for column in columns)], body)
+
+
+def paths_table(data: dict) -> Table:
+    """For `python -m benchmarks.paths`."""
+    cells = list(dict.fromkeys(row["cell"] for row in data["paths"]))
+    lines = {}
+    for row in data["paths"]:
+        base, *others = row["seconds"]
+        for other in others:
+            line = lines.setdefault((f"{other} / {base}", str(Shape(*row["shape"]))), {})
+            line[row["cell"]] = f"{row['seconds'][other] / row['seconds'][base]:.2f}"
+    body = [[*labels, *(line[cell] for cell in cells)] for labels, line in lines.items()]
+    return Table("Time relative to a base", ["path / base", "T,B,I,H", *cells], body, labels=2)
 
 
 def limits_table(data: dict) -> Table:
@@ -332,11 +325,11 @@ def limits_table(data: dict) -> Table:
             size_text = f"{size / 1024:.0f} KiB" if size else ""
             body.append([f"reading from {level}", str(threads), size_text, f"{bandwidth / 1e9:.0f} GB/s"])
     columns = ["limit", "threads", "capacity", "measured"]
-    return Table("What this machine can do, measured in the same run", columns, body)
+    return Table("Limits of this machine, measured in the same run", columns, body)
 
 
 def tables(data: dict) -> list[Table]:
-    """What matters most is first."""
+    """All tables of a run, the most important first."""
     rows = read_rows(data)
     groups = grouped(rows, lambda row: row.problem.group)
     ratios = [ratio_table(peer, rows) for peer in (TORCH, ONNXRUNTIME)]
@@ -348,134 +341,9 @@ def tables(data: dict) -> list[Table]:
         *([ceiling] if (ceiling := ceiling_table(rows)).rows else []),
         *([behind] if (behind := behind_table(rows)).rows else []),
         *([memory_table(data)] if data["memory"] else []),
-        *([crowd_table(data)] if data["crowd"] else []),
+        *([contention_table(data)] if data["contention"] else []),
         *scaling_tables(rows),
         *(detail_table(group, chosen) for group, chosen in groups.items()),
         *([bounds] if (bounds := bounds_table(rows, read_limits(data))).rows else []),
         limits_table(data),
     ]
-
-
-def describe_machine(data: dict) -> str:
-    machine = data["machine_info"]
-    fastrnn = machine["fastrnn"]
-    versions = [
-        f"fastrnn {fastrnn['fastrnn']} ({fastrnn['CPU ISA chosen']})",
-        f"torch {machine['torch']} ({machine['torch_isa']})",
-        *([f"onnxruntime {machine['onnxruntime']}"] if machine["onnxruntime"] else []),
-        f"Python {machine['python_version']}",
-    ]
-    text = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; {', '.join(versions)}"
-    if gpu := machine.get("gpu"):
-        text = (
-            f"{gpu['name']}, {gpu['sms']} SMs of compute capability {gpu['capability']}, L2 cache "
-            f"{gpu['l2_state']}; CUDA {gpu['cuda']}, cuDNN {gpu['cudnn']}; {text}"
-        )
-    return text
-
-
-def describe_noise(data: dict) -> str:
-    """The spread of A/A, torch.nn against itself."""
-    ratios = [row.aa for row in read_rows(data) if row.aa is not None]
-    mean, worst = means(ratios)
-    text = f"A/A, torch.nn against itself: {worst:.2f} to {max(ratios):.2f}, geometric mean {mean:.2f}"
-    if not NOISE < mean < 1 / NOISE:
-        text += ", too far from 1 to trust these figures (is the machine quiet?)"
-    return text
-
-
-def describe_cores(data: dict) -> list[str]:
-    """How far apart the cores were, which moves what a short step takes on several of them."""
-    trips = sorted(data.get("round_trips", {}).values())
-    if not trips:
-        return []
-    low, middle, high = (nanoseconds(trips[int(q * (len(trips) - 1))]) for q in (0, 0.5, 1))
-    return [
-        f"round trip: of a cache line between two cores, when a problem was timed: {low} to {high}, median "
-        f"{middle}. Some machines' cores are near each other in one moment and far apart in the next"
-    ]
-
-
-def describe_absence(data: dict) -> list[str]:
-    """Who is missing, and who refused what."""
-    result = [f"Missing: {peer}: {reason}" for peer, reason in data["missing"].items()]
-    reasons = dict.fromkeys((refusal["peer"], refusal["reason"]) for refusal in data["refusals"])
-    return result + [f"{NOT_SUPPORTED.capitalize()}: {peer}: {reason}" for peer, reason in reasons]
-
-
-LIMIT = (
-    "of limit: the time that the machine needs at least, as a part of fastrnn's: x-GEMM flops / peak + "
-    "max(recurrent flops / peak, T * bytes(W_hh) / bandwidth of the level that holds it). The peak is "
-    "that of torch's own matrix products; over 100% is possible where fastrnn's are faster"
-)
-
-
-LIMIT_OF_GPU = (
-    "of limit: the time of the matrix products at the measured peak, as a part of fastrnn's; W_hh may stay "
-    "in registers, so reading it is not counted, nor is the way of h from step to step. A step: of fastrnn, "
-    "the product with the inputs included. Plans: forward/backward, as planned"
-)
-
-
-def notes(data: dict) -> list[str]:
-    limit = LIMIT_OF_GPU if "gpu" in data["machine_info"] else LIMIT
-    return [limit, *describe_cores(data), *describe_absence(data)]
-
-
-def print_report(data: dict, console: Console):
-    for table in reversed(tables(data)):  # what matters most comes last, where the reader's eye is
-        print_table(table, console)
-    for line in (*notes(data), describe_machine(data), describe_noise(data)):
-        console.print(line, highlight=False)
-
-
-def print_table(table: Table, console: Console):
-    rich_table = RichTable(title=table.title, title_justify="left", box=SIMPLE)
-    for index, column in enumerate(table.columns):
-        justify = "left" if index < table.labels else "right"
-        rich_table.add_column(column, justify=justify, no_wrap=index < table.labels)
-    for line in table.rows:
-        rich_table.add_row(*(ratio_text(c) if isinstance(c, float) else c or "-" for c in line))
-    console.print(rich_table)
-
-
-def ratio_text(ratio: float) -> Text:
-    return Text(f"{ratio:.2f}", style="red" if ratio < NOISE else "green" if ratio > 1 / NOISE else "")
-
-
-def markdown(data: dict, plots: list[str]) -> str:
-    parts = [
-        f"Measured on {data['datetime'][:10]} on {describe_machine(data)}. {describe_noise(data)}.",
-        "\n".join(f"- {line}" for line in notes(data)),
-        *(f"![{Path(plot).stem}]({plot})" for plot in plots),
-    ]
-    parts += map(markdown_table, tables(data))
-    return "\n\n".join(parts) + "\n"
-
-
-def markdown_table(table: Table) -> str:
-    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
-    cells = ([f"{c:.2f}" if isinstance(c, float) else c or "" for c in line] for line in lines)
-    return f"### {table.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in cells)
-
-
-def write_report(data: dict, path: Path, plots: Path) -> list[Path]:
-    """Markdown beside the JSON at `path`, plots into the folder `plots`; returns what was written."""
-    plots.mkdir(parents=True, exist_ok=True)
-    drawn = draw(read_rows(data), plots / path.stem)
-    report = path.with_suffix(".md")
-    report.write_text(markdown(data, [os.path.relpath(plot, path.parent) for plot in drawn]))
-    return [report, *drawn]
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.report", description="Write Markdown and plots from the JSON of a run."
-    )
-    parser.add_argument("json", type=Path, help="what `python -m benchmarks --json` wrote")
-    parser.add_argument(
-        "--plots", type=Path, metavar="FOLDER", help="where plots go (the folder of the JSON)"
-    )
-    args = parser.parse_args()
-    for written in write_report(json.loads(args.json.read_text()), args.json, args.plots or args.json.parent):
-        print(written)

@@ -1,4 +1,4 @@
-"""The plots of a run: ratios as a heat map, fractions of the limit, and scaling."""
+"""The plots of a run: ratios to peers, efficiency, scaling, and the regimes of a GPU."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from matplotlib import pyplot
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import LogLocator, PercentFormatter
 
-from .peers import FASTRNN, ONNXRUNTIME, TORCH
-from .problems import MODES
-from .results import Row
+from ..peers import FASTRNN, ONNXRUNTIME, TORCH
+from ..problems import MODES
+from ..results import Row
 
 matplotlib.use("Agg")
 
 DPI = 130
 COLOURS = {FASTRNN: "tab:blue", TORCH: "tab:orange", ONNXRUNTIME: "tab:green"}
-FARTHEST = 8  # ratios beyond it, and below its inverse, have the colour of the end
+LARGEST_RATIO = 8  # the last colour of the scale; its inverse is the first
 
 
 def draw(rows: list[Row], path: Path) -> list[Path]:
-    """PNGs named after `path`: those for which there are rows."""
+    """Write a PNG for each plot that has rows. `path` is the beginning of their names."""
     drawn = []
     for name, plot in PLOTS.items():
         figure = plot(rows)
@@ -41,7 +41,7 @@ def labels(values) -> list:
 
 
 def plot_ratio(rows: list[Row]):
-    """Heat maps by shape and cell: a panel for each pass and peer."""
+    """Heat maps of the ratios by shape and cell. Each pass and peer has a panel."""
     panels = [
         (mode, peer, chosen)
         for mode, peer in (("forward", TORCH), ("forward", ONNXRUNTIME), ("training", TORCH))
@@ -59,11 +59,11 @@ def plot_ratio(rows: list[Row]):
         ratios = np.full((len(shapes), len(cells)), np.nan)
         for row in chosen:
             ratios[shapes.index(row.problem.shape), cells.index(row.problem.cell)] = row.ratio(peer)
-        # On a logarithmic scale, so that twice and half as fast are as far from 1.
-        image = ax.imshow(ratios, cmap="RdBu", norm=LogNorm(1 / FARTHEST, FARTHEST), aspect="auto")
+        # The scale is logarithmic: 2 and 1/2 are equally far from 1.
+        image = ax.imshow(ratios, cmap="RdBu", norm=LogNorm(1 / LARGEST_RATIO, LARGEST_RATIO), aspect="auto")
         for (y, x), ratio in np.ndenumerate(ratios):
             if not np.isnan(ratio):
-                dark = abs(np.log(ratio)) > 0.6 * np.log(FARTHEST)
+                dark = abs(np.log(ratio)) > 0.6 * np.log(LARGEST_RATIO)
                 ax.text(
                     x,
                     y,
@@ -72,7 +72,7 @@ def plot_ratio(rows: list[Row]):
                     va="center",
                     color="white" if dark else "black",
                 )
-        ax.set_title(f"{mode},\nbeside\n{peer}", fontsize=10)
+        ax.set_title(f"{mode},\nvs\n{peer}", fontsize=10)
         ax.set_xticks(range(len(cells)), cells)
         ax.set_yticks(range(len(shapes)), map(str, shapes))
         ax.tick_params(length=0)
@@ -80,16 +80,16 @@ def plot_ratio(rows: list[Row]):
     bar = figure.colorbar(image, ax=axes, ticks=[1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8], pad=0.01)
     bar.ax.set_yticklabels(["1/8", "1/4", "1/2", "1", "2", "4", "8"])
     bar.ax.minorticks_off()
-    figure.suptitle("fastrnn: how many times as fast")
+    figure.suptitle("fastrnn: times as fast as its peers")
     return figure
 
 
-def plot_limit(rows: list[Row]):
-    """Bars by shape and cell: the part of the limit that fastrnn reaches, and a mark for torch.nn's."""
+def plot_efficiency(rows: list[Row]):
+    """Bars of fastrnn's efficiency by shape and cell, and a mark for torch.nn's."""
     panels = [
         (mode, chosen)
         for mode in ("forward", "training")
-        if (chosen := [row for row in rows if row.problem.mode == mode and row.of_limit])
+        if (chosen := [row for row in rows if row.problem.mode == mode and row.efficiency()])
     ]
     if not panels:
         return None
@@ -104,14 +104,14 @@ def plot_limit(rows: list[Row]):
         for index, cell in enumerate(cells):
             of_cell = [row for row in chosen if row.problem.cell == cell]
             y = [shapes.index(r.problem.shape) + (index - (len(cells) - 1) / 2) * height for r in of_cell]
-            ax.barh(y, [row.of_limit for row in of_cell], 0.9 * height, label=cell)
-            marks = [row.limit / row.median[TORCH] for row in of_cell]
+            ax.barh(y, [row.efficiency() for row in of_cell], 0.9 * height, label=cell)
+            marks = [row.efficiency(TORCH) for row in of_cell]
             label = "torch.nn" if index == len(cells) - 1 else None
             ax.plot(marks, y, "k|", markersize=0.45 * height * 100, markeredgewidth=1.6, label=label)
         ax.set_title(mode, fontsize=10)
         ax.xaxis.set_major_formatter(PercentFormatter(1))
         ax.set_xlim(0, max(1, ax.get_xlim()[1]))
-        ax.set_xlabel("of the machine's limit")
+        ax.set_xlabel("efficiency")
         ax.set_yticks(range(len(shapes)), map(str, shapes))
         ax.grid(axis="x", alpha=0.3)
         ax.set_axisbelow(True)
@@ -120,14 +120,14 @@ def plot_limit(rows: list[Row]):
     legend = figure.legend(
         *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(cells) + 1
     )
-    for mark in legend.get_lines():  # not as tall as the bar of a single cell, which is taller than the text
+    for mark in legend.get_lines():  # a bar is taller than the text if there is only one cell
         mark.set_markersize(10)
-    figure.suptitle("How near fastrnn comes to what the machine can do")
+    figure.suptitle("Efficiency of fastrnn: the least time that the machine needs / the time measured")
     return figure
 
 
 def plot_scaling(rows: list[Row]):
-    """Time by T, B and H: a row of panels for each cell, and lines for each peer and number of threads."""
+    """Time by T, B and H. Each cell has a row of panels, each peer and number of threads a line."""
     scaling = [row for row in rows if row.problem.mode.startswith("scaling")]
     if not scaling:
         return None
@@ -172,7 +172,7 @@ def plot_scaling(rows: list[Row]):
 
 
 def title_of(axis: str, panel: list[Row]) -> str:
-    """The sizes that stay the same along `axis`."""
+    """The sizes that do not change along `axis`."""
     shape = panel[0].problem.shape
     same = {name: size for name, size in shape._asdict().items() if name != axis}
     if axis == "H":
@@ -181,7 +181,7 @@ def title_of(axis: str, panel: list[Row]) -> str:
 
 
 def plot_regimes(rows: list[Row]):
-    """Bars by regime of a GPU: geometric mean of the ratios, a dot for each problem, a line at the goal."""
+    """Bars of the geometric mean ratio by regime. Each problem has a dot, and each goal a line."""
     chosen = [row for row in rows if MODES[row.problem.mode].goals and row.ratio(TORCH)]
     if not chosen:
         return None
@@ -213,7 +213,7 @@ def plot_regimes(rows: list[Row]):
 
 PLOTS: dict[str, Callable] = {
     "ratio": plot_ratio,
-    "limit": plot_limit,
+    "efficiency": plot_efficiency,
     "scaling": plot_scaling,
     "regimes": plot_regimes,
 }
