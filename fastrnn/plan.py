@@ -1,5 +1,6 @@
-"""How a GPU would compute a layer; any machine can tell, of any GPU. `python -m fastrnn --plan` prints it.
-And what the plan of a CPU depends on.
+"""How a GPU or this machine's CPU would compute a layer. `python -m fastrnn --plan` prints it.
+
+The plan of a GPU needs no GPU: every machine can compute it for every GPU.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,10 @@ from . import _C
 
 # How products are computed, as csrc/cuda/plan.h calls it, by what is asked for.
 MATHS = {"fp64": "fp64", "fp32": "ieee", "tf32": "tf32", "fp16": "fp16", "bf16": "bf16"}
+# The same by torch's names.
+TORCH_DTYPES = {"float64": "fp64", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+# In which of torch's dtypes the CPU computes: it has no kernels of float16, and TF32 is not a CPU's.
+CPU_DTYPES = {"fp64": "float64", "fp32": "float32", "fp16": "float32", "bf16": "bfloat16"}
 
 # KiB of shared memory that a block can have, by compute capability (CUDA C++ Programming Guide, technical
 # specifications per compute capability).
@@ -87,6 +92,29 @@ def make_plans(
     }
 
 
+def make_cpu_plans(
+    cell: str,
+    T: int,
+    B: int,
+    I: int,
+    H: int,
+    dtype: str,
+    D: int = 1,
+    P: int | None = None,
+    threads: int | None = None,
+) -> dict[str, dict]:
+    """The plans of forward and backward on this CPU, fields as in csrc/cpu/plan.h.
+
+    FASTRNN_CPU_PLAN forces how threads share a layer.
+
+    P: the size of the hidden state, H without a projection. threads: torch's unless given.
+    """
+    threads = torch.get_num_threads() if threads is None else threads
+    return _C.cpu_plan(
+        cell=cell, dtype=CPU_DTYPES[dtype], T=T, B=B, I=I, H=H, P=H if P is None else P, D=D, threads=threads
+    )
+
+
 def core_round_trip() -> float | None:
     """Seconds that a cache line takes between two cores of torch's threads and back, at this moment.
 
@@ -112,3 +140,17 @@ def describe(plan: dict) -> str:
         f"    a block: {plan['units_of_block']} units, {warps} warps ({plan['row_warps']} x "
         f"{plan['k_warps']} along k), {plan['shared_bytes']} bytes of shared memory"
     )
+
+
+def describe_cpu(plan: dict) -> str:
+    how = {
+        "none": "one thread",
+        "units": f"by units, {plan['threads']} threads",
+        "batch": f"by batch, {plan['threads']} threads, {plan['batch_groups']} batch groups",
+    }[plan["sharing"]]
+    both = " each, both directions at once" if plan["side_by_side"] else ""
+    tile = f"{plan['tile_rows']} rows x {plan['tile_vectors']} vectors of {plan['lanes']} numbers"
+    product = f"{plan['panels']} panel(s) of {plan['panel_units']} units, tiles of up to {tile}"
+    if not plan["packed"]:
+        product = "with the weights where they stand"
+    return f"{how}{both}: {plan['reason']}\n    product with W_hh: {product}"

@@ -9,6 +9,7 @@
 #include "cpu/direction_base.h"
 #include "cpu/gemm/gemm.h"
 #include "cpu/gemm/math.h"
+#include "cpu/layer_plan.h"
 #include "cpu/plan.h"
 #include "cpu/threads/team.h"
 #include "cpu/weight_gradients.h"
@@ -25,15 +26,15 @@ class Backward : DirectionBase<Cell, T, BackwardParams<T>> {
   using Base::C, Base::G, Base::L, Base::U;
   using Base::direction_, Base::plan_, Base::steal_, Base::d_, Base::p_, Base::w_, Base::projected_;
   using Base::R_, Base::GH_, Base::H_padded_, Base::P_padded_, Base::workspace_;
-  using Base::take, Base::step_panels, Base::order_of, Base::for_each_batch;
+  using Base::take, Base::batch_group, Base::step_panels, Base::order_of, Base::for_each_batch;
   using typename Base::V;
 
  public:
   Backward(const BackwardParams<T>& params, int d, const Plan& plan, const Resources& resources)
       : Base(params, d, plan, resources),
         chunk_steps_(steps_in_chunk(p_.rows, rows_of_chunk(GH_))),
-        W_hh_{step_panels(p_.P, 1, GH_), GH_},
-        W_hr_{step_panels(p_.H, 1, p_.P), p_.P},
+        W_hh_{W_hh_panels<Cell, T>(plan_, Pass::backward, p_.rows.B, p_.H, p_.P), GH_},
+        W_hr_{step_panels(p_.H, p_.P), p_.P},
         W_ih_{{p_.I, 1, kTileVectors, kTileVectors}, GH_},
         buffers_(take_buffers(chunk_steps_ * sequences_in_chunk(p_.rows))),
         sums_(p_, d_, buffers_, chunk_steps_ * sequences_in_chunk(p_.rows), plan_.threads, workspace_) {
@@ -95,8 +96,8 @@ class Backward : DirectionBase<Cell, T, BackwardParams<T>> {
         const Range all{0, W_hh_.panels.count()}, all_units{0, W_hr_.panels.count()};
         team.for_each_chain(plan_.batch_groups, i1 - i0, [&](int64_t group, int64_t number) {
           const int64_t i = i1 - 1 - number, t = direction_.time(i);
-          hidden_gradient(chunk, t, all, plan_.batch_group(group, p_.rows.B), later_of(i));
-          if (projected_) unproject(chunk, t, all_units, plan_.batch_group(group, p_.rows.B));
+          hidden_gradient(chunk, t, all, batch_group(group), later_of(i));
+          if (projected_) unproject(chunk, t, all_units, batch_group(group));
         });
       } else {
         for (int64_t i = i1 - 1; i >= i0; --i) {
@@ -416,7 +417,7 @@ class Backward : DirectionBase<Cell, T, BackwardParams<T>> {
 
 template <class Cell, class T>
 void backward(const BackwardParams<T>& p, const Resources& resources) {
-  const Plan plan = make_plan<Cell>(p, usable_threads(resources.threads));
+  const Plan plan = make_plan(problem_of<Cell>(p), Pass::backward, usable_threads(resources.threads));
   for (int d = 0; d < p.D; ++d) {
     Backward<Cell, T> direction(p, d, plan, resources);
     TaskQueue queue(plan.threads, plan.batch_groups);

@@ -45,9 +45,14 @@ class DirectionBase {
     pointer = workspace_.take<S>(count);
   }
 
-  // Panels for the products of a step: `units` with so many gates each, sums of K terms.
-  Panels<T> step_panels(int64_t units, int gates, int64_t K) const {
-    return make_panels<T>(units, gates, plan_.step_rows(p_.rows.B), K, plan_.step_threads());
+  // Panels of `units` for the products of a step, sums of K terms.
+  Panels<T> step_panels(int64_t units, int64_t K) const {
+    return make_panels<T>(units, 1, plan_.step_rows(p_.rows.B), K, plan_.step_threads());
+  }
+  // The sequences of a batch group.
+  Range batch_group(int64_t i) const {
+    const int64_t B = p_.rows.B, groups = plan_.batch_groups;
+    return {B * i / groups, B * (i + 1) / groups};
   }
   // Back and forth: weights that do not all fit the cache are found in it where the last step ended.
   Order order_of(int64_t step) const {

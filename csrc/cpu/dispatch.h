@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/params.h"
+#include "cpu/plan.h"
 
 namespace fastrnn::cpu {
 
@@ -21,6 +22,7 @@ template <class T>
 struct Kernels {
   void (*forward)(const ForwardParams<T>&, const Resources&);
   void (*backward)(const BackwardParams<T>&, const Resources&);
+  LayerPlan (*plan)(const LayerSizes&, Pass, int threads);  // how threads would share a layer
 };
 // The kernels of one cell for one instruction set.
 using CellKernels = std::tuple<Kernels<float>, Kernels<double>, Kernels<bf16>>;

@@ -11,6 +11,7 @@
 #include "cpu/gemm/gemm.h"
 #include "cpu/gemm/gemv.h"
 #include "cpu/gemm/math.h"
+#include "cpu/layer_plan.h"
 #include "cpu/plan.h"
 #include "cpu/threads/team.h"
 
@@ -25,7 +26,7 @@ class Forward : DirectionBase<Cell, T, ForwardParams<T>> {
   using Base::C, Base::G, Base::L, Base::U;
   using Base::direction_, Base::plan_, Base::steal_, Base::d_, Base::p_, Base::w_, Base::projected_;
   using Base::R_, Base::H_padded_, Base::P_padded_;
-  using Base::take, Base::step_panels, Base::order_of, Base::for_each_batch;
+  using Base::take, Base::batch_group, Base::step_panels, Base::order_of, Base::for_each_batch;
   using typename Base::V;
   // Between steps the states are Real. What the products read is T: the same numbers, or rounded ones.
   static constexpr bool kRounded = !std::is_same_v<T, Real<T>>;
@@ -35,10 +36,10 @@ class Forward : DirectionBase<Cell, T, ForwardParams<T>> {
       : Base(params, d, plan, resources),
         packed_(R_ > tuning::kUnpackedRows),
         saves_(p_.s != nullptr || p_.y_copy != nullptr),
-        panels_(step_panels(p_.H, G, p_.P)),
+        panels_(W_hh_panels<Cell, T>(plan_, Pass::forward, p_.rows.B, p_.H, p_.P)),
         W_ih_{panels_, p_.I},
         W_hh_{panels_, p_.P},
-        W_hr_{step_panels(p_.P, 1, p_.H), p_.H} {
+        W_hr_{step_panels(p_.P, p_.H), p_.H} {
     const int64_t B = p_.rows.B, width = panels_.padded_width();
     chunk_steps_ = steps_in_chunk(
         p_.rows, std::max<int64_t>(tuning::kForwardChunkBytes / (width * sizeof(Real<T>)), kRowBlock));
@@ -79,7 +80,7 @@ class Forward : DirectionBase<Cell, T, ForwardParams<T>> {
     const Range all{0, panels_.count()}, all_out{0, W_hr_.panels.count()};
     const int64_t chunks = ceil_div(p_.rows.T, chunk_steps_);
     team.for_each_chain(plan_.batch_groups, chunks, [&](int64_t group, int64_t number) {
-      const Range batch = plan_.batch_group(group, p_.rows.B);
+      const Range batch = batch_group(group);
       const int64_t i0 = number * chunk_steps_, i1 = std::min(i0 + chunk_steps_, p_.rows.T);
       const Chunk chunk = chunk_of(p_.rows, direction_, i0, i1, {0, p_.rows.B});
       input_gates(chunk, all, batch, W_ih_);
@@ -365,18 +366,15 @@ class Forward : DirectionBase<Cell, T, ForwardParams<T>> {
 
 template <class Cell, class T>
 void forward(const ForwardParams<T>& p, const Resources& resources) {
-  const int usable = usable_threads(resources.threads);
-  // Two directions run side by side, each with half of the threads.
-  const bool side_by_side = p.D == 2 && usable >= 2 && work_of<Cell>(p) >= tuning::kThreadWork;
-  const Plan each = make_plan<Cell>(p, side_by_side ? usable / 2 : usable);
-  const int threads = side_by_side ? 2 * each.threads : each.threads;
-  Forward<Cell, T> first(p, 0, each, resources);
-  const auto second = p.D == 2 ? std::make_unique<Forward<Cell, T>>(p, 1, each, resources) : nullptr;
+  const Plan plan = make_plan(problem_of<Cell>(p), Pass::forward, usable_threads(resources.threads));
+  const int threads = plan.team_threads();
+  Forward<Cell, T> first(p, 0, plan, resources);
+  const auto second = p.D == 2 ? std::make_unique<Forward<Cell, T>>(p, 1, plan, resources) : nullptr;
   Forward<Cell, T>* const directions[] = {&first, second.get()};
-  TaskQueue queues[2]{{threads, each.batch_groups}, {threads, each.batch_groups}};
+  TaskQueue queues[2]{{threads, plan.batch_groups}, {threads, plan.batch_groups}};
   parallel(threads, [&](int rank, int size) {
     int64_t waited = 0;
-    if (side_by_side && size >= 2) {
+    if (plan.side_by_side && size >= 2) {
       const int half = size / 2, d = rank >= half;
       Team team(d ? rank - half : rank, d ? size - half : half, queues[d]);
       directions[d]->run(team);

@@ -4,11 +4,12 @@
 #include "cpu/backward.h"
 #include "cpu/dispatch.h"
 #include "cpu/forward.h"
+#include "cpu/layer_plan.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
 template <class Cell, class T>
-constexpr Kernels<T> kKernels = {forward<Cell, T>, backward<Cell, T>};
+constexpr Kernels<T> kKernels = {forward<Cell, T>, backward<Cell, T>, plan_layer<Cell, T>};
 
 #define FASTRNN_CELL(Cell) \
   {kKernels<cells::Cell, float>, kKernels<cells::Cell, double>, kKernels<cells::Cell, bf16>},

@@ -6,12 +6,14 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <optional>
 #include <set>
 
 #include "cpu/dispatch.h"
+#include "cpu/plan.h"
 #include "cpu/threads/core_latency.h"
 #include "cuda/persistent/tiling.h"
 #include "cuda/plan.h"
@@ -95,6 +97,38 @@ py::dict device() {
                   "clusters"_a = here.clusters);
 }
 #endif
+
+py::dict describe(const cpu::LayerPlan& layer) {
+  const cpu::Plan& plan = layer.plan;
+  const cpu::StepProduct& product = layer.product;
+  using namespace py::literals;
+  return py::dict(
+      "threads"_a = plan.threads, "sharing"_a = cpu::name_of(plan.sharing()),
+      "batch_groups"_a = plan.batch_groups, "reason"_a = plan.reason, "side_by_side"_a = plan.side_by_side,
+      "packed"_a = product.packed, "panels"_a = product.panels, "panel_units"_a = product.panel_units,
+      "tile_rows"_a = product.tile_rows, "tile_vectors"_a = product.tile_vectors, "lanes"_a = product.lanes);
+}
+
+template <class T>
+py::dict cpu_plan_of(int cell, const cpu::LayerSizes& sizes, int threads) {
+  const cpu::Kernels<T>& kernels = cpu::kernels_of<T>(cell);
+  using namespace py::literals;
+  return py::dict("forward"_a = describe(kernels.plan(sizes, cpu::Pass::forward, threads)),
+                  "backward"_a = describe(kernels.plan(sizes, cpu::Pass::backward, threads)));
+}
+
+py::dict cpu_plan(const std::string& cell, const std::string& dtype, int64_t T, int64_t B, int64_t I,
+                  int64_t H, int64_t P, int D, int threads) {
+  const int index = ops::find_cell(cell);
+  if (std::min({T, B, I, H, P}) < 1 || D < 1 || D > 2 || threads < 1) {
+    throw std::invalid_argument("sizes and threads: expected positive numbers, and D = 1 or 2");
+  }
+  const cpu::LayerSizes sizes{.T = T, .B = B, .I = I, .H = H, .P = P, .D = D, .rows = T * B};
+  if (dtype == "float32") return cpu_plan_of<float>(index, sizes, threads);
+  if (dtype == "float64") return cpu_plan_of<double>(index, sizes, threads);
+  if (dtype == "bfloat16") return cpu_plan_of<fastrnn::bf16>(index, sizes, threads);
+  throw std::invalid_argument("dtype: expected float32, float64 or bfloat16, got '" + dtype + "'");
+}
 
 // A CellInfo as Python has it (fastrnn/cells.py).
 py::dict describe(const cells::CellInfo& cell) {
@@ -181,6 +215,10 @@ PYBIND11_MODULE(_C, m) {
         "torch.ops.fastrnn.cell.");
   m.def("check_storage", &ops::check_storage, py::arg("tensor"), py::arg("name"), py::arg("suffix") = "",
         "RuntimeError if the storage of the tensor is too small for it.");
+  m.def(
+      "cpu_plan", &cpu_plan, py::kw_only(), py::arg("cell"), py::arg("dtype"), py::arg("T"), py::arg("B"),
+      py::arg("I"), py::arg("H"), py::arg("P"), py::arg("D") = 1, py::arg("threads"),
+      "How the CPU's threads share a layer, forward and backward: csrc/cpu/plan.h says what the fields are.");
   m.def(
       "core_round_trip", &cpu::core_round_trip,
       "Nanoseconds that a cache line takes between two cores of the team and back; 2^63 - 1: no second one.");

@@ -10,6 +10,7 @@
 #include "cpu/gemm/prefetch.h"
 #include "cpu/gemm/simd.h"
 #include "cpu/range.h"
+#include "cpu/tuning.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 

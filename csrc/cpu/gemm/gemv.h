@@ -7,6 +7,7 @@
 #include "cpu/gemm/micro_kernel.h"
 #include "cpu/gemm/packing.h"
 #include "cpu/gemm/simd.h"
+#include "cpu/tuning.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 

@@ -8,12 +8,13 @@
 #include "cpu/gemm/micro_kernel.h"
 #include "cpu/gemm/simd.h"
 #include "cpu/range.h"
+#include "cpu/tuning.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
 // Widest panel of products of several rows, and the widest micropanels that it is cut into.
-constexpr int kPanelVectors = tuned(tuning::kPanelVectors);
-constexpr int kMicropanelVectors = tuned(tuning::kMicropanelVectors);
+constexpr int kPanelVectors = tuning::kPanelVectors.of(kRegisters);
+constexpr int kMicropanelVectors = tuning::kMicropanelVectors.of(kRegisters);
 
 // Widest micropanel for products of so many rows and terms. 7 or 8 rows would be two tiles of 4 vectors. With 3
 // rows a tile computes too little for what it fetches, and a block of a micropanel that is larger than the

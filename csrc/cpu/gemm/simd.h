@@ -12,7 +12,6 @@
 
 #include "cells/inline.h"
 #include "core/params.h"
-#include "cpu/tuning.h"
 
 // The namespace keeps the code of one instruction set apart from the same code of another (see DESIGN.md).
 namespace fastrnn::cpu::FASTRNN_ISA {
@@ -27,8 +26,6 @@ constexpr int kRegisters = 16;
 constexpr int kVectorBytes = 16;
 constexpr int kRegisters = 16;
 #endif
-
-constexpr int tuned(tuning::ByRegisters number) { return kRegisters == 32 ? number.with_32 : number.with_16; }
 
 template <class T>
 struct VectorOf;

@@ -12,8 +12,8 @@ namespace fastrnn::cpu {
 // move, and so do the cores of a virtual machine, so it is measured again from time to time.
 class CoreLatency {
  public:
-  // All times are in nanoseconds. The caller calls begin; then it and another thread call measure at about the same time, with ranks 0 and 1. If
-  // the other thread does not come, what was measured before holds.
+  // All times are in nanoseconds. The caller calls begin; then it and another thread call measure at about the
+  // same time, with ranks 0 and 1. If the other thread does not come, what was measured before holds.
   bool outdated(int64_t now) const {
     return measured_at_ == 0 || now - measured_at_ > tuning::kLatencyPeriod;
   }
