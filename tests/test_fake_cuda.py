@@ -41,7 +41,7 @@ def gpu(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gpu")
     library = fake_cuda.build(tmp_path_factory.mktemp("library"))
     (folder / "sitecustomize.py").write_text(f"import fake_cuda\nfake_cuda.install({library!r})\n")
-    paths = [folder, TESTS.parent, TESTS, os.environ.get("PYTHONPATH", "")]
+    paths = [folder, TESTS.parent, TESTS / "helpers", os.environ.get("PYTHONPATH", "")]
     return {"PYTHONPATH": os.pathsep.join(map(str, filter(None, paths))), "OMP_NUM_THREADS": "1"}
 
 
@@ -58,7 +58,7 @@ def run_tests(gpu, folder, *files):
     return ends, done.stdout + done.stderr
 
 
-FILES = sorted(TESTS.glob("test_*.py"))
+FILES = sorted(TESTS.rglob("test_*.py"))
 
 
 @pytest.mark.parametrize("compile", [False, True], ids=["others", "compile"])

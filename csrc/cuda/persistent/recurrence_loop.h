@@ -8,7 +8,7 @@
 
 // The body of the persistent kernels: a block group computes all steps of a recurrence, and holds the weights in its
 // registers. The code is written for a warp, over an execution context Ctx. The context is a warp of the device
-// (csrc/cuda/persistent/device_warp.cuh) or a thread of the host (tests/csrc/host_warp.h). It has
+// (csrc/cuda/persistent/device_warp.cuh) or a thread of the host (tests/csrc/cuda/host_warp.h). It has
 //
 //   Ctx::var<V>              a register in each lane; [lane] is the register of one lane
 //   lanes(f)                 calls f(lane) for every lane
