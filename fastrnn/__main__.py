@@ -37,9 +37,9 @@ def parse_arguments() -> argparse.Namespace:
     problem.add_argument("--steps", type=size, default=MANY_STEPS, help="of the sequence (%(default)s)")
     problem.add_argument("--dtype", choices=MATHS, default="fp32", help=f"{', '.join(MATHS)} (%(default)s)")
     problem.add_argument("--bidirectional", action="store_true")
-    device = parser.add_argument_group("the GPU to plan for, this machine's unless given")
-    device.add_argument("--sms", type=size, help="streaming multiprocessors: 132 of an H200")
-    device.add_argument("--capability", type=capability, help="compute capability: 9.0 of an H200")
+    device = parser.add_argument_group("the GPU to plan for; default: that of this machine")
+    device.add_argument("--sms", type=size, help="streaming multiprocessors; an H200 has 132")
+    device.add_argument("--capability", type=capability, help="compute capability; an H200 has 9.0")
     args = parser.parse_args()
     if args.plan:
         missing = [f"--{name}" for name in ("hidden", "batch") if getattr(args, name) is None]
@@ -47,9 +47,9 @@ def parse_arguments() -> argparse.Namespace:
             parser.error(f"--plan needs {' and '.join(missing)}")
         args.gpu = Gpu(args.sms, args.capability) if args.sms and args.capability else None
         if args.gpu is None and not torch.cuda.is_available():
-            parser.error("no GPU here: give --sms and --capability of the one to plan for")
+            parser.error("no GPU here: give --sms and --capability of the GPU to plan for")
         if args.gpu is None and (args.sms or args.capability):
-            parser.error("--sms and --capability: give both, or neither for the GPU that is here")
+            parser.error("--sms and --capability: give both, or neither for the GPU of this machine")
     return args
 
 
@@ -87,7 +87,7 @@ def main():
         return
     try:
         print_plan(args)
-    except RuntimeError as error:  # of a kind that FASTRNN_CUDA_PLAN names
+    except RuntimeError as error:  # FASTRNN_CUDA_PLAN names a kind that cannot be
         sys.exit(f"error: {error}")
 
 
