@@ -20,7 +20,7 @@ from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 from .functional import name_rnn, run_sequence, run_step
-from .signatures import Lengths, Pair, TensorOrPacked, TensorOrPackedT
+from .signatures import Lengths, Pair, TensorOrPacked, TensorOrPackedT, typed_as
 from .transforms.fx import INSTALLED, Leaf, forward_error
 
 if TYPE_CHECKING:  # what the classes of layers and cells are mixed with
@@ -317,7 +317,9 @@ class _TwoStateLayer(_Layer):
         return self._run(input, hx, lengths, return_all_states)
 
     if TYPE_CHECKING:
-        __call__ = forward
+
+        @typed_as(forward)
+        def __call__(self) -> None: ...
 
 
 class _OneStateLayer(_Layer):
@@ -360,7 +362,9 @@ class _OneStateLayer(_Layer):
         return self._run(input, hx, lengths, return_all_states)
 
     if TYPE_CHECKING:
-        __call__ = forward
+
+        @typed_as(forward)
+        def __call__(self) -> None: ...
 
 
 def _in_place_of(forward):
@@ -506,7 +510,9 @@ class LSTMCell(_Cell, torch.nn.LSTMCell):
             return self._run(input, hx)
 
     if TYPE_CHECKING:
-        __call__ = forward
+
+        @typed_as(forward)
+        def __call__(self) -> None: ...
 
 
 class GRUCell(_Cell, torch.nn.GRUCell):
@@ -523,7 +529,9 @@ class GRUCell(_Cell, torch.nn.GRUCell):
             return self._run(input, hx)
 
     if TYPE_CHECKING:
-        __call__ = forward
+
+        @typed_as(forward)
+        def __call__(self) -> None: ...
 
 
 class RNNCell(_Cell, torch.nn.RNNCell):
@@ -544,4 +552,6 @@ class RNNCell(_Cell, torch.nn.RNNCell):
             return self._run(input, hx)
 
     if TYPE_CHECKING:
-        __call__ = forward
+
+        @typed_as(forward)
+        def __call__(self) -> None: ...
