@@ -1,1 +1,1 @@
-"""How fast fastrnn is beside torch.nn: `python -m benchmarks`."""
+"""The speed of fastrnn and of its peers: `python -m benchmarks`."""

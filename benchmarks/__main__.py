@@ -1,4 +1,4 @@
-"""Time fastrnn beside its peers, interleaved in one process with equal threads."""
+"""Time fastrnn and its peers. They take turns in one process, with the same number of threads."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from fastrnn.plan import core_round_trip
 
 from . import cuda
-from .crowd import crowded_times
+from .contention import contended_times
 from .limits import measure_limits
 from .memory import peak_memory
 from .onnx_peer import VERSION
 from .peers import PEERS, find_missing, make_calls
 from .problems import (
     CELLS,
-    CROWDED,
+    CONTENTION,
     DEFAULT_CELLS,
     MEMORY,
     MODES,
@@ -39,11 +39,11 @@ from .report import print_report, write_report
 from .timing import interleave
 
 QUICK_SECONDS = 0.5
-MEMORY_SECONDS, CROWD_SECONDS = 5.0, 12.0  # about, for the progress bar
+MEMORY_SECONDS, CONTENTION_SECONDS = 5.0, 12.0  # approximate, for the progress bar
 
 
 class Run:
-    """The pytest plugin of one run: gives `bench_modules.py` its problems and samples."""
+    """The pytest plugin of one run. It gives `bench_modules.py` its problems and samples."""
 
     def __init__(self, args: argparse.Namespace, progress: Progress):
         self.quick, self.threads, self.device = args.quick, args.threads, args.device
@@ -58,16 +58,18 @@ class Run:
             for shape in args.shapes or (ONE if args.quick else MEMORY)
             if "training" in args.modes
         ]
-        self.crowd_problems = [
+        self.contention_problems = [
             Problem("oversubscribed", cell, shape, **given)
             for cell in args.cells
-            for shape in args.shapes or (ONE if args.quick else CROWDED)
+            for shape in args.shapes or (ONE if args.quick else CONTENTION)
             if "oversubscribed" in args.modes
         ]
         self.min_rounds = 2 if args.quick else 3 if args.device == "cuda" else 5
         self.progress = progress
         seconds = sum(map(self.seconds, self.problems))
-        seconds += MEMORY_SECONDS * len(self.memory_problems) + CROWD_SECONDS * len(self.crowd_problems)
+        seconds += MEMORY_SECONDS * len(self.memory_problems) + CONTENTION_SECONDS * len(
+            self.contention_problems
+        )
         self.task = progress.add_task("limits of the machine", total=seconds)
         self.limits = self.measure_limits()
         self.missing = find_missing(args.quick, args.device)
@@ -89,9 +91,9 @@ class Run:
 
     @pytest.fixture
     def samples(self, problem, peer):
-        """Of all peers. Tests of one problem follow each other and share them."""
+        """The samples of all peers. The tests of one problem follow each other and share them."""
         if self.measured != problem:
-            self.measured, self.times = problem, {}  # which stays if this raises: it is tried once
+            self.measured, self.times = problem, {}  # they stay empty if `measure` raises
             self.times = self.measure(problem)
         if peer not in self.times:
             pytest.skip(f"{peer} does not support {problem.name}")
@@ -101,7 +103,7 @@ class Run:
         self.progress.update(self.task, description=problem.name, refresh=True)
         torch.set_num_threads(problem.threads)
         if problem.device == "cuda":
-            torch.cuda.empty_cache()  # of the problem before, so that none runs out
+            torch.cuda.empty_cache()  # so that the previous problem leaves no memory in use
             cuda.use_products(problem.dtype)
         calls, refusals = make_calls(problem, self.missing)
         self.refusals += [
@@ -124,17 +126,17 @@ class Run:
         self.progress.update(self.task, advance=MEMORY_SECONDS, refresh=True)
         return {"problem": problem.to_json(), "bytes": bytes_of}
 
-    def measure_crowd(self, problem: Problem) -> dict:
+    def measure_contention(self, problem: Problem) -> dict:
         self.progress.update(self.task, description=f"two processes of {problem.name}", refresh=True)
-        seconds_of = crowded_times(problem)
-        self.progress.update(self.task, advance=CROWD_SECONDS, refresh=True)
+        seconds_of = contended_times(problem)
+        self.progress.update(self.task, advance=CONTENTION_SECONDS, refresh=True)
         return {"problem": problem.to_json(), "seconds": seconds_of}
 
     def pytest_report_teststatus(self, report):
         return None if report.failed else (report.outcome, "", "")
 
     def pytest_benchmark_update_machine_info(self, machine_info):
-        del machine_info["node"]  # the name of the machine says nothing about its speed
+        del machine_info["node"]  # the host name is private
         machine_info.update(
             describe_machine(self.threads), cpu=machine_info["cpu"].get("brand_raw", "unknown CPU")
         )
@@ -142,20 +144,20 @@ class Run:
             machine_info["gpu"] = cuda.describe_device(self.flush_l2)
 
     def pytest_benchmark_update_json(self, output_json):
-        again = self.measure_limits()  # before and after: the higher is nearer to the truth
+        again = self.measure_limits()  # noise only lowers a limit, so the higher value counts
         output_json.update(
             limits={
                 threads: limits.best(again[threads]).to_json() for threads, limits in self.limits.items()
             },
             memory=[self.measure_memory(problem) for problem in self.memory_problems],
-            crowd=[self.measure_crowd(problem) for problem in self.crowd_problems],
+            contention=[self.measure_contention(problem) for problem in self.contention_problems],
             missing=self.missing,
             refusals=self.refusals,
             round_trips=self.round_trips,
-            tiers={p.name: cuda.describe_tiers(p) for p in self.problems if p.device == "cuda"},
+            plans={p.name: cuda.describe_plans(p) for p in self.problems if p.device == "cuda"},
         )
         for benchmark in output_json["benchmarks"]:
-            # extra_info has the problem and the peer, and the statistics are enough to compare runs.
+            # extra_info has the problem and the peer; the statistics are enough to compare runs.
             del benchmark["params"], benchmark["options"], benchmark["stats"]["data"]
 
 
@@ -196,23 +198,35 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
-        epilog="Other options go to pytest: --benchmark-compare=JSON shows an earlier run beside this one.",
+        epilog="Other options go to pytest: --benchmark-compare=JSON compares this run with an earlier one. "
+        "`python -m benchmarks.keep` adds the run to the results in the repository.",
     )
     add = parser.add_argument
     add("--cells", nargs="+", choices=CELLS, default=DEFAULT_CELLS, metavar="CELL", help=", ".join(CELLS))
-    add("--shapes", nargs="+", type=shape, metavar="T,B,I,H", help="instead of those that each mode has")
+    add("--shapes", nargs="+", type=shape, metavar="T,B,I,H", help="replace the shapes of the modes")
     add("--modes", nargs="+", choices=MODES, metavar="MODE", help="; ".join(MODES))
-    add("--threads", type=threads, default=torch.get_num_threads(), help="of all peers alike (%(default)s)")
-    add("--device", type=device, choices=("cpu", "cuda"), default="cpu", help="cpu or cuda (%(default)s)")
+    add(
+        "--threads",
+        type=threads,
+        default=torch.get_num_threads(),
+        help="number of threads of each peer (default: %(default)s)",
+    )
+    add(
+        "--device",
+        type=device,
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="cpu or cuda (default: %(default)s)",
+    )
     add("--quick", action="store_true", help="few shapes and short measurements: under two minutes")
-    add("--flush-l2", action="store_true", help="on a GPU: empty its L2 cache before each timed call")
-    add("--json", type=Path, default=Path("out/benchmark.json"), help="results; the report goes beside it")
-    add("--plots", type=Path, metavar="FOLDER", help="where plots go (the folder of --json)")
+    add("--flush-l2", action="store_true", help="empty the L2 cache of the GPU before each timed call")
+    add("--json", type=Path, default=Path("out/benchmark.json"), help="results; the report goes beside them")
+    add("--plots", type=Path, metavar="FOLDER", help="where the plots go (default: the folder of --json)")
     args, pytest_args = parser.parse_known_args()
     known = modes_of(args.device)
     args.modes = args.modes or known
     if others := [mode for mode in args.modes if mode not in known]:
-        parser.error(f"--modes: {', '.join(others)}: not on {args.device}, which has {'; '.join(known)}")
+        parser.error(f"--modes: {', '.join(others)}: not on {args.device}; its modes are {'; '.join(known)}")
     return args, pytest_args
 
 
@@ -222,7 +236,7 @@ def main() -> int:
     torch.set_num_threads(args.threads)
     args.json.parent.mkdir(parents=True, exist_ok=True)
     columns = (BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    # Refreshed by hand between measurements: a thread that draws would disturb them.
+    # Update the bar only between measurements: a thread that draws would disturb them.
     with Progress(*columns, console=console, auto_refresh=False, speed_estimate_period=300) as progress:
         root = Path(__file__).parent.parent
         status = pytest.main(
@@ -243,7 +257,7 @@ def main() -> int:
     if status == 0:
         data = json.loads(args.json.read_text())
         print_report(data, console)
-        for path in (args.json, *write_report(data, args.json, args.plots or args.json.parent)):
+        for path in (args.json, *write_report([data], args.json, args.plots)):
             console.print(path)
     return status
 

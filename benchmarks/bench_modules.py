@@ -1,8 +1,8 @@
-"""Hands the interleaved samples to pytest-benchmark, for its statistics, its JSON and --benchmark-compare.
+"""Gives the samples to pytest-benchmark, for its statistics, its JSON and --benchmark-compare.
 
-pytest-benchmark times one function after the other, which would give each peer another machine. So samples
-are taken before (see `timing.py`), and it reads them off a clock that each call advances by one sample. Run
-by `python -m benchmarks`, which chooses the problems.
+pytest-benchmark times one function after the other, so peers would not have the same conditions. Therefore
+`timing.py` takes the samples first, and each call here advances a clock by one sample. `python -m benchmarks`
+runs this file and chooses the problems.
 """
 
 import pytest
@@ -26,7 +26,7 @@ clock = SampleClock()
 
 @pytest.mark.benchmark(timer=clock)
 def test_speed(problem, peer, samples, benchmark):
-    clock.now = 0.0  # small, so that differences lose no digits
+    clock.now = 0.0  # a small number, so that differences are exact
     replay = iter(samples[peer])
     benchmark.group = problem.name
     benchmark.extra_info.update(problem=problem.to_json(), peer=peer, quietest=quietest_third(samples[peer]))

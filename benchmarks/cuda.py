@@ -1,4 +1,4 @@
-"""What timing on a GPU needs besides: events, graphs, the precision of products, and the device's limits."""
+"""Timing on a GPU: events, graphs, the precision of products, and the limits of the device."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLAN_DTYPES = {"float64": "fp64", "float32": "fp32", "tf32": "tf32", "float16": 
 
 
 def use_products(dtype: str):
-    """Products of float32 in full, or rounded to tf32; for matrix products and torch.nn's layers alike."""
+    """Let matrix products and torch.nn's layers compute float32 in full precision, or in tf32."""
     precision = "tf32" if dtype == "tf32" else "ieee"
     torch.backends.cuda.matmul.fp32_precision = precision
     torch.backends.cudnn.rnn.fp32_precision = precision
@@ -33,7 +33,7 @@ def captured(call: Call) -> Call:
     """A replay of `call` from a CUDA graph."""
     stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
     stream.wait_stream(current)
-    with torch.cuda.stream(stream):  # where nothing is captured that is done only once
+    with torch.cuda.stream(stream):  # a warm-up: the graph must not contain what runs only once
         call()
         call()
     current.wait_stream(stream)
@@ -42,7 +42,7 @@ def captured(call: Call) -> Call:
         with torch.cuda.graph(graph):
             result = call()
     except RuntimeError as error:
-        torch.cuda.set_stream(current)  # a capture that fails leaves its own behind
+        torch.cuda.set_stream(current)  # a failed capture leaves its own stream
         raise NotSupported(f"cannot be captured in a CUDA graph: {str(error).splitlines()[0]}") from error
 
     def replay():
@@ -55,8 +55,11 @@ def captured(call: Call) -> Call:
 def interleave(
     calls: dict[str, Call], seconds: float, min_rounds: int, flush_l2: bool
 ) -> dict[str, list[float]]:
-    """Samples of the seconds of one call by the device's own clock: at least `min_rounds` blocks of each of
-    `calls`, and `seconds` long, in an order shuffled anew each round. An untimed call begins a block."""
+    """For each of `calls`, samples of the seconds that it takes by the device's clock.
+
+    The calls take turns, in blocks that begin with an untimed call, for at least `min_rounds` rounds and at
+    least `seconds`. Each round has a new random order.
+    """
     flush = flusher() if flush_l2 else None
     counts = {}
     for name, call in calls.items():
@@ -82,8 +85,8 @@ def interleave(
 
 
 def time_calls(call: Call, count: int, flush: Call | None = None) -> list[float]:
-    """The seconds of each of `count` calls, one after the other, from the device's events. Where launching
-    takes longer than what is launched, that is in it."""
+    """The seconds of each of `count` calls in a row, from the device's events. If the launch of a call takes
+    longer than its work, the time of the launch counts."""
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
     for start, end in events:
         if flush:
@@ -96,13 +99,13 @@ def time_calls(call: Call, count: int, flush: Call | None = None) -> list[float]
 
 
 def flusher() -> Call:
-    """Writes twice what the L2 cache holds."""
+    """A call that writes twice as many bytes as the L2 cache holds."""
     size = torch.cuda.get_device_properties().L2_cache_size
     return torch.empty(2 * size, dtype=torch.uint8, device="cuda").zero_
 
 
 def measure_limits(problems: list[Problem]) -> dict[int, Limits]:
-    """As `limits.measure_limits`; the number of threads of the CPU is all the same to a GPU."""
+    """Like `limits.measure_limits`. The threads of the CPU make no difference to a GPU."""
     gemm = {dtype: gemm_peak(dtype) for dtype in dict.fromkeys(problem.dtype for problem in problems)}
     limits = Limits(gemm, {}, {MEMORY: copy_bandwidth()})
     return {min(problem.threads, cores()): limits for problem in problems}
@@ -114,7 +117,7 @@ def best_time(call: Call) -> float:
 
 
 def gemm_peak(dtype: str) -> float:
-    """FLOP/s of the best of some large matrix products of torch, of random numbers."""
+    """FLOP/s of the fastest of torch's large matrix products, on random numbers."""
     use_products(dtype)
     peak = 0.0
     for n in GEMM_SIZES:
@@ -124,7 +127,7 @@ def gemm_peak(dtype: str) -> float:
 
 
 def copy_bandwidth() -> float:
-    """Bytes/s read and written by a copy within the device's memory."""
+    """Bytes/s that a copy within the device's memory reads and writes."""
     source, target = torch.randint(256, (2, COPY_BYTES), dtype=torch.uint8, device="cuda")
     return 2 * COPY_BYTES / best_time(lambda: target.copy_(source))
 
@@ -148,8 +151,8 @@ def describe_device(flush_l2: bool) -> dict:
     }
 
 
-def describe_tiers(problem: Problem) -> str:
-    """The tiers of forward and, for training, backward, by the plan for this device."""
+def describe_plans(problem: Problem) -> str:
+    """The kinds of plan for forward and, for training, backward on this device."""
     plans = make_plans(
         problem.cell,
         problem.shape.T,
@@ -159,4 +162,4 @@ def describe_tiers(problem: Problem) -> str:
         problem.directions,
     )
     passes = ("forward", "backward") if problem.training else ("forward",)
-    return "/".join(str(plans[name]["tier"]) for name in passes)
+    return "/".join(plans[name]["kind"] for name in passes)

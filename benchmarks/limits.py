@@ -1,4 +1,4 @@
-"""What this machine can do, measured, and the time that a problem cannot go below."""
+"""The limits of this machine, measured, and the least time that a problem can take."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ MEMORY = "memory"
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a number of threads, all together.
+    """What a number of threads reach together.
 
     Attributes:
         gemm: FLOP/s of matrix products, by dtype
-        capacity: bytes of each level, nearest first; memory is the last, and holds everything
-        bandwidth: bytes/s read from each level
+        capacity: bytes of each level of cache, nearest first
+        bandwidth: bytes/s read from each level of cache and from memory
     """
 
     gemm: dict[str, float]
@@ -36,11 +36,12 @@ class Limits:
         return next((level for level, capacity in self.capacity.items() if size <= capacity), MEMORY)
 
     def seconds(self, problem: Problem) -> float:
-        """What `problem` takes at best.
+        """The least time that `problem` can take.
 
-        Of the forward: the input products at the GEMM peak, and the recurrent ones at the GEMM peak or, where
-        that takes longer, reading W_hh once a step from the level that holds it. Training has three input
-        products, and the recurrent ones of forward and backward; dW_hh is a plain product over all rows.
+        The forward computes the input products at the GEMM peak. It computes the recurrent products at the
+        GEMM peak, or reads W_hh in each step from the level that holds it: the longer time counts. Training
+        has three input products, and the recurrent products of the forward and of the backward. dW_hh is one
+        product over all rows, at the GEMM peak.
         """
         peak = self.gemm[problem.dtype]
         gate_rows = problem.directions * problem.gates * problem.shape.H
@@ -55,14 +56,14 @@ class Limits:
         return total
 
     def recurrent(self, problem: Problem) -> float:
-        """Seconds of a layer's products with W_hh, at the GEMM peak."""
+        """Seconds of the products of a layer with W_hh, at the GEMM peak."""
         gate_rows = problem.directions * problem.gates * problem.shape.H
         return 2 * problem.rows * gate_rows * problem.shape.H / self.gemm[problem.dtype]
 
     def streamed(self, problem: Problem) -> float:
-        """Seconds of reading W_hh once a step, from the level that holds it.
+        """Seconds of reading W_hh in each step, from the level that holds it.
 
-        A GPU can keep it in registers.
+        0 on a GPU, which can keep W_hh in registers.
         """
         if problem.device == "cuda":
             return 0.0
@@ -70,7 +71,7 @@ class Limits:
         return problem.steps * size / self.bandwidth[self.level(size)]
 
     def best(self, other: Limits) -> Limits:
-        """The higher of two measurements."""
+        """The higher value of two measurements, for each limit."""
         gemm = {dtype: max(self.gemm[dtype], other.gemm[dtype]) for dtype in self.gemm}
         bandwidth = {level: max(self.bandwidth[level], other.bandwidth[level]) for level in self.bandwidth}
         return Limits(gemm, self.capacity, bandwidth)
@@ -80,15 +81,15 @@ class Limits:
 
 
 def measure_limits(problems: list[Problem]) -> dict[int, Limits]:
-    """By the number of threads, for those of `problems`. More threads than cores cannot do more."""
+    """The limits for each number of threads in `problems`, at most the number of cores."""
     dtypes = dict.fromkeys(problem.dtype for problem in problems)
     before = torch.get_num_threads()
     result = {}
     for threads in sorted({min(problem.threads, cores()) for problem in problems}):
         torch.set_num_threads(threads)
         capacity = cache_sizes(threads)
-        # Half of a cache, to leave room for what else is in there, and of the last, which cores may share
-        # with strangers, a quarter. Memory is what exceeds the last cache by far.
+        # Reading half of a cache leaves room for other data. Other programs may use the last cache too, so
+        # read a quarter of it. For memory, read much more than the last cache holds.
         last = max(capacity.values(), default=2**25)
         sizes = {level: size / (4 if size == last else 2) for level, size in capacity.items()}
         result[threads] = Limits(
@@ -104,7 +105,7 @@ def measure_limits(problems: list[Problem]) -> dict[int, Limits]:
 
 
 def cache_sizes(threads: int) -> dict[str, int]:
-    """Bytes of the caches that `threads` threads on neighbouring cores have together, by level."""
+    """Bytes of cache, by level, that `threads` threads on neighbouring cores have together."""
     result = {}
     for cache in sorted(CACHES.glob("index*")):
         kind, level, size, shared = (
@@ -116,7 +117,7 @@ def cache_sizes(threads: int) -> dict[str, int]:
 
 
 def count_cpus(text: str) -> int:
-    """Of a list like 0-3,8-11."""
+    """The number of CPUs in a list like 0-3,8-11."""
     ranges = [[int(cpu) for cpu in part.split("-")] for part in text.split(",")]
     return sum(r[-1] - r[0] + 1 for r in ranges)
 
@@ -127,7 +128,7 @@ def best_time(call: Call, repeats: int) -> float:
 
 
 def gemm_peak(dtype: torch.dtype) -> float:
-    """FLOP/s of the best of some large matrix products of torch."""
+    """FLOP/s of the fastest of torch's large matrix products."""
     peak = 0.0
     for n in GEMM_SIZES:
         a, b, out = torch.randn(3, n, n).to(dtype)
@@ -136,10 +137,10 @@ def gemm_peak(dtype: torch.dtype) -> float:
 
 
 def read_bandwidth(size: float, threads: int) -> float:
-    """Bytes/s at which `threads` threads together read, each its own `size` bytes again and again.
+    """Bytes/s that `threads` threads read together. Each reads its own `size` bytes again and again.
 
-    A sum along the last dimension is the plainest reader that torch has; each row is summed by one thread. A
-    matrix-vector product, nearer to what layers do, comes to half of it here.
+    The sum along the last dimension is torch's simplest function that reads: one thread sums each row. A
+    matrix-vector product, which layers use, reads at about half of this rate.
     """
     n = int(size) // 4
     passes = math.ceil(2**22 / n)

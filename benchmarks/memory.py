@@ -1,4 +1,7 @@
-"""Peak memory of training: a process of its own for each library, as a peak cannot be told apart later."""
+"""Peak memory of training.
+
+Each library runs in its own process, because a process has only one peak.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ WARM_UP = Shape(2, 2, 8, 8)
 
 
 def peak_memory(problem: Problem) -> dict[str, int]:
-    """The bytes that forward and backward need beyond weights and input, by library."""
-    # Spawned, so that nothing of this process is in theirs.
+    """The bytes that forward and backward need besides weights and input, by library."""
+    # A spawned process does not inherit the memory of this one.
     context = multiprocessing.get_context("spawn")
     result = {}
     for library in LIBRARIES:
@@ -28,14 +31,14 @@ def peak_memory(problem: Problem) -> dict[str, int]:
 
 
 def peak_of_step(problem: Problem, library: str) -> int:
-    """To run in a fresh process."""
+    """The peak of one training step. It needs a new process."""
     torch.set_num_threads(problem.threads)
     small = Problem(**{**vars(problem), "shape": WARM_UP})
-    PEERS[library](Setup.of(small))()  # what libraries set up once is not of the step
+    PEERS[library](Setup.of(small))()  # a library's first call allocates what it keeps
     setup = Setup.of(problem)
     call = PEERS[library](setup)
     gc.collect()
-    # Starts the high-water mark anew: importing torch needed more for a moment than small problems do.
+    # Reset the peak, because the import of torch needs more memory than a small problem.
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
     call()
@@ -43,5 +46,5 @@ def peak_of_step(problem: Problem, library: str) -> int:
 
 
 def status(name: str) -> int:
-    """Bytes, of a line of /proc/self/status."""
+    """The bytes in a line of /proc/self/status."""
     return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024

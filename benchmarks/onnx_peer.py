@@ -1,4 +1,4 @@
-"""onnxruntime's LSTM, GRU and RNN: a model built from a layer of torch.nn, and a call of it."""
+"""onnxruntime as a peer: builds a model from a layer of torch.nn, and calls it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ try:
 except ImportError as error:
     MISSING, VERSION = str(error), ""
 
-# Of each cell: the operator, torch.nn's gates in the operator's order (i o f c; z r h), and its attributes.
+# For each cell: the operator, torch.nn's gates in the operator's order (i o f c; z r h), and the attributes.
 OPERATORS = {
     "lstm": ("LSTM", (0, 3, 1, 2), {}),
     "gru": ("GRU", (1, 0, 2), {"linear_before_reset": 1}),
@@ -30,9 +30,9 @@ OPERATORS = {
 
 
 def make_call(problem: Problem, module: torch.nn.RNNBase, x, hx) -> Call:
-    """A call that reads torch's tensors and writes its outputs where they stay: nothing is copied.
+    """A call that reads torch's tensors and writes to torch's tensors, without a copy.
 
-    Its result is `[T, B, D, H]`: the directions apart, and packed sequences padded.
+    Its result is `[T, B, D, H]`. Packed sequences are padded in it.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = problem.threads
@@ -57,7 +57,7 @@ def make_call(problem: Problem, module: torch.nn.RNNBase, x, hx) -> Call:
         for name, tensor in tensors.items():
             dtype = np.int32 if tensor.dtype == torch.int32 else np.float32
             bind(name, "cpu", 0, dtype, list(tensor.shape), tensor.data_ptr())
-    result = outputs["y"].transpose(1, 2), inputs, outputs  # all of which must live as long as the call
+    result = outputs["y"].transpose(1, 2), inputs, outputs  # the call must keep all of them
 
     def call():
         session.run_with_iobinding(binding)
@@ -67,13 +67,13 @@ def make_call(problem: Problem, module: torch.nn.RNNBase, x, hx) -> Call:
 
 
 def final_states(problem: Problem) -> list[str]:
-    """Names of the last states of every layer, as torch.nn returns them."""
+    """The names of the last states of all layers, in the order of torch.nn."""
     kinds = "hc"[: CELLS[problem.cell].states]
     return [f"{kind}_n_l{layer}" for kind in kinds for layer in range(problem.layers)]
 
 
 def build_model(problem: Problem, module: torch.nn.RNNBase, stateful: bool) -> onnx.ModelProto:
-    """A model of one operator a layer; between layers the directions are brought side by side."""
+    """A model with one operator for each layer. Between layers it concatenates the directions."""
     operator, order, attributes = OPERATORS[problem.cell]
     D, H = problem.directions, problem.shape.H
     direction = "bidirectional" if D == 2 else "forward"
@@ -111,12 +111,12 @@ def build_model(problem: Problem, module: torch.nn.RNNBase, stateful: bool) -> o
         infos[0].append(helper.make_tensor_value_info("lengths", TensorProto.INT32, (B,)))
     constants = [numpy_helper.from_array(array, name) for name, array in weights.items()]
     graph = helper.make_graph(nodes, problem.name, *infos, constants)
-    # The oldest versions that have all this, so that any onnxruntime reads it.
+    # These are the oldest versions with all that the model needs, so that every onnxruntime can read it.
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
 
 
 def gates_in_order(module: torch.nn.RNNBase, layer: int, direction: int, order: tuple[int, ...]):
-    """W_ih, W_hh and both biases in one, of a layer and direction, with gates in the operator's order."""
+    """W_ih, W_hh, and both biases in one array, with the gates in the operator's order."""
     suffix = f"_l{layer}" + "_reverse" * direction
 
     def parameter(name: str) -> np.ndarray:

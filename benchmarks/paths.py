@@ -1,7 +1,7 @@
-"""Time what fastrnn's layers do beside the fused forward and training step: derivatives, transforms, lengths.
+"""Time the other paths of fastrnn's layers: derivatives, transforms, lengths.
 
-Each path takes turns with the fused call that it is compared with and, where there is one, with what would be
-written without it. The figures are how many times as long as the fused call they take.
+Each path takes turns with a base, such as the fused training step, and with the usual way to do the same,
+such as a loop. The results are times relative to the base.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import fastrnn
 from fastrnn.reference import CELLS
 
-from . import report
 from .__main__ import describe_machine, shape, threads
 from .peers import make_module
 from .problems import DEFAULT_CELLS, Problem, Shape, sentence_lengths, shapes
-from .report import Table
+from .report import print_report, write_report
 from .timing import Call, interleave, quietest_third
 
 SHAPES = shapes("100,1,64,64", "50,16,64,128", "50,64,256,256")
@@ -35,7 +34,7 @@ MODELS = 8  # in an ensemble
 
 
 class Subject:
-    """A layer, an input, and a loss of the two."""
+    """A layer, its input, and a loss."""
 
     def __init__(self, cell: str, sizes: Shape):
         T, B, I, H = sizes
@@ -49,7 +48,7 @@ class Subject:
         self.row, self.lengths = CELLS[cell], torch.tensor(sentence_lengths(B, T))
 
     def train(self, output: Callable, *more: torch.Tensor, **options) -> Call:
-        """A training step of `output()`."""
+        """A training step that computes the gradients of `output()`."""
         return lambda: torch.autograd.grad(
             output().square().sum(), [*self.weights, *more], materialize_grads=True, **options
         )
@@ -153,7 +152,8 @@ def all_states(s: Subject) -> dict[str, Call]:
     return {"training step": s.step, "return_all_states": s.train(states), "loop of cells": loop}
 
 
-# What makes the calls of a path, of which the first is the base, and whether they have gradients.
+# For each path, the function that makes its calls, and whether they need gradients. The first call is the
+# base.
 PATHS = [
     (gradients, True),
     (per_sample, True),
@@ -176,25 +176,18 @@ def measure(make_calls: Callable, with_gradients: bool, cell: str, sizes: Shape)
     return {"cell": cell, "shape": list(sizes), "seconds": seconds}
 
 
-def table(data: dict) -> Table:
-    cells = list(dict.fromkeys(row["cell"] for row in data["paths"]))
-    lines = {}
-    for row in data["paths"]:
-        base, *others = row["seconds"]
-        for other in others:
-            line = lines.setdefault((f"{other} / {base}", str(Shape(*row["shape"]))), {})
-            line[row["cell"]] = f"{row['seconds'][other] / row['seconds'][base]:.2f}"
-    body = [[*labels, *(line[cell] for cell in cells)] for labels, line in lines.items()]
-    return Table("Times as long", ["path / base", "T,B,I,H", *cells], body, labels=2)
-
-
 def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks.paths", description=__doc__)
     add = parser.add_argument
     add("--cells", nargs="+", choices=CELLS, default=DEFAULT_CELLS, metavar="CELL", help=", ".join(CELLS))
     add("--shapes", nargs="+", type=shape, default=SHAPES, metavar="T,B,I,H")
-    add("--threads", type=threads, default=torch.get_num_threads(), help="(%(default)s)")
-    add("--json", type=Path, default=Path("out/paths.json"), help="results; a table goes beside it")
+    add(
+        "--threads",
+        type=threads,
+        default=torch.get_num_threads(),
+        help="number of threads (default: %(default)s)",
+    )
+    add("--json", type=Path, default=Path("out/paths.json"), help="results; the report goes beside them")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -208,12 +201,8 @@ def main():
     measured = [measure(*problem) for problem in track(problems, console=console)]
     data = {"machine_info": machine, "paths": measured}
     args.json.write_text(json.dumps(data, indent=1) + "\n")
-    markdown = args.json.with_suffix(".md")
-    markdown.write_text(
-        f"Measured on {report.describe_machine(data)}.\n\n{report.markdown_table(table(data))}\n"
-    )
-    report.print_table(table(data), console)
-    for written in (args.json, markdown):
+    print_report(data, console)
+    for written in (args.json, *write_report([data], args.json)):
         console.print(written)
 
 

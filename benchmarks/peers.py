@@ -1,4 +1,4 @@
-"""Who is timed, and what one call of each is."""
+"""The libraries that are timed, and how to call each."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ FASTRNN = "fastrnn"
 ONNXRUNTIME = "onnxruntime"
 COMPILED = "torch.compile"
 
-# A fast wrong answer is not worth timing. Results differ by rounding, so far in norm, not in each element:
-# where rounding moves a relu's sum over 0, its derivative jumps.
+# The results of peers may differ by so much, relative to the norm. Single elements can differ by more:
+# rounding can change the sign of a relu's sum, and then its derivative jumps.
 TOLERANCE = {"float32": 5e-3, "float64": 1e-6, "bfloat16": 5e-2, "float16": 2e-2, "tf32": 2e-2}
-COMPILED_STEPS = 28  # torch.compile unrolls the loop, and compiles for as long as there are steps
+COMPILED_STEPS = 28  # torch.compile unrolls the loop, so that many steps take long to compile
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What all peers are given: a problem, a module of torch.nn that has the weights, and its arguments."""
+    """What all peers receive: a problem, a module of torch.nn with the weights, and its arguments."""
 
     problem: Problem
     module: torch.nn.Module
-    leaf: torch.Tensor  # that the input's gradient goes to
+    leaf: torch.Tensor  # gets the gradient of the input
     x: torch.Tensor | PackedSequence
     hx: torch.Tensor | tuple[torch.Tensor, ...] | None
 
@@ -52,11 +52,11 @@ class Setup:
         return cls(problem, make_module(torch.nn, problem), leaf, x, streaming_state(problem, factory))
 
     def timed(self, forward: Call, parameters) -> Call:
-        """`forward` alone, or, for training, forward and backward, to the gradients of weights and input."""
+        """`forward`, or for training, `forward` and the backward, with the gradients of weights and input."""
         if not self.problem.training:
             return forward
         leaves = [self.leaf, *parameters]
-        torch.manual_seed(1)  # all peers get the same gradient
+        torch.manual_seed(1)  # so that all peers get the same gradient
         size = (*self.leaf.shape[:-1], self.problem.directions * self.problem.shape.H)
         gradient = torch.randn(size, dtype=self.leaf.dtype, device=self.leaf.device)
 
@@ -79,7 +79,7 @@ def make_module(library, problem: Problem) -> torch.nn.Module:
 
 
 def streaming_state(problem: Problem, factory):
-    """The state that a stream carries from one call to the next; none for whole sequences."""
+    """The state that a stream passes from one call to the next. Whole sequences have none."""
     T, B, _, H = problem.shape
     if T > 1:
         return None
@@ -89,16 +89,16 @@ def streaming_state(problem: Problem, factory):
 
 
 def output(result) -> torch.Tensor:
-    """The output of a layer, or h of a step: one tensor, of packed sequences their data."""
+    """The output of a layer, or h of a cell, as one tensor. For packed sequences it is their data."""
     if isinstance(result, tuple):
         result = result[0]
     return result.data if isinstance(result, PackedSequence) else result
 
 
 def comparable(problem: Problem, result) -> torch.Tensor:
-    """`output`, in the form of torch.nn's."""
+    """`output` in the form that torch.nn gives it."""
     tensor = output(result)
-    if tensor.dim() == 4:  # onnxruntime's: the directions apart, and packed sequences padded
+    if tensor.dim() == 4:  # [T, B, D, H] of onnxruntime, padded
         tensor = tensor.flatten(2)
         if problem.lengths:
             tensor = pack_padded_sequence(tensor, torch.tensor(problem.lengths)).data
@@ -113,14 +113,14 @@ def module_call(library, setup: Setup) -> Call:
 
 
 def compiled_call(setup: Setup) -> Call:
-    """A loop over the steps in plain torch, compiled."""
+    """A compiled loop over the steps, in plain torch."""
     problem = setup.problem
     if problem.module != "layer":
-        raise NotSupported("is timed as a layer")
+        raise NotSupported("only layers are timed")
     if problem.lengths or problem.layers * problem.directions > 1:
-        raise NotSupported("the loop is of one layer and one direction, over sequences of one length")
+        raise NotSupported("only one layer and one direction, with sequences of one length, are timed")
     if problem.shape.T > COMPILED_STEPS:
-        raise NotSupported(f"compiles for too long beyond {COMPILED_STEPS} steps")
+        raise NotSupported(f"more than {COMPILED_STEPS} steps take too long to compile")
     step = CELLS[problem.cell].step
 
     def loop(x, state, weights):
@@ -149,16 +149,16 @@ def onnxruntime_call(setup: Setup) -> Call:
     if problem.training:
         raise NotSupported("inference only")
     if problem.module != "layer":
-        raise NotSupported("has no operator for a step")
+        raise NotSupported("has no operator for a single step")
     if problem.dtype != "float32":
         raise NotSupported(f"has no {problem.dtype} kernels on the CPU")
     if problem.device != "cpu":
-        raise NotSupported(f"is timed on the CPU, not on {problem.device}")
+        raise NotSupported(f"is timed only on the CPU, not on {problem.device}")
     return onnx_peer.make_call(problem, setup.module, setup.x, setup.hx)
 
 
-# torch.nn, which all others must agree with, is the first. It stands there twice: its ratio to itself, A/A,
-# shows what noise does to the others.
+# torch.nn is the first: the results of all others must agree with its. It is timed twice: the ratio to
+# itself, A/A, shows how much noise there is.
 PEERS = {
     TORCH: partial(module_call, torch.nn),
     ONNXRUNTIME: onnxruntime_call,
@@ -169,30 +169,30 @@ PEERS = {
 
 
 def find_missing(quick: bool, device: str = "cpu") -> dict[str, str]:
-    """The peers that cannot be timed at all, and why."""
+    """The peers that cannot run here at all, with the reasons."""
     if device != "cpu":
-        return dict.fromkeys((ONNXRUNTIME, COMPILED), "is timed on the CPU only")
+        return dict.fromkeys((ONNXRUNTIME, COMPILED), "is timed only on the CPU")
     missing = {}
     if onnx_peer.MISSING:
         missing[ONNXRUNTIME] = onnx_peer.MISSING
     if quick:
-        missing[COMPILED] = "left out by --quick, as it compiles for long"
+        missing[COMPILED] = "left out by --quick, because it takes long to compile"
     else:
-        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no workers that compete with peers
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more would compete with the peers
         try:
             torch.compile(lambda x: x + 1)(torch.zeros(1))
-        except Exception as error:  # whatever a compiler that is missing or broken raises
+        except Exception as error:  # a missing or broken compiler can raise anything
             missing[COMPILED] = str(error).strip().splitlines()[0]
     return missing
 
 
 def make_calls(problem: Problem, missing: dict[str, str]) -> tuple[dict[str, Call], dict[str, str]]:
-    """One function for each peer, with the same weights and input, once they are seen to compute the same.
+    """One call for each peer, with the same weights and input. Their results are compared first.
 
-    Returns: the calls, and the reasons of peers that do not support the problem or compute something else.
+    Returns: the calls, and the reasons why other peers do not support the problem or compute a wrong result.
 
     Raises:
-        RuntimeError: fastrnn computes something else than torch.nn.
+        RuntimeError: the result of fastrnn differs from torch.nn's.
     """
     setup = Setup.of(problem)
     calls, refusals, expected = {}, {}, None
@@ -210,7 +210,7 @@ def make_calls(problem: Problem, missing: dict[str, str]) -> tuple[dict[str, Cal
                 continue
             expected = result if expected is None else expected
             error = ((result - expected).norm() / expected.norm()).item()
-            if not error <= TOLERANCE[problem.dtype]:  # also where it is NaN
+            if not error <= TOLERANCE[problem.dtype]:  # true for NaN, too
                 reason = f"differs from {TORCH} by {error:.1e} in {problem.name}"
                 if name == FASTRNN:
                     raise RuntimeError(f"{name} {reason}")

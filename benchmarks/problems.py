@@ -1,4 +1,4 @@
-"""What is timed, as data: shapes, modes, and the work in each problem."""
+"""The problems that are timed, as data: shapes, modes, and the work in each problem."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from itertools import product
 from pydoc_data.topics import topics
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import torch
 
 from fastrnn.reference import CELLS
 
-DEFAULT_CELLS = tuple(name for name in CELLS if name != "rnn_relu")  # it runs the kernels of rnn_tanh
+DEFAULT_CELLS = tuple(name for name in CELLS if name != "rnn_relu")  # it runs the same kernels as rnn_tanh
 
 
 class NotSupported(NotImplementedError):
@@ -59,24 +59,24 @@ TWO = shapes("100,1,256,256", "100,64,256,256")
 ONE = shapes("100,16,128,128")
 DTYPE_SHAPES = shapes("100,1,256,256", "100,16,128,128", "50,64,512,512")
 MEMORY = shapes("100,1,256,256", "100,64,256,256", "100,16,1024,1024", "1000,64,256,256")
-CROWDED = shapes("100,1,64,64", "100,1,256,256", "100,16,128,128", "100,64,256,256")
+CONTENTION = shapes("100,1,64,64", "100,1,256,256", "100,16,128,128", "100,64,256,256")
 
 
 @dataclass(frozen=True)
 class Mode:
-    """A row of MODES: which problems it has.
+    """A row of MODES: it says which problems the mode has.
 
     Attributes:
-        shapes, quick: of the full and of the quick run
-        seconds: that a problem of the full run is timed, all peers together
-        training: forward only (False), forward and backward (True), or both, each as a problem
-        modules: "layer" and "cell" are torch.nn.LSTM and torch.nn.LSTMCell
-        packed: sequences as long as sentences, see `sentence_lengths`, and none longer than T
-        threads: the numbers of threads to time, from the number that the run was given
-        device: that the mode is for
-        cells: the only ones that it has, where it has not all
-        graphs: on a GPU, calls as they are (False), replayed from a CUDA graph (True), or both
-        goals: how many times as fast as torch.nn the forward and the training should be, geometric mean
+        shapes, quick: the shapes of the full run, and of the quick one
+        seconds: how long the full run times a problem, all peers together
+        training: forward only (False), forward and backward (True), or both, as two problems
+        modules: "layer" times torch.nn.LSTM, "cell" torch.nn.LSTMCell
+        packed: sequences have the lengths of sentences, see `sentence_lengths`
+        threads: takes the number of threads of the run, and gives the numbers to time
+        device: the device that the mode is for
+        cells: the cells that the mode has (default: all)
+        graphs: on a GPU, plain calls (False), replays of a CUDA graph (True), or both
+        goals: for the speedup over torch.nn of the forward and of training, geometric mean
     """
 
     shapes: tuple[Shape, ...]
@@ -104,7 +104,7 @@ def cores() -> int:
 
 
 def scaling(vary: Callable[[int], Shape], sizes: tuple[int, ...], quick: tuple[int, ...] = ()) -> Mode:
-    """Along one size, with one thread and with all."""
+    """A mode that varies one size, with one thread and with all."""
     return Mode(
         tuple(map(vary, sizes)),
         tuple(map(vary, quick)),
@@ -122,7 +122,7 @@ MODES = {
         shapes("1,1,64,64"),
         modules=("layer", "cell"),
     ),
-    # What a call costs that has next to nothing to compute.
+    # The cost of a call that computes almost nothing.
     "call": Mode(shapes("1,1,1,1"), (), seconds=2.0, modules=("layer", "cell")),
     "packed": Mode((*ONE, TWO[1]), ONE, packed=True),
     "bidirectional": Mode(TWO, TWO[:1], directions=2),
@@ -134,7 +134,7 @@ MODES = {
     "scaling-H": scaling(lambda H: Shape(100, 16, H, H), (32, 64, 128, 256, 512)),
     "scaling-H-B1": scaling(lambda H: Shape(100, 1, H, H), (64, 128, 256, 512)),
     "oversubscribed": Mode(
-        CROWDED, ONE, seconds=2.0, training=(False,), threads=lambda chosen: (cores(), 2 * cores())
+        CONTENTION, ONE, seconds=2.0, training=(False,), threads=lambda chosen: (cores(), 2 * cores())
     ),
 }
 
@@ -148,7 +148,7 @@ def regime(dtype: str, sizes: str, goals: tuple[float, float] | None, cells=("ls
     return Mode(own, own[:1], seconds=0.35, dtype=dtype, device="cuda", cells=cells, goals=goals, **fields)
 
 
-# Where cuDNN is strong and where it is weak, and the goals beside it.
+# The regimes in which cuDNN is strong, those in which it is weak, and the goals for each.
 MODES |= {
     "bf16-small-batch": regime(
         "bfloat16", "1,256 16,256 16,512 1,1024 16,1024", (5, 4), graphs=EAGER_AND_GRAPH
@@ -159,7 +159,7 @@ MODES |= {
     "tf32-B64": regime("tf32", "64,256 64,512", (4, 3)),
     "bf16-B64-H1024": regime("bfloat16", "64,1024", (2, 1.8)),
     "tf32-B64-H1024": regime("tf32", "64,1024", (2, 1.8)),
-    # The sizes that cuDNN's PERSIST_STATIC takes: H a multiple of 128, B of 8.
+    # The sizes that cuDNN's PERSIST_STATIC supports: H a multiple of 128, B of 8.
     "fp16": regime("float16", "8,256 16,768 64,512 64,1024 128,1024", (1.6, 1.4)),
     "small-H": regime("bfloat16", "1,64 16,128", (1.2, 1.2), cells=DEFAULT_CELLS, graphs=EAGER_AND_GRAPH),
     "middle-H": regime("bfloat16", "32,160 64,192", (5, 3), cells=("lstm", "gru")),
@@ -178,7 +178,7 @@ def modes_of(device: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing to time, once for each peer. Plain data, so that it goes into JSON and back."""
+    """One thing to time, once for each peer. It is plain data that JSON can hold."""
 
     mode: str
     cell: str
@@ -188,22 +188,24 @@ class Problem:
     dtype: str = "float32"
     layers: int = 1
     directions: int = 1
-    lengths: tuple[int, ...] | None = None  # of the sequences of a packed batch, longest first
+    lengths: tuple[int, ...] | None = None  # of the sequences in a packed batch, longest first
     threads: int = 1
     device: str = "cpu"
-    graph: bool = False  # a CUDA graph is replayed
+    graph: bool = False  # replay a CUDA graph
 
     @classmethod
-    def from_json(cls, fields: dict) -> Problem:
-        lengths = fields["lengths"] and tuple(fields["lengths"])
-        return cls(**{**fields, "shape": Shape(*fields["shape"]), "lengths": lengths})
+    def from_json(cls, given: dict) -> Problem:
+        lengths = given.get("lengths")
+        return cls(**{**given, "shape": Shape(*given["shape"]), "lengths": lengths and tuple(lengths)})
 
     def to_json(self) -> dict:
-        return {**asdict(self), "shape": list(self.shape)}
+        """The fields that differ from their defaults."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return {**given, "shape": list(self.shape)}
 
     @property
     def group(self) -> str:
-        """The mode, and forward or training where the mode has both."""
+        """The mode, and forward or training if the mode has both."""
         passes = "training" if self.training else "forward"
         group = f"{self.mode} {passes}" if len(MODES[self.mode].training) > 1 else self.mode
         return f"{group} graph" if self.graph else group
@@ -230,40 +232,42 @@ class Problem:
 
     @property
     def rows(self) -> int:
-        """Steps of all sequences together."""
+        """The number of steps of all sequences together."""
         return sum(self.lengths) if self.lengths else self.shape.T * self.shape.B
 
     @property
     def flops(self) -> int:
-        """Of all matrix products. Training has three for each of the forward."""
+        """Operations of all matrix products. Training has three products for each one of the forward."""
         sizes = sum(self.input_sizes) + self.layers * self.shape.H
         passes = 3 if self.training else 1
         return passes * 2 * self.rows * self.directions * self.gates * self.shape.H * sizes
 
     @property
     def activations(self) -> int:
-        """Of the forward: one for each gate, and tanh(c). A backward computes some again."""
+        """Activations of the forward: one for each gate, and tanh(c). The backward computes some of them
+        again.
+        """
         cell = CELLS[self.cell]
         each = cell.gates + cell.states - 1
         return self.rows * self.directions * self.layers * self.shape.H * each
 
     @property
     def recurrent_bytes(self) -> int:
-        """The size of W_hh, of all directions."""
+        """The size of W_hh of all directions."""
         H = self.shape.H
         return self.directions * self.gates * H * H * self.torch_dtype.itemsize
 
     @property
     def input_sizes(self) -> list[int]:
-        """Of each layer."""
+        """The input size of each layer."""
         return [self.shape.I, *[self.directions * self.shape.H] * (self.layers - 1)]
 
 
 def sentence_lengths(B: int, longest: int) -> tuple[int, ...]:
-    """The words of B English sentences, longest first, none longer than `longest`.
+    """The numbers of words of B English sentences, longest first, at most `longest`.
 
-    Drawn, always the same, from the sentences of Python's own language reference, which every Python has
-    with it.
+    The sentences are a random sample, with a fixed seed, from the language reference that is part of every
+    Python.
     """
     sentences = re.split(r"(?<=[.!?])\s+", " ".join(topics.values()))
     words = [len(sentence.split()) for sentence in random.Random(0).choices(sentences, k=B)]
@@ -273,12 +277,12 @@ def sentence_lengths(B: int, longest: int) -> tuple[int, ...]:
 def select(
     cells: Iterable[str], chosen: Iterable[Shape] | None, modes: Iterable[str], quick: bool, **given
 ) -> list[Problem]:
-    """The problems of `modes`, with the shapes `chosen` instead of the modes' own where there are any.
+    """The problems of `modes`. The shapes `chosen` replace the modes' own.
 
-    Streaming takes the chosen shapes with T = 1, and the mode "call" none of them. `given` is what all
-    problems have: threads, device.
+    The mode "streaming" takes the chosen shapes with T = 1. The mode "call" keeps its own. `given` has the
+    threads and the device of all problems.
     """
-    problems = {}  # each once, in order
+    problems = {}  # the keys are the problems, in order, each once
     for name in modes:
         mode = MODES[name]
         own_cells = [cell for cell in cells if mode.cells is None or cell in mode.cells]

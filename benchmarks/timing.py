@@ -1,8 +1,8 @@
-"""Timing that gives every peer the same machine.
+"""Timing that gives all peers the same conditions.
 
-Peers take turns in one process, in blocks, in an order shuffled anew each round. A block belongs to one peer.
-It starts with a pause, in which the worker threads of the peer before stop spinning, and an untimed call,
-which brings the weights back into cache.
+Peers take turns in one process, in blocks. Each round has a new random order. A block times one peer. It
+starts with a pause and an untimed call: in the pause, the worker threads of the previous peer stop spinning;
+the call brings the weights back into cache.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 
 PAUSE_S = 0.02
-PAUSES = 25  # at most; onnxruntime's threads spin for about two
+PAUSES = 25  # at most; the threads of onnxruntime spin for about two pauses
 BLOCK_S = 0.05
-SAMPLE_S = 0.002  # calls shorter than this are timed several at once
+SAMPLE_S = 0.002  # a sample of shorter calls times several of them together
 
 Call = Callable[[], object]
 
@@ -24,9 +24,10 @@ Call = Callable[[], object]
 def interleave(
     calls: dict[str, Call], synchronize: Call, seconds: float, min_rounds: int
 ) -> dict[str, list[float]]:
-    """Samples of the seconds of one call, for each of `calls`: at least `min_rounds`, and `seconds` long.
+    """For each of `calls`, samples of the seconds that it takes.
 
-    `synchronize` returns when the device is done.
+    The calls take turns for at least `min_rounds` rounds and at least `seconds`. `synchronize` returns when
+    the device has finished.
     """
     estimates = {name: estimate(call, synchronize) for name, call in calls.items()}
     repeats = {name: math.ceil(SAMPLE_S / t) for name, t in estimates.items()}
@@ -55,7 +56,7 @@ def block(call: Call, synchronize: Call, count: int, repeats: int) -> list[float
 
 
 def pause():
-    """Until this process uses no CPU time any more: the threads of the peer before are asleep."""
+    """Wait until this process uses no CPU time: then the threads of the previous peer are asleep."""
     for _ in range(PAUSES):
         before = time.process_time()
         time.sleep(PAUSE_S)
@@ -64,7 +65,7 @@ def pause():
 
 
 def time_calls(call: Call, synchronize: Call, repeats: int) -> float:
-    """Seconds of one call, mean of `repeats`."""
+    """Seconds of one call, as the mean of `repeats` calls."""
     synchronize()
     start = time.perf_counter()
     for _ in range(repeats):
@@ -74,12 +75,12 @@ def time_calls(call: Call, synchronize: Call, repeats: int) -> float:
 
 
 def estimate(call: Call, synchronize: Call) -> float:
-    """Seconds of one call, roughly; warms up."""
+    """Approximate seconds of one call. The first call warms up."""
     call()
     return min(time_calls(call, synchronize, 1) for _ in range(2))
 
 
 def quietest_third(samples: list[float]) -> float:
-    """The mean of the smallest third: what a call takes when the machine does nothing else."""
+    """The mean of the smallest third of `samples`: the time of a call while nothing else runs."""
     chosen = sorted(samples)[: math.ceil(len(samples) / 3)]
     return sum(chosen) / len(chosen)

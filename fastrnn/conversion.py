@@ -16,6 +16,7 @@ from torch.nn import Module
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from . import modules
+from .layers import RecurrentLayer
 
 __all__ = ["convert", "revert", "summary"]
 
@@ -228,6 +229,8 @@ def _examine(m: Module) -> tuple[str, str] | None:
     cls = type_before_parametrizations(m)
     if any(c.__module__.startswith("torch.ao.") and c.__name__ in modules.__all__ for c in cls.__mro__):
         return "left", "quantized, which fastrnn does not compute"
+    if isinstance(m, RecurrentLayer):
+        return "fastrnn", "a layer that torch.nn does not have"
     if not isinstance(m, (torch.nn.RNNBase, torch.nn.RNNCellBase)):
         return None
     plain, fast = _base_in(_TO_FAST, cls), _base_in(_TO_TORCH, cls)

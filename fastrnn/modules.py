@@ -19,7 +19,9 @@ from torch.fx import Proxy
 from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
+from .cells import CELLS
 from .functional import name_rnn, run_sequence, run_step
+from .sequences import Options
 from .signatures import Lengths, Pair, TensorOrPacked, TensorOrPackedT, typed_as
 from .transforms.fx import INSTALLED, Leaf, forward_error
 
@@ -33,7 +35,7 @@ __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-def _gather(module, names):
+def gather(module, names):
     """The tensors that `module` holds under `names` at this moment.
 
     Looked up by name in every call, so that what replaces a parameter (an assignment, functional_call,
@@ -74,7 +76,7 @@ def _gather_flat(layer):
         return flat  # the quick way: the list is what the names hold, and was it in the last call
     names, refs = layer._flat_weights_names, layer._flat_weight_refs
     try:
-        weights = _gather(layer, names)
+        weights = gather(layer, names)
     except AttributeError:  # a replica that nobody has given its weights: torch.nn passes over such names
         return flat
     is_same = all(ref is not None and ref() is w for ref, w in zip(refs, weights, strict=True))
@@ -163,8 +165,9 @@ class _Layer(Leaf, RNNBase, metaclass=_Class):
             B = int(batch_sizes[0]) if packed else x.shape[batch_dim]
             LD = self.num_layers * (1 + self.bidirectional)
             hx = x.new_zeros(LD, B, self.proj_size or self.hidden_size)
-            if self.mode == "LSTM":
-                hx = hx, x.new_zeros(LD, B, self.hidden_size)
+            others = len(CELLS[self.mode.lower()].states) - 1
+            if others:
+                hx = hx, *(x.new_zeros(LD, B, self.hidden_size) for _ in range(others))
         else:
             hx = _each(hx, lambda s: s.unsqueeze(1)) if unbatched else hx
             hx = self.permute_hidden(hx, order)
@@ -188,21 +191,17 @@ class _Layer(Leaf, RNNBase, metaclass=_Class):
             raise forward_error(self)
         if with_own_methods and self._has_own_methods:
             return self._run_with_own_methods(input, hx, lengths, return_all_states)
-        return run_sequence(
+        options = Options(
             self.mode.lower(),
-            input,
-            hx,
-            _gather_flat(self),
             self.bias,
             self.num_layers,
             self.dropout,
             self.training,
             self.bidirectional,
             self.batch_first,
-            lengths,
-            return_all_states,
             self.checkpoint_gates,
         )
+        return run_sequence(input, hx, _gather_flat(self), options, lengths, return_all_states)
 
     # The same for TorchScript, which wants one type for each argument. Lists are unpacked and not indexed, so
     # that the ONNX exporter knows what is in them.
@@ -254,7 +253,7 @@ class _Cell(Leaf, RNNCellBase, metaclass=_Class):
                 f"hidden0 has inconsistent hidden_size: got {self.hidden_size}, "
                 f"expected {self.weight_hh.shape[1]} as weight_hh has"
             )
-        return run_step(self._cell, input, hx, *_gather(self, _CELL_WEIGHTS))
+        return run_step(self._cell, input, hx, *gather(self, _CELL_WEIGHTS))
 
     def _script(self, input: Tensor, states: list[Tensor], cell: str) -> list[Tensor]:
         weights = [self.weight_ih, self.weight_hh]

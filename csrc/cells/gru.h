@@ -1,5 +1,6 @@
 #pragma once
 
+#include "cells/cell_info.h"
 #include "cells/inline.h"
 
 namespace fastrnn::cells {
@@ -8,23 +9,23 @@ namespace fastrnn::cells {
 //   r, z = sigmoid(x + h)    n = tanh(x_n + r h_n)
 //   h' = (1 - z) n + z h = n + z (h - n)
 // x, h: a gate's share from the input and from the hidden state.
-struct Gru {
-  static constexpr const char* name = "gru";
-  static constexpr int gates = 3;  // r z n
-  static constexpr int saved = 4;  // r z n h_n
-  static constexpr bool has_c = false;
-  static constexpr int whole_gates = 2;  // in n the hidden side passes through r
-  static constexpr bool reads_h = true;  // h_prev itself, past W_hh
+inline constexpr CellInfo kGru{.name = "gru",
+                               .layer = "GRU",
+                               .gates = {"r", "z", "n"},
+                               .saved = 4,        // r z n h_n
+                               .whole_gates = 2,  // in n the hidden state's share passes through r
+                               .reads_h = true};
 
+struct Gru : CellConstants<kGru> {
   template <class M, class V>
-  static FASTRNN_INLINE void activate(const V* gx, const V* gh, V* s, V& /*c*/) {
+  static FASTRNN_INLINE void activate(const V* gx, const V* gh, const V* /*u*/, V* s, V* /*c*/) {
     s[0] = M::sigmoid(gx[0] + gh[0]);
     s[1] = M::sigmoid(gx[1] + gh[1]);
     s[2] = gx[2] + s[0] * gh[2];
     s[3] = gh[2];
   }
   template <class M, class V>
-  static FASTRNN_INLINE void output(V* s, const V& h_prev, const V& /*c*/, V& h) {
+  static FASTRNN_INLINE void output(V* s, const V* /*u*/, const V& h_prev, const V* /*c*/, V& h) {
     s[2] = M::tanh(s[2]);
     h = s[2] + s[1] * (h_prev - s[2]);
   }
@@ -32,8 +33,9 @@ struct Gru {
   // dz = dh (h - n)    dn = dh (1 - z)    dr = dn' h_n    dh_n = dn' r    dh_prev = dh z
   // dn': the gradient before the tanh.
   template <class M, class V>
-  static FASTRNN_INLINE void backward(const V* s, const V& h_prev, const V& /*h*/, const V& /*c_prev*/,
-                                      const V& /*c*/, const V& dh, V& /*dc*/, V* dgx, V* dgh, V& dh_prev) {
+  static FASTRNN_INLINE void backward(const V* s, const V* /*u*/, const V& h_prev, const V& /*h*/,
+                                      const V* /*c_prev*/, const V* /*c*/, const V& dh, V* /*dc*/, V* dgx,
+                                      V* dgh, V* /*du*/, V& dh_prev) {
     const V r = s[0], z = s[1], n = s[2], h_n = s[3];
     dgx[2] = dh * (1 - z) * (1 - n * n);
     dgx[1] = dh * (h_prev - n) * z * (1 - z);

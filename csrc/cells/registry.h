@@ -4,21 +4,23 @@
 #include "cells/lstm.h"
 #include "cells/rnn.h"
 
-// A cell is a struct of numbers and three functions, each templated on the activations M and the value type V
-// (a float, a vector of them, a tensor):
-//   activate(a, s, c), or activate(gx, gh, s, c) where has_split_gate<Cell>
-//   output(s, h_prev, c, h)
+// A cell is a CellInfo, what there is to know of it, and a struct of three functions, each templated on the
+// activations M and the value type V (a float, a vector of them, a tensor):
+//   activate(a, u, s, c), or activate(gx, gh, u, s, c) where has_split_gate<Cell>
+//   output(s, u, h_prev, c, h)
 //     The forward in two parts, since the second begins with an activation that waits for those of the first.
 //     gx, gh [gates]: the gates' shares from the input, W_ih x + b_ih, and the hidden state, W_hh h + b_hh.
 //     a [gates]: their sum.
-//     s [saved, at least one] takes what the second part and the backward need; c is the cell state, in and
-//     out.
-//   backward(s, h_prev, h, c_prev, c, dh, dc, dgx, dgh, dh_prev)
-//     dh, dc: gradients of the step's h and c. Writes dgx, and dgh where has_split_gate<Cell>;
-//     turns dc into the gradient of c_prev; dh_prev comes in as zero and takes what reaches h_prev past W_hh,
-//     where the cell uses it element by element.
+//     u [unit_vectors]: the unit's numbers of the vectors that the cell has.
+//     s [saved, at least one] takes what the second part and the backward need; c [cell_states] are the states
+//     beside h, in and out.
+//   backward(s, u, h_prev, h, c_prev, c, dh, dc, dgx, dgh, du, dh_prev)
+//     dh, dc: gradients of the step's h and c. Writes dgx, dgh where has_split_gate<Cell>, and du, what the step
+//     adds to the gradients of the unit vectors; turns dc into the gradient of c_prev; dh_prev comes in as zero
+//     and takes what reaches h_prev past W_hh, where the cell uses it element by element.
 //
-// Every cell stands in this list once. The kernels, their dispatch and the operators are made from it.
+// Every cell stands in this list once. The kernels, their dispatch, the operators and Python's table are made
+// from it.
 #define FASTRNN_FOR_EACH_CELL(X) \
   X(Lstm)                        \
   X(Gru)                         \
@@ -33,15 +35,43 @@ constexpr bool has_split_gate = Cell::whole_gates < Cell::gates;
 
 // Both parts of a cell's forward.
 template <class Cell, class M, class V>
-FASTRNN_INLINE void forward(const V* gx, const V* gh, const V& h_prev, V* s, V& c, V& h) {
+FASTRNN_INLINE void forward(const V* gx, const V* gh, const V* u, const V& h_prev, V* s, V* c, V& h) {
   if constexpr (has_split_gate<Cell>) {
-    Cell::template activate<M>(gx, gh, s, c);
+    Cell::template activate<M>(gx, gh, u, s, c);
   } else {
     V a[Cell::gates];
     for (int g = 0; g < Cell::gates; ++g) a[g] = gx[g] + gh[g];
-    Cell::template activate<M>(a, s, c);
+    Cell::template activate<M>(a, u, s, c);
   }
-  Cell::template output<M>(s, h_prev, c, h);
+  Cell::template output<M>(s, u, h_prev, c, h);
 }
+
+// All cells. A cell's index is its place here, and in every table of kernels.
+#define FASTRNN_CELL(Cell) &Cell::info,
+inline constexpr const CellInfo* kCells[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_CELL)};
+#undef FASTRNN_CELL
+inline constexpr int kCellCount = static_cast<int>(sizeof(kCells) / sizeof(kCells[0]));
+
+// Whether the number of a layer's parameters tells which of them it has.
+constexpr bool count_tells_parameters(const CellInfo& cell) {
+  const auto is_form = [&](int form) {
+    return (!(form & 1) || cell.can(Needs::bias)) && (!(form & 2) || cell.can(Needs::projection));
+  };
+  for (int form = 0; form < 4; ++form) {
+    for (int other = 0; other < form; ++other) {
+      if (is_form(form) && is_form(other) &&
+          cell.count_parameters(form & 1, form & 2) == cell.count_parameters(other & 1, other & 2)) {
+        return false;
+      }
+    }
+  }
+  return true;
+}
+// With a projection h_prev has other units than the cell.
+#define FASTRNN_CELL(Cell)                           \
+  static_assert(count_tells_parameters(Cell::info)); \
+  static_assert(!(Cell::projects && Cell::reads_h));
+FASTRNN_FOR_EACH_CELL(FASTRNN_CELL)
+#undef FASTRNN_CELL
 
 }  // namespace fastrnn::cells

@@ -1,39 +1,32 @@
 #pragma once
 
+#include "cells/cell_info.h"
 #include "cells/inline.h"
 
 namespace fastrnn::cells {
 
 // Elman RNN, as torch.nn.RNN:
 //   h' = activation(a)     a: the gate before it
-template <class Activation>
-struct Rnn {
-  static constexpr const char* name = Activation::name;
-  static constexpr int gates = 1;
-  static constexpr int saved = 0;  // the backward needs h' only
-  static constexpr bool has_c = false;
-  static constexpr int whole_gates = 1;
-  static constexpr bool reads_h = false;  // does h_prev reach the cell past W_hh?
-
+template <const CellInfo& info, class Activation>
+struct Rnn : CellConstants<info> {
   template <class M, class V>
-  static FASTRNN_INLINE void activate(const V* a, V* s, V& /*c*/) {
+  static FASTRNN_INLINE void activate(const V* a, const V* /*u*/, V* s, V* /*c*/) {
     s[0] = a[0];
   }
   template <class M, class V>
-  static FASTRNN_INLINE void output(V* s, const V& /*h_prev*/, const V& /*c*/, V& h) {
+  static FASTRNN_INLINE void output(V* s, const V* /*u*/, const V& /*h_prev*/, const V* /*c*/, V& h) {
     h = Activation::template forward<M>(s[0]);
   }
 
   template <class M, class V>
-  static FASTRNN_INLINE void backward(const V* /*s*/, const V& /*h_prev*/, const V& h, const V& /*c_prev*/,
-                                      const V& /*c*/, const V& dh, V& /*dc*/, V* dgx, V* /*dgh*/,
-                                      V& /*dh_prev*/) {
+  static FASTRNN_INLINE void backward(const V* /*s*/, const V* /*u*/, const V& /*h_prev*/, const V& h,
+                                      const V* /*c_prev*/, const V* /*c*/, const V& dh, V* /*dc*/, V* dgx,
+                                      V* /*dgh*/, V* /*du*/, V& /*dh_prev*/) {
     dgx[0] = Activation::template backward<M>(h, dh);
   }
 };
 
 struct Tanh {
-  static constexpr const char* name = "rnn_tanh";
   template <class M, class V>
   static FASTRNN_INLINE V forward(const V& a) {
     return M::tanh(a);
@@ -45,7 +38,6 @@ struct Tanh {
 };
 
 struct Relu {
-  static constexpr const char* name = "rnn_relu";
   template <class M, class V>
   static FASTRNN_INLINE V forward(const V& a) {
     return M::relu(a);
@@ -57,7 +49,12 @@ struct Relu {
   }
 };
 
-using RnnTanh = Rnn<Tanh>;
-using RnnRelu = Rnn<Relu>;
+// saved: the backward needs h' only.
+inline constexpr CellInfo kRnnTanh{
+    .name = "rnn_tanh", .layer = "RNN", .gates = {"h"}, .saved = 0, .whole_gates = 1, .nonlinearity = "tanh"};
+inline constexpr CellInfo kRnnRelu{
+    .name = "rnn_relu", .layer = "RNN", .gates = {"h"}, .saved = 0, .whole_gates = 1, .nonlinearity = "relu"};
+using RnnTanh = Rnn<kRnnTanh, Tanh>;
+using RnnRelu = Rnn<kRnnRelu, Relu>;
 
 }  // namespace fastrnn::cells

@@ -1,7 +1,9 @@
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
+
+#include "cells/cell_info.h"
+#include "core/rows.h"
 
 namespace fastrnn {
 
@@ -31,74 +33,79 @@ struct RealOf<fp16> {
 template <class T>
 using Real = typename RealOf<T>::type;
 
-// Where the rows of a sequence buffer [R, width] lie: row(t, b) belongs to step t and sequence b.
-//   time-major  [T, B, .]: first(t) = t B,                stride_b = 1
-//   batch-major [B, T, .]: first(t) = t,                  stride_b = T
-//   packed      [R, .]:    first(t) = sum of earlier n,   stride_b = 1;  step t has n(t) <= B sequences
-struct Rows {
-  int64_t T, B;
-  int64_t stride_t, stride_b;
-  const int64_t* batch_sizes;  // [T], null unless packed
-  const int64_t* offsets;      // [T + 1], null unless packed
+using cells::kMostCellStates, cells::kMostUnitVectors;
 
-  bool packed() const { return batch_sizes != nullptr; }
-  int64_t n(int64_t t) const { return packed() ? batch_sizes[t] : B; }
-  int64_t first(int64_t t) const { return packed() ? offsets[t] : t * stride_t; }
-  int64_t row(int64_t t, int64_t b) const { return first(t) + b * stride_b; }
-  int64_t total() const { return packed() ? offsets[T] : T * B; }
+// The parameters of one direction of one layer, or their gradients. GH = gates * H; P = H unless there is a
+// projection. Null: there is none, or it is not read or not wanted.
+template <class Pointer>
+struct WeightsOf {
+  Pointer W_ih;                    // [GH, I]
+  Pointer W_hh;                    // [GH, P]
+  Pointer b_ih;                    // [GH]
+  Pointer b_hh;                    // [GH]
+  Pointer W_hr;                    // [P, H]: the projection of the cell's output to h
+  Pointer unit[kMostUnitVectors];  // [H] each
+
+  // The i-th parameter of a kind.
+  Pointer& of(cells::Kind kind, int i = 0) {
+    switch (kind) {
+      case cells::Kind::input_matrix:
+        return W_ih;
+      case cells::Kind::state_matrix:
+        return W_hh;
+      case cells::Kind::input_bias:
+        return b_ih;
+      case cells::Kind::state_bias:
+        return b_hh;
+      case cells::Kind::projection:
+        return W_hr;
+      default:
+        return unit[i];
+    }
+  }
 };
-
-// The parameters of one direction of one layer. GH = gates * H; P = H unless there is a projection.
 template <class T>
-struct Weights {
-  const T* W_ih;  // [GH, I]
-  const T* W_hh;  // [GH, P]
-  const T* b_ih;  // [GH] or null
-  const T* b_hh;  // [GH] or null
-  const T* W_hr;  // [P, H] or null: the projection h = W_hr (o tanh(c))
-};
-
-// One layer, D = 1 or 2 directions. S = activations saved per unit.
+using Weights = WeightsOf<const T*>;
 template <class T>
-struct ForwardParams {
+using WeightGradients = WeightsOf<T*>;
+
+// What a layer is given; D = 1 or 2 directions.
+template <class T>
+struct LayerParams {
   Rows rows;
   int64_t I, H, P;
   int D;
   Weights<T> weights[2];
-  const T* x;   // [R, I]
-  const T* h0;  // [D, B, P] or null (zeros)
-  const T* c0;  // [D, B, H] or null (zeros)
-  T* y;         // [R, D*P]
-  T* y_copy;    // [R, D*P] or null: y again (the CPU's kernels only)
-  T* hn;        // [D, B, P] or null (not wanted)
-  T* cn;        // [D, B, H], null without a cell state
-  Real<T>* s;   // [D, R, S*H], null unless a backward will follow
-  Real<T>* c;   // [D, R, H], null unless a backward will follow and there is a cell state
-  int threads;
-  // Of scratch memory, aligned to 64 bytes; throws where there is none (the CPU's kernels only).
-  void* (*allocate)(size_t bytes);
-  void (*release)(void* memory);
+  const T* x;                    // [R, I]
+  const T* h0;                   // [D, B, P] or null (zeros)
+  const T* c0[kMostCellStates];  // [D, B, H] each or null (zeros): of each state beside h
 };
 
+// S = activations saved per unit, C = states beside h.
 template <class T>
-struct WeightGradients {
-  T* W_ih;  // each as in Weights, or null (not wanted)
-  T* W_hh;
-  T* b_ih;
-  T* b_hh;
-  T* W_hr;
+struct ForwardParams : LayerParams<T> {
+  T* y;                    // [R, D*P]
+  T* y_copy;               // [R, D*P] or null: y again
+  T* hn;                   // [D, B, P] or null (not wanted)
+  T* cn[kMostCellStates];  // [D, B, H] each or null (not wanted)
+  Real<T>* s;              // [D, R, S*H], null unless a backward will follow
+  Real<T>* c;              // [D, R, C*H], null unless a backward will follow
 };
 
-// y, s and c are what the forward wrote; hn, cn and the biases are not used. x is null where no dW_ih is wanted,
-// W_ih where no dx is, h0 where neither a dW_hh is nor the cell reads h_prev.
+// Of the layer's parameters the biases are not used. x is null where no dW_ih is wanted, W_ih where no dx is, h0
+// where neither a dW_hh is nor the cell reads h_prev.
 template <class T>
-struct BackwardParams : ForwardParams<T> {
-  const T* dy;   // [R, D*P] or null (zeros)
-  const T* dhn;  // [D, B, P] or null (zeros)
-  const T* dcn;  // [D, B, H] or null (zeros)
-  T* dx;         // [R, I] or null (not wanted)
-  T* dh0;        // [D, B, P] or null (not wanted)
-  T* dc0;        // [D, B, H] or null (not wanted)
+struct BackwardParams : LayerParams<T> {
+  // What the forward wrote; y where the states before each step are used, or the result of a cell that saves nothing.
+  const T* y;
+  const Real<T>* s;
+  const Real<T>* c;
+  const T* dy;                    // [R, D*P] or null (zeros)
+  const T* dhn;                   // [D, B, P] or null (zeros)
+  const T* dcn[kMostCellStates];  // [D, B, H] each or null (zeros)
+  T* dx;                          // [R, I] or null (not wanted)
+  T* dh0;                         // [D, B, P] or null (not wanted)
+  T* dc0[kMostCellStates];        // [D, B, H] each or null (not wanted)
   WeightGradients<T> dweights[2];
 };
 

@@ -6,23 +6,28 @@
 #include <type_traits>
 
 #include "cells/registry.h"
-#include "cpu/math.h"
-#include "cpu/sweep.h"
+#include "cpu/chunks.h"
+#include "cpu/gemm/gemm.h"
+#include "cpu/gemm/math.h"
+#include "cpu/plan.h"
+#include "cpu/threads/team.h"
+#include "cpu/weight_gradients.h"
 #include "cpu/workspace.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
-// The backward sweep of one direction, from its last step to its first. A step multiplies the gate gradients
+// The backward of one direction, from its last step to its first. A step multiplies the gate gradients
 // of the step after it with W_hh, which gives dh, and computes its own gate gradients panel by panel as dh
-// leaves the tile. The gate gradients of a chunk of steps then give their part of dW_ih, dW_hh, the biases
+// leaves the tile. The gate gradients of a chunk of steps then give their share of dW_ih, dW_hh, the biases
 // and dx while they are in cache.
 template <class Cell, class T>
 class Backward {
   using V = Vector<Real<T>>;
   static constexpr int L = kLanes<Real<T>>;
+  static constexpr int C = Cell::cell_states, U = Cell::unit_vectors;
 
  public:
-  Backward(const BackwardParams<T>& params, int d, const Plan& plan)
+  Backward(const BackwardParams<T>& params, int d, const Plan& plan, const Resources& resources)
       : p(params),
         d(d),
         direction{p.rows.T, d == 1},
@@ -38,7 +43,7 @@ class Backward {
         input_panels{p.I, 1, kTileVectors, kTileVectors},
         P_padded(ceil_div(p.P, L) * L),
         H_padded(ceil_div(p.H, L) * L),
-        workspace(params.allocate, params.release) {
+        workspace(resources) {
     const int64_t B = p.rows.B;
     const WeightGradients<T>& dw = p.dweights[d];
     chunk_steps = steps_in_chunk(
@@ -50,7 +55,8 @@ class Backward {
     dgh = cells::has_split_gate<Cell> ? workspace.take<T>(chunk_rows * GH) : dgx;
     if (chunk_steps < p.rows.T) carry = workspace.take<T>(B * GH);
     dh = workspace.take<Real<T>>(B * P_padded);
-    if (Cell::has_c) dc = workspace.take<Real<T>>(B * H_padded);
+    if (C > 0) dc = workspace.take<Real<T>>(C * B * H_padded);
+    if (U > 0) du = workspace.take<T>(chunk_rows * U * p.H);
     if (projected) {
       W_hr = take_packed(unit_panels, p.P);
       dh_rows = workspace.take<T>(chunk_rows * p.P);
@@ -63,6 +69,7 @@ class Backward {
     dW_hr = make_sum(dw.W_hr, p.P * p.H);
     db_ih = make_sum(dw.b_ih, GH);
     db_hh = make_sum(dw.b_hh, GH);
+    for (int k = 0; k < U; ++k) dunit[k] = make_sum(dw.unit[k], p.H);
     x_rows = workspace.take<const T*>(chunk_rows);
     h_rows = workspace.take<const T*>(chunk_rows);
     // How often products read their left factor. If that is seldom and its rows are near each other, packing it
@@ -74,7 +81,7 @@ class Backward {
     const auto pays = [](int64_t times, int64_t units) {
       constexpr int64_t kSeldom = 4, kNearBytes = 1024;
       const bool near = units * static_cast<int64_t>(sizeof(T)) <= kNearBytes;
-      return times > (kGroup<T> == 1 && near ? kSeldom : 0);
+      return times > (kKPack<T> == 1 && near ? kSeldom : 0);
     };
     const bool one = dgx == dgh;
     factors = {take_factor(pays(ih + (one ? hh : 0), GH), block_vectors(), GH, dgx),
@@ -88,18 +95,20 @@ class Backward {
   void run(Team& team) {
     prepare(team);
     const int64_t sequences = sequences_in_chunk(p.rows);
-    for (int64_t b = 0; b < p.rows.B; b += sequences) sweep(team, {b, std::min(b + sequences, p.rows.B)});
+    for (int64_t b = 0; b < p.rows.B; b += sequences) {
+      run_sequences(team, {b, std::min(b + sequences, p.rows.B)});
+    }
     write_initial(team);
     if constexpr (!std::is_same_v<T, Real<T>>) write_sums(team);
   }
 
  private:
-  void sweep(Team& team, Range batch) {
+  void run_sequences(Team& team, Range batch) {
     Later later{nullptr, 0};
     for (int64_t i1 = p.rows.T; i1 > 0; i1 -= std::min(chunk_steps, i1)) {
       const int64_t i0 = std::max<int64_t>(i1 - chunk_steps, 0);
       const Chunk chunk = chunk_of(p.rows, direction, i0, i1, batch);
-      // What the step after step i of the sweep forward has left.
+      // What the step after step i of the forward has left.
       const auto later_of = [&](int64_t i) {
         if (i + 1 == i1) return later;
         const int64_t t = direction.time(i + 1);
@@ -107,10 +116,10 @@ class Backward {
       };
       if (plan.by_batch()) {
         const Range all{0, out_panels.count()}, all_units{0, unit_panels.count()};
-        team.for_each_chain(plan.groups, i1 - i0, [&](int64_t group, int64_t number) {
+        team.for_each_chain(plan.batch_groups, i1 - i0, [&](int64_t group, int64_t number) {
           const int64_t i = i1 - 1 - number, t = direction.time(i);
-          hidden_gradient(chunk, t, all, plan.group(group, p.rows.B), later_of(i));
-          if (projected) unproject(chunk, t, all_units, plan.group(group, p.rows.B));
+          hidden_gradient(chunk, t, all, plan.batch_group(group, p.rows.B), later_of(i));
+          if (projected) unproject(chunk, t, all_units, plan.batch_group(group, p.rows.B));
         });
       } else {
         for (int64_t i = i1 - 1; i >= i0; --i) {
@@ -138,14 +147,8 @@ class Backward {
   // Rows whose gate gradients are multiplied at a time: enough that reading and writing dW again costs
   // little.
   static constexpr int64_t kChunkRows = 512;
-  // More rows where they are short: the threads meet several times a chunk.
+  // More rows where they are short: a chunk has several barriers.
   static constexpr int64_t kChunkBytes = 512 << 10;
-
-  // A sum over rows is taken in parts of this many. There may be thousands of rows, and one long sum would
-  // round more than torch.nn's, which go step by step.
-  static constexpr int64_t kSummedRows = 128;
-  // That for a bias, which is only a sum, costs little in shorter parts, and these in parts of as many.
-  static constexpr int64_t kBiasRows = 16;
 
   // The gate gradients of the step after the present one, which covers n sequences.
   struct Later {
@@ -155,45 +158,40 @@ class Backward {
 
   // A short call reads whole panels from where they stand.
   bool in_place(const Panels<T>& of, int64_t i) const {
-    return kGroup<T> == 1 && R <= kUnpackedRows && of.last(i) == L;
+    return kKPack<T> == 1 && R <= kUnpackedRows && of.last(i) == L;
   }
   bool descending(int64_t t) const { return !plan.by_batch() && t % 2 == 1; }
 
   // Rows [0, M) of panel i of A W, W [K, of.units].
   void multiply(const Panels<T>& of, int64_t i, bool descending, int64_t M, int64_t K, const T* A, const T* W,
-                const Real<T>* packed, Real<T>* C, RowsAhead* rows_ahead = nullptr) const {
-    const Result<Real<T>> to{C, of.width(i), L};
-    if constexpr (kGroup<T> == 1) {
+                const Real<T>* packed, Real<T>* C, PrefetchList* prefetch_list = nullptr) const {
+    const Destination<Real<T>> to{C, of.width(i), L};
+    if constexpr (kKPack<T> == 1) {
       if (in_place(of, i)) {
-        return multiply_panel(M, K, A, K, 1, W + of.first(i), of.units, of.nv(i), to, block_of_k(K), nullptr,
-                              rows_ahead);
+        return multiply_panel(M, K, A, K, 1, W + of.first(i), of.units, of.nv(i), to, kc_of(K), nullptr,
+                              prefetch_list);
       }
     }
-    multiply_packed(of, i, descending, M, K, A, K, kGroup<T>, packed, false, to, block_of_k(K), rows_ahead);
+    multiply_packed(of, i, descending, M, K, A, K, kKPack<T>, packed, false, to, kc_of(K), prefetch_list);
   }
   Real<T>* take_packed(const Panels<T>& of, int64_t K) {
     const bool none = in_place(of, 0) && in_place(of, of.count() - 1);
-    return workspace.take<Real<T>>(none ? 0 : of.padded_width() * groups<T>(K));
+    return workspace.take<Real<T>>(none ? 0 : of.padded_width() * k_packs<T>(K));
   }
   void pack(const Panels<T>& of, int64_t K, const T* W, Real<T>* packed, Team& team) const {
     team.for_each(of.count(), steal, false, [&](int64_t i) {
       if (in_place(of, i)) return;
       const auto row = [&](int64_t k) { return W + k * of.units; };
-      for (int j = 0; j < of.parts(i); ++j) {
-        const Part part = of.part(i, j);
-        for (int64_t k = 0; k < K; k += kGroup<T>) {
-          pack_group(of, i, part, K, k, row, packed + of.offset(i) * groups<T>(K));
+      for (int j = 0; j < of.micropanels(i); ++j) {
+        const Micropanel micropanel = of.micropanel(i, j);
+        for (int64_t k = 0; k < K; k += kKPack<T>) {
+          pack_micropanel_row(of, i, micropanel, K, k, row, packed + of.offset(i) * k_packs<T>(K));
         }
       }
     });
   }
 
-  // A gradient of weights while chunks are added to it: the result itself, or numbers not yet rounded to it.
-  struct Sum {
-    T* result;  // null: not wanted
-    Real<T>* sum;
-    int64_t size;
-  };
+  using Sum = GradientSum<T>;
   Sum make_sum(T* result, int64_t size) {
     if constexpr (std::is_same_v<T, Real<T>>) {
       return {result, result, size};
@@ -209,7 +207,7 @@ class Backward {
     team.for_each_share(p.rows.B, [&](Range rows) {
       for (int64_t b = rows.begin; b < rows.end; ++b) {
         initial_gradient(p.dhn, b, p.P, dh + b * P_padded);
-        if (Cell::has_c) initial_gradient(p.dcn, b, p.H, dc + b * H_padded);
+        for (int k = 0; k < C; ++k) initial_gradient(p.dcn[k], b, p.H, dc + (k * p.rows.B + b) * H_padded);
       }
     });
   }
@@ -232,10 +230,10 @@ class Backward {
         const int64_t b1 = std::min(b0 + kRowBlock, end);
         const int64_t multiplied = std::clamp<int64_t>(later.n - b0, 0, b1 - b0);
         if (multiplied > 0) {
-          RowsAhead rows_ahead(b1 - b0);
-          if (b0 < n && !projected && fetches_rows(p.P, b1 - b0)) add_saved(t, b0, i, rows_ahead);
+          PrefetchList prefetch_list(b1 - b0);
+          if (b0 < n && !projected && prefetch_pays(p.P, b1 - b0)) add_saved(t, b0, i, prefetch_list);
           multiply(out_panels, i, descending(t), multiplied, GH, later.dgh + b0 * GH, w.W_hh, W_hh, block,
-                   &rows_ahead);
+                   &prefetch_list);
         }
         for (int64_t b = b0; b < b1; ++b) {
           for (int j = 0; j < out_panels.u(i); ++j) {
@@ -261,18 +259,19 @@ class Backward {
   }
 
   // What the cells of panel i read, from sequence b on, and the step after has not.
-  void add_saved(int64_t t, int64_t b, int64_t i, RowsAhead& rows_ahead) const {
+  void add_saved(int64_t t, int64_t b, int64_t i, PrefetchList& prefetch_list) const {
     const int64_t row = p.rows.row(t, b), before = previous_row(t, b), y_row = Cell::saved > 0 ? before : row;
     const int64_t unit = out_panels.first(i), n = out_panels.size(i);
     const auto add = [&](const auto* rows, int64_t size) {
-      rows_ahead.add(rows + unit, n, p.rows.stride_b * size);
+      prefetch_list.add(rows + unit, n, p.rows.stride_b * size);
     };
     if (p.dy) add(p.dy + (row * p.D + d) * p.P, p.D * p.P);
     for (int k = 0; k < Cell::saved; ++k) {
       add(p.s + ((d * R + row) * Cell::saved + k) * p.H, Cell::saved * p.H);
     }
-    if (Cell::has_c && before >= 0) add(p.c + (d * R + before) * p.H, p.H);
-    if (!Cell::has_c && y_row >= 0) add(p.y + (y_row * p.D + d) * p.P, p.D * p.P);
+    for (int k = 0; k < C && before >= 0; ++k) add(p.c + ((d * R + before) * C + k) * p.H, C * p.H);
+    const bool reads_y = Cell::saved == 0 || Cell::reads_h;
+    if (reads_y && y_row >= 0) add(p.y + (y_row * p.D + d) * p.P, p.D * p.P);
   }
 
   // With a projection the gradient of the cell's output m is dh W_hr.
@@ -300,28 +299,35 @@ class Backward {
     constexpr int G = Cell::gates;
     const int64_t lanes = std::min<int64_t>(L, p.H - unit);
     const int64_t row = p.rows.row(t, b);
-    V s[std::max(Cell::saved, 1)], dgx_b[G], dgh_b[G], h_prev{}, h{}, c_prev{}, c{}, dc_b{}, dh_prev{};
+    V s[std::max(Cell::saved, 1)], u[std::max(U, 1)], dgx_b[G], dgh_b[G], du_b[std::max(U, 1)];
+    V h_prev{}, h{}, c_prev[std::max(C, 1)], c_b[std::max(C, 1)], dc_b[std::max(C, 1)], dh_prev{};
+    for (int k = 0; k < U; ++k) u[k] = load_upto(w.unit[k] + unit, lanes);
     for (int k = 0; k < Cell::saved; ++k) {
       s[k] = load_upto(p.s + ((d * R + row) * Cell::saved + k) * p.H + unit, lanes);
     }
     if (!projected) {
       // A single step comes without y, unless the cell saves nothing else.
       if (Cell::saved == 0) h = load_upto(p.y + (row * p.D + d) * p.P + unit, lanes);
-      h_prev = load_upto(previous_h(t, b) + unit, lanes);
+      if (Cell::reads_h) h_prev = load_upto(previous_h(t, b) + unit, lanes);
     }
-    if constexpr (Cell::has_c) {
-      c = load_upto(p.c + (d * R + row) * p.H + unit, lanes);
-      c_prev = previous_c(t, b, unit, lanes);
-      dc_b = load(dc + b * H_padded + unit);
+    const int64_t c_size = p.rows.B * H_padded;  // of a state
+    for (int k = 0; k < C; ++k) {
+      c_b[k] = load_upto(p.c + ((d * R + row) * C + k) * p.H + unit, lanes);
+      c_prev[k] = previous_c(k, t, b, unit, lanes);
+      dc_b[k] = load(dc + k * c_size + b * H_padded + unit);
     }
-    Cell::template backward<VectorMath<Real<T>>>(s, h_prev, h, c_prev, c, dh_b, dc_b, dgx_b, dgh_b, dh_prev);
-    if constexpr (Cell::has_c) {
-      store(dc + b * H_padded + unit, dc_b);
+    Cell::template backward<VectorMath<Real<T>>>(s, u, h_prev, h, c_prev, c_b, dh_b, dc_b, dgx_b, dgh_b, du_b,
+                                                 dh_prev);
+    for (int k = 0; k < C; ++k) store(dc + k * c_size + b * H_padded + unit, dc_b[k]);
+    if constexpr (Cell::projects) {
       if (projected) {
         V m;
-        Cell::template output<VectorMath<Real<T>>>(s, h_prev, c, m);
+        Cell::template output<VectorMath<Real<T>>>(s, u, h_prev, c_b, m);
         store_upto(m_rows + (chunk.row(t) + b) * p.H + unit, m, lanes);
       }
+    }
+    for (int k = 0; k < U; ++k) {
+      store_upto(du + ((chunk.row(t) + b) * U + k) * p.H + unit, du_b[k], lanes);
     }
     const int64_t at = (chunk.row(t) + b) * GH + unit;
     for (int g = 0; g < G; ++g) {
@@ -342,34 +348,16 @@ class Backward {
     if (row >= 0) return p.y + (row * p.D + d) * p.P;
     return p.h0 ? p.h0 + (d * p.rows.B + b) * p.P : zeros;
   }
-  V previous_c(int64_t t, int64_t b, int64_t unit, int64_t lanes) const {
+  V previous_c(int k, int64_t t, int64_t b, int64_t unit, int64_t lanes) const {
     const int64_t row = previous_row(t, b);
-    if (row >= 0) return load_upto(p.c + (d * R + row) * p.H + unit, lanes);
-    return p.c0 ? load_upto(p.c0 + (d * p.rows.B + b) * p.H + unit, lanes) : V{};
+    if (row >= 0) return load_upto(p.c + ((d * R + row) * C + k) * p.H + unit, lanes);
+    return p.c0[k] ? load_upto(p.c0[k] + (d * p.rows.B + b) * p.H + unit, lanes) : V{};
   }
 
-  // Rows of a chunk, [K, panels.units], as a factor of weight gradients. Its panels are one part each.
-  struct Factor {
-    Panels<T> panels;
-    const T* first;  // one row after the other, or
-    const T* const* listed;
-    Real<T>* packed;  // null: not to be packed
-
-    // Row after row, not panel after panel: rows that another core has written come quickest as a stream.
-    void pack(int64_t K, Range rows) const {
-      const auto row = [&](int64_t k) { return listed ? listed[k] : first + k * panels.units; };
-      const int64_t count = panels.count();
-      for (int64_t k = rows.begin; k < rows.end; k += kGroup<T>) {
-        for (int64_t i = 0; i < count; ++i) {
-          pack_group(panels, i, Part{0, panels.nv(i)}, K, k, row, packed + panels.offset(i) * groups<T>(K));
-        }
-      }
-    }
-  };
-  Factor take_factor(bool wanted, int vectors, int64_t units, const T* first,
-                     const T* const* listed = nullptr) {
+  ChunkFactor<T> take_factor(bool wanted, int vectors, int64_t units, const T* first,
+                             const T* const* listed = nullptr) {
     const Panels<T> panels{units, 1, vectors, vectors};
-    const int64_t size = panels.padded_width() * groups<T>(chunk_rows);
+    const int64_t size = panels.padded_width() * k_packs<T>(chunk_rows);
     return {panels, first, listed, wanted ? workspace.take<Real<T>>(size) : nullptr};
   }
   // Of a block of gates: enough to pay for reading the other factor, but several blocks a thread. An odd
@@ -380,27 +368,6 @@ class Backward {
     return static_cast<int>((ceil_div(block * kWidth, kLine) | 1) * kLine / (L * kWidth));
   }
 
-  // to (+)= left^T right. A task is a block of left's columns and a panel of right's.
-  struct Product {
-    const Factor &left, &right;
-    const Sum& to;
-
-    int64_t tasks() const { return to.result ? left.panels.count() * right.panels.count() : 0; }
-    void multiply(int64_t K, int64_t task, bool add) const {
-      const int64_t block = task / right.panels.count(), i = task % right.panels.count();
-      const int64_t m = left.panels.first(block), N = right.panels.units;
-      const T* A = left.first + m;
-      int64_t a_k = left.panels.units;
-      if (left.packed) {
-        A = reinterpret_cast<const T*>(left.packed + left.panels.offset(block) * groups<T>(K));
-        a_k = left.panels.width(block) * kGroup<T>;
-      }
-      const Result<Real<T>> result{to.sum + m * N + right.panels.first(i), N, right.panels.last(i)};
-      multiply_packed(right.panels, i, false, left.panels.size(block), K, A, kGroup<T>, a_k, right.packed,
-                      false, add ? result.added() : result, kSummedRows);
-    }
-  };
-
   // Which of several kinds of tasks a task is; `task` becomes its number among them.
   template <size_t kinds>
   static size_t kind_of(const int64_t (&counts)[kinds], int64_t& task) {
@@ -409,21 +376,22 @@ class Backward {
     return kind;
   }
 
-  // The chunk's part of dW_ih, dW_hh, dW_hr, the biases and dx; and what the next chunk needs of this one, if
+  // The chunk's share of dW_ih, dW_hh, dW_hr, the vectors and dx; and what the next chunk needs of this one, if
   // another `follows`.
   void chunk_gradients(const Chunk& chunk, Team& team, bool add, bool follows, const Later& later) {
     const int64_t K = chunk.count();
     const bool steal_rows = steal || K >= kStolenRows;
     pack_factors(chunk, team, steal_rows);
     const auto& [dgx_factor, dgh_factor, dh_factor, x, h, m] = factors;
-    const Product ih{dgx_factor, x, dW_ih}, hh{dgx == dgh ? dgx_factor : dgh_factor, h, dW_hh};
-    const Product hr{dh_factor, m, dW_hr};
+    const WeightProduct<T> ih{dgx_factor, x, dW_ih}, hh{dgx == dgh ? dgx_factor : dgh_factor, h, dW_hh};
+    const WeightProduct<T> hr{dh_factor, m, dW_hr};
     constexpr int64_t kBiasBlock = 64;
     const int64_t counts[] = {ih.tasks(),
                               hh.tasks(),
                               hr.tasks(),
                               p.dx ? ceil_div(K, kRowBlock) : 0,
                               db_ih.result || db_hh.result ? ceil_div(GH, kBiasBlock) : 0,
+                              U * ceil_div(p.H, kBiasBlock),
                               follows};
     int64_t tasks = 0;
     for (int64_t count : counts) tasks += count;
@@ -439,21 +407,23 @@ class Backward {
           return input_gradient(block_of(task, kRowBlock, K));
         case 4: {
           const Range gates = block_of(task, kBiasBlock, GH);
-          if (db_ih.result) sum_rows(K, dgx, gates, db_ih.sum, add);
+          if (db_ih.result) sum_rows(K, dgx, GH, gates, db_ih.sum, add);
           if (!db_hh.result) return;
           if (db_ih.result && dgx == dgh) {
             return copy(db_hh.sum + gates.begin, db_ih.sum + gates.begin, gates.end - gates.begin);
           }
-          return sum_rows(K, dgh, gates, db_hh.sum, add);
+          return sum_rows(K, dgh, GH, gates, db_hh.sum, add);
+        }
+        case 5: {
+          const int64_t blocks = ceil_div(p.H, kBiasBlock), k = task / blocks;
+          const Range units = block_of(task % blocks, kBiasBlock, p.H);
+          if (dunit[k].result) sum_rows(K, du + k * p.H, U * p.H, units, dunit[k].sum, add);
+          return;
         }
         default:
           std::memcpy(carry, later.dgh, later.n * GH * sizeof(T));
       }
     });
-  }
-
-  static Range block_of(int64_t i, int64_t size, int64_t count) {
-    return {i * size, std::min((i + 1) * size, count)};
   }
 
   void pack_factors(const Chunk& chunk, Team& team, bool steal_rows) {
@@ -481,33 +451,6 @@ class Backward {
     });
   }
 
-  // db[m] (+)= sum_k gradient[k, m] for m in `share`.
-  void sum_rows(int64_t K, const T* gradient, Range share, Real<T>* db, bool add) const {
-    const auto sum_vectors = [&](auto count, int64_t m, int64_t lanes) __attribute__((always_inline)) {
-      constexpr int N = decltype(count)::value;
-      V sum[N] = {};
-      for (int j = 0; add && j < N; ++j) sum[j] = load_upto(db + m + j * L, lanes);
-      for (int64_t k0 = 0; k0 < K; k0 += kBiasRows * kBiasRows) {
-        V parts[N] = {};
-        for (int64_t k1 = k0; k1 < std::min(k0 + kBiasRows * kBiasRows, K); k1 += kBiasRows) {
-          V part[N] = {};
-          for (int64_t k = k1; k < std::min(k1 + kBiasRows, K); ++k) {
-            for (int j = 0; j < N; ++j) part[j] += load_upto(gradient + k * GH + m + j * L, lanes);
-          }
-          for (int j = 0; j < N; ++j) parts[j] += part[j];
-        }
-        for (int j = 0; j < N; ++j) sum[j] += parts[j];
-      }
-      for (int j = 0; j < N; ++j) store_upto(db + m + j * L, sum[j], lanes);
-    };
-    constexpr int kTogether = 4;  // lines of a row, which lies far from the next
-    int64_t m = share.begin;
-    for (; m + kTogether * L <= share.end; m += kTogether * L) {
-      sum_vectors(std::integral_constant<int, kTogether>{}, m, L);
-    }
-    for (; m < share.end; m += L) sum_vectors(std::integral_constant<int, 1>{}, m, share.end - m);
-  }
-
   // dx = dgx W_ih for a block of the chunk's rows, the second direction's added to the first's.
   void input_gradient(Range rows) const {
     alignas(64) Real<T> block[kRowBlock * kPanelVectors * L];
@@ -529,15 +472,19 @@ class Backward {
     for (int64_t b = rows.begin; b < rows.end; ++b) {
       const int64_t to = d * p.rows.B + b;
       if (p.dh0) copy(p.dh0 + to * p.P, dh + b * P_padded, p.P);
-      if (Cell::has_c && p.dc0) copy(p.dc0 + to * p.H, dc + b * H_padded, p.H);
+      for (int k = 0; k < C; ++k) {
+        if (p.dc0[k]) copy(p.dc0[k] + to * p.H, dc + (k * p.rows.B + b) * H_padded, p.H);
+      }
     }
   }
 
   void write_sums(const Team& team) const {
-    for (const Sum* to : {&dW_ih, &dW_hh, &dW_hr, &db_ih, &db_hh}) {
-      const Range share = team.own_share(to->size);
-      if (to->result) copy(to->result + share.begin, to->sum + share.begin, share.end - share.begin);
-    }
+    const auto write = [&](const Sum& to) {
+      const Range share = team.own_share(to.size);
+      if (to.result) copy(to.result + share.begin, to.sum + share.begin, share.end - share.begin);
+    };
+    for (const Sum* to : {&dW_ih, &dW_hh, &dW_hr, &db_ih, &db_hh}) write(*to);
+    for (int k = 0; k < U; ++k) write(dunit[k]);
   }
 
   const BackwardParams<T>& p;
@@ -558,23 +505,25 @@ class Backward {
   T *dgx, *dgh;                             // [rows of a chunk, GH]; one buffer unless a gate is split
   T* carry = nullptr;                       // [B, GH], dgh of the chunk before, if there are several
   Real<T>* dh;                              // [B, P_padded]
-  Real<T>* dc = nullptr;                    // [B, H_padded]
+  Real<T>* dc = nullptr;                    // [C, B, H_padded]
+  T* du = nullptr;                          // [rows of a chunk, U*H]
   T *dh_rows = nullptr, *m_rows = nullptr;  // [rows of a chunk, P] and [rows of a chunk, H]
   T* zeros;                                 // [max(P, H)]
   const T **x_rows, **h_rows;               // [rows of a chunk]
-  std::array<Factor, 6> factors;            // dgx, dgh unless it is dgx, dh_rows; x, h, m
+  std::array<ChunkFactor<T>, 6> factors;    // dgx, dgh unless it is dgx, dh_rows; x, h, m
   Sum dW_ih, dW_hh, dW_hr, db_ih, db_hh;
+  std::array<Sum, std::max(U, 1)> dunit;
 };
 
 template <class Cell, class T>
-void backward(const BackwardParams<T>& p) {
-  const Plan plan = make_plan<Cell>(p, usable_threads(p.threads));
+void backward(const BackwardParams<T>& p, const Resources& resources) {
+  const Plan plan = make_plan<Cell>(p, usable_threads(resources.threads));
   for (int d = 0; d < p.D; ++d) {
-    Backward<Cell, T> sweep(p, d, plan);
-    Board board(plan.threads, plan.groups);
+    Backward<Cell, T> direction(p, d, plan, resources);
+    TaskQueue queue(plan.threads, plan.batch_groups);
     parallel(plan.threads, [&](int rank, int size) {
-      Team team(rank, size, board);
-      sweep.run(team);
+      Team team(rank, size, queue);
+      direction.run(team);
       return team.waited();
     });
   }

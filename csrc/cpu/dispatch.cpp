@@ -8,17 +8,17 @@
 namespace fastrnn::cpu {
 
 namespace baseline {
-extern const CellTable cells;
+extern const CellKernels kernels[];
 }
 #if defined(__x86_64__)
 namespace avx2 {
-extern const CellTable cells;
+extern const CellKernels kernels[];
 }
 namespace avx512 {
-extern const CellTable cells;
+extern const CellKernels kernels[];
 }
 namespace avx512_bf16 {
-extern const CellTable cells;
+extern const CellKernels kernels[];
 }
 #endif
 
@@ -28,23 +28,23 @@ struct Isa {
   const char* name;
   bool available;
   bool preferred;  // to those before it in the list
-  const CellTable& cells;
+  const CellKernels* kernels;
 };
 
 const std::vector<Isa>& all() {
   static const std::vector<Isa> isas = [] {
     std::vector<Isa> list;
-    list.push_back({"baseline", true, true, baseline::cells});
+    list.push_back({"baseline", true, true, baseline::kernels});
 #if defined(__x86_64__)
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    list.push_back({"avx2", avx2, true, avx2::cells});
-    list.push_back({"avx512", avx512, true, avx512::cells});
+    list.push_back({"avx2", avx2, true, avx2::kernels});
+    list.push_back({"avx512", avx512, true, avx512::kernels});
     // Intel's (measured: a Xeon of model 207) do half as many multiply-adds a second with bfloat16 as with floats.
     list.push_back({"avx512_bf16", avx512 && __builtin_cpu_supports("avx512bf16"), !__builtin_cpu_is("intel"),
-                    avx512_bf16::cells});
+                    avx512_bf16::kernels});
 #endif
     return list;
   }();
@@ -97,15 +97,6 @@ std::vector<std::string> isas_available() {
 }
 std::string isa() { return current().load()->name; }
 void set_isa(const std::string& name) { current() = &find_available(name, "set_isa"); }
-const CellTable& cells() { return current().load()->cells; }
-
-const CellKernels& find_cell(const std::string& name) {
-  std::vector<std::string> known;
-  for (const CellKernels& cell : cells()) {
-    if (name == cell.name) return cell;
-    known.push_back(cell.name);
-  }
-  throw std::invalid_argument("cell: expected one of " + join(known) + ", got '" + name + "'");
-}
+const CellKernels& cell_kernels(int cell) { return current().load()->kernels[cell]; }
 
 }  // namespace fastrnn::cpu

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -8,30 +9,21 @@
 
 namespace fastrnn::cpu {
 
+// What a call may use.
+struct Resources {
+  int threads;
+  // Of scratch memory, aligned to 64 bytes; throws where there is none.
+  void* (*allocate)(size_t bytes);
+  void (*release)(void* memory);
+};
+
 template <class T>
 struct Kernels {
-  void (*forward)(const ForwardParams<T>&);
-  void (*backward)(const BackwardParams<T>&);
+  void (*forward)(const ForwardParams<T>&, const Resources&);
+  void (*backward)(const BackwardParams<T>&, const Resources&);
 };
-
-// One cell as it is registered: the numbers that callers need, and its kernels for one instruction set.
-struct CellKernels {
-  const char* name;
-  int gates, saved;
-  bool has_c, reads_h;
-  std::tuple<Kernels<float>, Kernels<double>, Kernels<bf16>> kernels;
-
-  template <class T>
-  const Kernels<T>& of() const {
-    return std::get<Kernels<T>>(kernels);
-  }
-};
-
-struct CellTable {
-  const CellKernels *first, *last;
-  const CellKernels* begin() const { return first; }
-  const CellKernels* end() const { return last; }
-};
+// The kernels of one cell for one instruction set.
+using CellKernels = std::tuple<Kernels<float>, Kernels<double>, Kernels<bf16>>;
 
 // The instruction sets this build has kernels for, and those of them that this processor runs; best last.
 std::vector<std::string> isas_built();
@@ -41,9 +33,11 @@ std::vector<std::string> isas_available();
 std::string isa();
 void set_isa(const std::string& name);
 
-// The cells of the instruction set in use.
-const CellTable& cells();
-// Throws std::invalid_argument for a name that is not registered.
-const CellKernels& find_cell(const std::string& name);
+// The kernels of a cell for the instruction set in use. cell: its index in cells/registry.h
+const CellKernels& cell_kernels(int cell);
+template <class T>
+const Kernels<T>& kernels_of(int cell) {
+  return std::get<Kernels<T>>(cell_kernels(cell));
+}
 
 }  // namespace fastrnn::cpu

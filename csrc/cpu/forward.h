@@ -6,25 +6,29 @@
 #include <type_traits>
 
 #include "cells/registry.h"
-#include "cpu/math.h"
-#include "cpu/sweep.h"
+#include "cpu/chunks.h"
+#include "cpu/gemm/gemm.h"
+#include "cpu/gemm/gemv.h"
+#include "cpu/gemm/math.h"
+#include "cpu/plan.h"
+#include "cpu/threads/team.h"
 #include "cpu/workspace.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
-// The forward sweep of one direction. A chunk of steps at a time: the gates' shares from the input as one
+// The forward of one direction. A chunk of steps at a time: the gates' shares from the input as one
 // product over all rows of the chunk, then step after step the product with W_hh and, panel by panel as it
 // leaves the tile, the cell.
 template <class Cell, class T>
 class Forward {
   using V = Vector<Real<T>>;
-  static constexpr int G = Cell::gates;
+  static constexpr int G = Cell::gates, C = Cell::cell_states, U = Cell::unit_vectors;
   static constexpr int L = kLanes<Real<T>>;
   // Between steps the states are Real. What the products read is T: the same numbers, or rounded ones.
   static constexpr bool kRounded = !std::is_same_v<T, Real<T>>;
 
  public:
-  Forward(const ForwardParams<T>& params, int d, const Plan& plan)
+  Forward(const ForwardParams<T>& params, int d, const Plan& plan, const Resources& resources)
       : p(params),
         d(d),
         direction{p.rows.T, d == 1},
@@ -38,7 +42,7 @@ class Forward {
         out_panels(make_panels<T>(p.P, 1, plan.step_rows(p.rows.B), p.H, plan.step_threads())),
         H_padded(ceil_div(p.H, L) * L),
         P_padded(ceil_div(p.P, L) * L),
-        workspace(params.allocate, params.release) {
+        workspace(resources) {
     const int64_t B = p.rows.B, width = panels.padded_width();
     chunk_steps =
         steps_in_chunk(p.rows, std::max<int64_t>(kChunkBytes / (width * sizeof(Real<T>)), kRowBlock));
@@ -47,9 +51,9 @@ class Forward {
     if (packed) {
       used_once = !plan.by_batch() && chunk_steps >= p.rows.T;
       const int64_t columns = used_once ? plan.threads * panels.width(0) : width;
-      W_ih = workspace.take<Real<T>>(columns * groups<T>(p.I));
-      W_hh = workspace.take<Real<T>>(width * groups<T>(p.P));
-      if (projected) W_hr = workspace.take<Real<T>>(out_panels.padded_width() * groups<T>(p.H));
+      W_ih = workspace.take<Real<T>>(columns * k_packs<T>(p.I));
+      W_hh = workspace.take<Real<T>>(width * k_packs<T>(p.P));
+      if (projected) W_hr = workspace.take<Real<T>>(out_panels.padded_width() * k_packs<T>(p.H));
     }
     // Vectors of units may be read from up to one vector past these.
     b_x = workspace.take<Real<T>>(width + L);
@@ -58,7 +62,7 @@ class Forward {
     h[0] = workspace.take<T>(B * P_padded);
     h[1] = workspace.take<T>(B * P_padded);
     if (kRounded && !projected) h_real = workspace.take<Real<T>>(B * P_padded);
-    if (Cell::has_c) c = workspace.take<Real<T>>(B * H_padded);
+    if (C > 0) c = workspace.take<Real<T>>(C * B * H_padded);
     if (projected) m = workspace.take<T>(B * H_padded);
   }
 
@@ -70,8 +74,9 @@ class Forward {
         pack_for_steps(k);
       });
       const Range all{0, panels.count()}, all_out{0, out_panels.count()};
-      team.for_each_chain(plan.groups, ceil_div(p.rows.T, chunk_steps), [&](int64_t group, int64_t number) {
-        const Range batch = plan.group(group, p.rows.B);
+      const int64_t chunks = ceil_div(p.rows.T, chunk_steps);
+      team.for_each_chain(plan.batch_groups, chunks, [&](int64_t group, int64_t number) {
+        const Range batch = plan.batch_group(group, p.rows.B);
         const int64_t i0 = number * chunk_steps, i1 = std::min(i0 + chunk_steps, p.rows.T);
         const Chunk chunk = chunk_of(p.rows, direction, i0, i1, {0, p.rows.B});
         input_gates(chunk, all, batch, {w.W_ih, W_ih});
@@ -83,14 +88,14 @@ class Forward {
     } else {
       const int64_t sequences = sequences_in_chunk(p.rows);
       for (int64_t b = 0; b < p.rows.B; b += sequences) {
-        sweep_by_units(team, {b, std::min(b + sequences, p.rows.B)});
+        run_by_units(team, {b, std::min(b + sequences, p.rows.B)});
       }
     }
     write_final(team);
   }
 
  private:
-  void sweep_by_units(Team& team, Range batch) {
+  void run_by_units(Team& team, Range batch) {
     for (int64_t i0 = 0; i0 < p.rows.T; i0 += chunk_steps) {
       const int64_t i1 = std::min(i0 + chunk_steps, p.rows.T);
       const Chunk chunk = chunk_of(p.rows, direction, i0, i1, batch);
@@ -98,7 +103,7 @@ class Forward {
       team.for_each(panels.count(), steal, false, [&](int64_t k) {
         // W_hh comes last, so the cache has it when the steps begin.
         Real<T>* panel =
-            used_once ? W_ih + team.rank * panels.width(0) * groups<T>(p.I) : panel_of(W_ih, k, p.I);
+            used_once ? W_ih + team.rank * panels.width(0) * k_packs<T>(p.I) : panel_of(W_ih, k, p.I);
         if (first || used_once) pack_for_input(k, panel);
         input_gates(chunk, {k, k + 1}, batch, {w.W_ih, used_once ? panel : W_ih, used_once});
         if (first) pack_for_steps(k);
@@ -123,14 +128,14 @@ class Forward {
   static constexpr int64_t kChunkBytes = 1 << 20;
 
   // Weights as a product takes them.
-  struct Factor {
+  struct StepWeights {
     const T* rows;
     const Real<T>* packed;  // unless only few rows are multiplied: all its panels, or
     bool alone = false;     // one of them
   };
 
   Real<T>* panel_of(Real<T>* first, int64_t i, int64_t K) const {
-    return packed ? first + panels.offset(i) * groups<T>(K) : nullptr;
+    return packed ? first + panels.offset(i) * k_packs<T>(K) : nullptr;
   }
   void pack_for_input(int64_t i, Real<T>* panel) {
     if (packed) pack_transposed(panels, i, w.W_ih, p.I, panel);
@@ -143,7 +148,7 @@ class Forward {
   void pack(Team& team) {
     if (packed && projected) {
       team.for_each(out_panels.count(), steal, false, [&](int64_t i) {
-        pack_transposed(out_panels, i, w.W_hr, p.H, W_hr + out_panels.offset(i) * groups<T>(p.H));
+        pack_transposed(out_panels, i, w.W_hr, p.H, W_hr + out_panels.offset(i) * k_packs<T>(p.H));
       });
     }
     // Both buffers: a packed sequence that starts later finds its initial state in whichever is read then.
@@ -151,7 +156,7 @@ class Forward {
       for (int64_t b = rows.begin; b < rows.end; ++b) {
         for (T* buffer : h) initial_state(p.h0, b, p.P, buffer + b * P_padded);
         if (h_real) initial_state(p.h0, b, p.P, h_real + b * P_padded);
-        if (Cell::has_c) initial_state(p.c0, b, p.H, c + b * H_padded);
+        for (int k = 0; k < C; ++k) initial_state(p.c0[k], b, p.H, c + (k * p.rows.B + b) * H_padded);
       }
     });
   }
@@ -166,25 +171,26 @@ class Forward {
   }
 
   void multiply(const Panels<T>& of, int64_t i, bool descending, int64_t M, int64_t K, const T* A,
-                int64_t a_row, const Factor& B, const Result<Real<T>>& to,
-                RowsAhead* rows_ahead = nullptr) const {
+                int64_t a_row, const StepWeights& B, const Destination<Real<T>>& to,
+                PrefetchList* prefetch_list = nullptr) const {
     if (packed) {
-      multiply_packed(of, i, descending, M, K, A, a_row, kGroup<T>, B.packed, B.alone, to, block_of_k(K),
-                      rows_ahead);
+      multiply_packed(of, i, descending, M, K, A, a_row, kKPack<T>, B.packed, B.alone, to, kc_of(K),
+                      prefetch_list);
     } else {
       multiply_unpacked(of, i, M, K, A, a_row, B.rows, to);
     }
   }
 
-  void input_gates(const Chunk& chunk, Range own, Range batch, const Factor& W) {
+  void input_gates(const Chunk& chunk, Range own, Range batch, const StepWeights& W) {
     const int64_t width = panels.padded_width();
-    chunk.for_each_run(batch, [&](int64_t row, int64_t step, int64_t chunk_row, int64_t chunk_step,
-                                  int64_t count) {
-      for (int64_t i = own.begin; i < own.end; ++i) {
-        multiply(panels, i, false, count, p.I, p.x + row * p.I, step * p.I, W,
-                 {gx + chunk_row * width + panels.offset(i), chunk_step * width, L, b_x + panels.offset(i)});
-      }
-    });
+    chunk.for_each_run(
+        batch, [&](int64_t row, int64_t stride, int64_t chunk_row, int64_t chunk_stride, int64_t count) {
+          for (int64_t i = own.begin; i < own.end; ++i) {
+            multiply(
+                panels, i, false, count, p.I, p.x + row * p.I, stride * p.I, W,
+                {gx + chunk_row * width + panels.offset(i), chunk_stride * width, L, b_x + panels.offset(i)});
+          }
+        });
   }
 
   // Back and forth: weights that do not all fit the cache are found in it where the last step ended.
@@ -195,7 +201,7 @@ class Forward {
     return {batch.begin, std::min(batch.end, p.rows.n(direction.time(i)))};
   }
 
-  // Step i of the sweep: the hidden state after it, or what the projection takes.
+  // Step i of the recurrence: the hidden state after it, or what the projection takes.
   void step(const Chunk& chunk, int64_t i, Range own, Range batch) {
     const int64_t t = direction.time(i);
     const Range rows = present(i, batch);
@@ -204,29 +210,29 @@ class Forward {
     for (int64_t k = own.begin; k < own.end; ++k) {
       for (int64_t b0 = rows.begin; b0 < rows.end; b0 += kRowBlock) {
         const Range block{b0, std::min(b0 + kRowBlock, rows.end)};
-        RowsAhead rows_ahead(block.end - b0);
-        if (saves && !projected && fetches_rows(p.P, block.end - b0)) add_results(t, b0, k, rows_ahead);
+        PrefetchList prefetch_list(block.end - b0);
+        if (saves && !projected && prefetch_pays(p.P, block.end - b0)) add_results(t, b0, k, prefetch_list);
         const Real<T>* gx_block = gx + (chunk.row(t) + b0) * panels.padded_width() + panels.offset(k);
-        Result<Real<T>> to{gh, panels.width(k), L};
-        if (!cells::has_split_gate<Cell>) to.plus = gx_block, to.plus_row = panels.padded_width();
+        Destination<Real<T>> to{gh, panels.width(k), L};
+        if (!cells::has_split_gate<Cell>) to.plus = gx_block, to.plus_stride = panels.padded_width();
         multiply(panels, k, descending(i), block.end - b0, p.P, h_before(i) + b0 * P_padded, P_padded,
-                 {w.W_hh, W_hh}, to, &rows_ahead);
+                 {w.W_hh, W_hh}, to, &prefetch_list);
         for (int j = 0; j < panels.u(k); ++j) cells(t, k, j, block, gx_block, gh, h_before(i), out);
       }
     }
   }
 
   // What the cells of panel i write for the backward, from sequence b on.
-  void add_results(int64_t t, int64_t b, int64_t i, RowsAhead& rows_ahead) const {
+  void add_results(int64_t t, int64_t b, int64_t i, PrefetchList& prefetch_list) const {
     const int64_t R = p.rows.total(), row = p.rows.row(t, b);
     const int64_t unit = panels.first(i), n = panels.size(i);
     const auto add = [&](const auto* rows, int64_t size) {
-      rows_ahead.add(rows + unit, n, p.rows.stride_b * size);
+      prefetch_list.add(rows + unit, n, p.rows.stride_b * size);
     };
     for (const T* y : {p.y, p.y_copy}) {
       if (y) add(y + (row * p.D + d) * p.P, p.D * p.P);
     }
-    if (p.c) add(p.c + (d * R + row) * p.H, p.H);
+    for (int k = 0; p.c && k < C; ++k) add(p.c + ((d * R + row) * C + k) * p.H, C * p.H);
     for (int k = 0; p.s && k < Cell::saved; ++k) {
       add(p.s + ((d * R + row) * Cell::saved + k) * p.H, Cell::saved * p.H);
     }
@@ -239,7 +245,8 @@ class Forward {
     const int64_t unit = panels.first(i) + j * L, n = std::min<int64_t>(L, p.H - unit);
     const int64_t gate = panels.size(i);  // from one gate to the next
     const int64_t R = p.rows.total(), row = p.rows.row(t, rows.begin);
-    V bias_h[G];
+    V bias_h[G], u[std::max(U, 1)];
+    for (int k = 0; k < U; ++k) u[k] = load_upto(w.unit[k] + unit, n);
     for (int g = Cell::whole_gates; g < G; ++g) {
       bias_h[g] = load(b_h + panels.offset(i) + j * L + g * gate);
     }
@@ -248,11 +255,12 @@ class Forward {
     gh += j * L;
     int64_t at_h = rows.begin * P_padded + unit, at_c = rows.begin * H_padded + unit;
     int64_t at_y = (row * p.D + d) * p.P + unit;
-    int64_t at_saved_c = (d * R + row) * p.H + unit, at_saved = (d * R + row) * Cell::saved * p.H + unit;
+    int64_t at_saved_c = (d * R + row) * C * p.H + unit, at_saved = (d * R + row) * Cell::saved * p.H + unit;
+    const int64_t c_size = p.rows.B * H_padded;  // of a state
     const auto compute = [&](auto count) __attribute__((always_inline)) {
       constexpr int N = decltype(count)::value;
       using Math = VectorMath<Real<T>>;
-      V s[N][std::max(Cell::saved, 1)], c_state[N];
+      V s[N][std::max(Cell::saved, 1)], c_state[N][std::max(C, 1)];
 #pragma GCC unroll 8
       for (int r = 0; r < N; ++r) {
         V x[G], h[G];
@@ -261,11 +269,11 @@ class Forward {
           h[g] = load(gh + g * gate);
           if (g >= Cell::whole_gates) h[g] += bias_h[g];
         }
-        if (Cell::has_c) c_state[r] = load(c + at_c + r * H_padded);
+        for (int k = 0; k < C; ++k) c_state[r][k] = load(c + k * c_size + at_c + r * H_padded);
         if constexpr (cells::has_split_gate<Cell>) {
-          Cell::template activate<Math>(x, h, s[r], c_state[r]);
+          Cell::template activate<Math>(x, h, u, s[r], c_state[r]);
         } else {
-          Cell::template activate<Math>(h, s[r], c_state[r]);
+          Cell::template activate<Math>(h, u, s[r], c_state[r]);
         }
         gx += panels.padded_width();
         gh += panels.width(i);
@@ -275,20 +283,20 @@ class Forward {
         // With a projection h_prev has other units; no such cell uses it here.
         const V h_old = projected ? V{} : kRounded ? load(h_real + at_h) : load(h_prev + at_h);
         V h_out;
-        Cell::template output<Math>(s[r], h_old, c_state[r], h_out);
+        Cell::template output<Math>(s[r], u, h_old, c_state[r], h_out);
         store(out + at_c, h_out);
         if (kRounded && !projected) store(h_real + at_h, h_out);
         if (!projected) store_upto(p.y + at_y, h_out, n);
         if (!projected && p.y_copy) store_upto(p.y_copy + at_y, h_out, n);
-        if (Cell::has_c) store(c + at_c, c_state[r]);
-        if (Cell::has_c && p.c) store_upto(p.c + at_saved_c, c_state[r], n);
+        for (int k = 0; k < C; ++k) store(c + k * c_size + at_c, c_state[r][k]);
+        for (int k = 0; p.c && k < C; ++k) store_upto(p.c + at_saved_c + k * p.H, c_state[r][k], n);
         if (Cell::saved > 0 && p.s) {
           for (int k = 0; k < Cell::saved; ++k) store_upto(p.s + at_saved + k * p.H, s[r][k], n);
         }
         at_h += P_padded;
         at_c += H_padded;
         at_y += p.rows.stride_b * p.D * p.P;
-        at_saved_c += p.rows.stride_b * p.H;
+        at_saved_c += p.rows.stride_b * C * p.H;
         at_saved += p.rows.stride_b * Cell::saved * p.H;
       }
     };
@@ -327,7 +335,7 @@ class Forward {
       }
       const int64_t to = d * p.rows.B + b;
       if (p.hn) copy(p.hn + to * p.P, h[steps % 2] + b * P_padded, p.P);
-      if (Cell::has_c) copy(p.cn + to * p.H, c + b * H_padded, p.H);
+      for (int k = 0; k < C; ++k) copy(p.cn[k] + to * p.H, c + (k * p.rows.B + b) * H_padded, p.H);
     }
   }
 
@@ -350,32 +358,32 @@ class Forward {
   Real<T>* gx;                  // [rows of a chunk, padded_width]
   std::array<T*, 2> h;          // [B, P_padded], read and written in turn
   Real<T>* h_real = nullptr;    // [B, P_padded], h before it was rounded
-  Real<T>* c = nullptr;         // [B, H_padded]
+  Real<T>* c = nullptr;         // [C, B, H_padded]
   T* m = nullptr;               // [B, H_padded], o tanh(c) before the projection
 };
 
 template <class Cell, class T>
-void forward(const ForwardParams<T>& p) {
-  const int usable = usable_threads(p.threads);
+void forward(const ForwardParams<T>& p, const Resources& resources) {
+  const int usable = usable_threads(resources.threads);
   // Two directions run side by side, each with half of the threads.
   const bool side_by_side = p.D == 2 && usable >= 2 && work_of<Cell>(p) >= kThreadWork;
   const Plan each = make_plan<Cell>(p, side_by_side ? usable / 2 : usable);
   const int threads = side_by_side ? 2 * each.threads : each.threads;
-  Forward<Cell, T> first(p, 0, each);
-  const auto second = p.D == 2 ? std::make_unique<Forward<Cell, T>>(p, 1, each) : nullptr;
-  Forward<Cell, T>* const sweeps[] = {&first, second.get()};
-  Board boards[2]{{threads, each.groups}, {threads, each.groups}};
+  Forward<Cell, T> first(p, 0, each, resources);
+  const auto second = p.D == 2 ? std::make_unique<Forward<Cell, T>>(p, 1, each, resources) : nullptr;
+  Forward<Cell, T>* const directions[] = {&first, second.get()};
+  TaskQueue queues[2]{{threads, each.batch_groups}, {threads, each.batch_groups}};
   parallel(threads, [&](int rank, int size) {
     int64_t waited = 0;
     if (side_by_side && size >= 2) {
       const int half = size / 2, d = rank >= half;
-      Team team(d ? rank - half : rank, d ? size - half : half, boards[d]);
-      sweeps[d]->run(team);
+      Team team(d ? rank - half : rank, d ? size - half : half, queues[d]);
+      directions[d]->run(team);
       waited = team.waited();
     } else {
       for (int d = 0; d < p.D; ++d) {
-        Team team(rank, size, boards[d]);
-        sweeps[d]->run(team);
+        Team team(rank, size, queues[d]);
+        directions[d]->run(team);
         waited += team.waited();
       }
     }

@@ -8,20 +8,13 @@
 namespace fastrnn::cpu::FASTRNN_ISA {
 
 template <class Cell, class T>
-constexpr Kernels<T> kernels_of = {forward<Cell, T>, backward<Cell, T>};
+constexpr Kernels<T> kKernels = {forward<Cell, T>, backward<Cell, T>};
 
-template <class Cell>
-constexpr CellKernels kernels() {
-  return {Cell::name,    Cell::gates,
-          Cell::saved,   Cell::has_c,
-          Cell::reads_h, {kernels_of<Cell, float>, kernels_of<Cell, double>, kernels_of<Cell, bf16>}};
-}
-
-#define FASTRNN_CELL(Cell) kernels<fastrnn::cells::Cell>(),
+#define FASTRNN_CELL(Cell) \
+  {kKernels<cells::Cell, float>, kKernels<cells::Cell, double>, kKernels<cells::Cell, bf16>},
 // Data, not code: choosing an instruction set must not run it.
-extern const CellTable cells;
-constexpr CellKernels kCells[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_CELL)};
-constexpr CellTable cells{kCells, kCells + sizeof(kCells) / sizeof(kCells[0])};
+extern const CellKernels kernels[];
+constexpr CellKernels kernels[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_CELL)};
 #undef FASTRNN_CELL
 
 }  // namespace fastrnn::cpu::FASTRNN_ISA

@@ -4,18 +4,19 @@
 #include <cstdint>
 #include <new>
 
+#include "cpu/dispatch.h"
+
 namespace fastrnn::cpu::FASTRNN_ISA {
 
 // Uninitialised scratch memory, aligned to a cache line, freed together. The first of it stands in the object:
 // allocating and freeing what a single small step needs would take longer than the step.
 class Workspace {
  public:
-  // Memory comes from `allocate`, which throws where there is none, and goes back by `release`.
-  Workspace(void* (*allocate)(size_t), void (*release)(void*)) : allocate_(allocate), release_(release) {}
+  explicit Workspace(const Resources& resources) : resources_(resources) {}
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
   ~Workspace() {
-    for (int i = 0; i < count_; ++i) release_(blocks_[i]);
+    for (int i = 0; i < count_; ++i) resources_.release(blocks_[i]);
   }
 
   template <class T>
@@ -27,14 +28,13 @@ class Workspace {
       return static_cast<T*>(block);
     }
     if (count_ == kMost) throw std::bad_alloc();
-    blocks_[count_] = allocate_(bytes);
+    blocks_[count_] = resources_.allocate(bytes);
     return static_cast<T*>(blocks_[count_++]);
   }
 
  private:
   static constexpr size_t kLine = 64;
-  void* (*const allocate_)(size_t);
-  void (*const release_)(void*);
+  const Resources resources_;
   alignas(kLine) char first_[16 << 10];
   size_t used_ = 0;
   // Not a std::vector: its code would be compiled for this instruction set under a name that other objects

@@ -5,18 +5,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..functional import run_with_more
+from ..cells import CELLS
+from ..functional import run_in_form
 from ..late import when_imported
+from ..sequences import Options
 
 __all__ = ["translation_table"]
 
-# ONNX's operator, the order of its gates in terms of torch's, and its attributes.
-_OPERATORS = {
-    "lstm": ("LSTM", (0, 3, 1, 2), {}),  # i o f c
-    "gru": ("GRU", (1, 0, 2), {"linear_before_reset": 1}),  # z r n
-    "rnn_tanh": ("RNN", (0,), {"activations": ("Tanh",)}),
-    "rnn_relu": ("RNN", (0,), {"activations": ("Relu",)}),
-}
+# ONNX's operators, which have the names of torch.nn's layers: the order of their gates, by the letters of the
+# cells, and their attributes.
+_OPERATORS = {"LSTM": ("iofg", {}), "GRU": ("zrn", {"linear_before_reset": 1}), "RNN": ("h", {})}
+_ACTIVATIONS = {"tanh": "Tanh", "relu": "Relu"}  # of an RNN, by its nonlinearity
 
 _INT32, _INT64, _BOOL = 6, 7, 9  # ONNX's numbers of these dtypes
 
@@ -39,8 +38,8 @@ def _rnn_with_lengths(
     batch_first: bool,
 ) -> list[Tensor]:
     """fastrnn::rnn with the lengths of a padded input. `run_sequence` calls it under torch.onnx.export."""
-    options = cell, bias, num_layers, dropout, training, bidirectional
-    output, last = run_with_more(input, hx, weights, options, batch_first, lengths)
+    options = Options(cell, bias, num_layers, dropout, training, bidirectional, batch_first)
+    output, last = run_in_form(input, hx, weights, options, lengths)
     return [output, *([last] if isinstance(last, Tensor) else last)]
 
 
@@ -53,23 +52,26 @@ def _(input, lengths, *arguments):
 
 
 def _stack(op, x, steps, hx, weights, cell, H, num_layers, bidirectional, batch_first):
-    """The layers of fastrnn::rnn (csrc/torch/layer.h) in the operators of `op`, an ONNX opset.
+    """The layers of fastrnn::rnn (csrc/torch/schema.h) in the operators of `op`, an ONNX opset.
 
     x: `[T, B, I]`, `[B, T, I]` with batch_first
     steps: sequence_lens, `[B]` of int32, or None for T each
 
     Returns `[y, h_n(, c_n)]`.
     """
-    name, order, attributes = _OPERATORS[cell]
-    D = 2 if bidirectional else 1
+    info = CELLS[cell]
+    name, D = _operator_of(info), 2 if bidirectional else 1
+    gates, attributes = _OPERATORS[name]
     each = len(weights) // (num_layers * D)
-    if each % 2:
+    bias = each == len(info.parameters_of(bias=True, projected=False))
+    if not bias and each != len(info.parameters_of(bias=False, projected=False)):
         raise NotImplementedError(f"proj_size: ONNX's {name} has no projection")
 
-    G = len(order)
+    G = len(gates)
+    order = [info.gates.index(gate) for gate in gates]
     rows = [row for gate in order for row in range(gate * H, (gate + 1) * H)]
-    if "activations" in attributes:
-        attributes = {"activations": attributes["activations"] * D}
+    if info.nonlinearity:
+        attributes = {"activations": (_ACTIVATIONS[info.nonlinearity],) * D}
 
     def join(layer, k):
         """The k-th weight of each direction, with its gates in ONNX's order: `[D, G*H, …]`."""
@@ -87,7 +89,7 @@ def _stack(op, x, steps, hx, weights, cell, H, num_layers, bidirectional, batch_
             y,
             join(layer, 0),
             join(layer, 1),
-            op.Concat(join(layer, 2), join(layer, 3), axis=1) if each == 4 else None,
+            op.Concat(join(layer, 2), join(layer, 3), axis=1) if bias else None,
             steps,
             *(hx if num_layers == 1 else [op.Slice(h, [k], [k + D], [0]) for h in hx]),
             direction="bidirectional" if bidirectional else "forward",
@@ -117,9 +119,15 @@ def _step(op, x, hx, weights, cell, H, axes):
     return [op.Squeeze(state, axes) for state in states]
 
 
+def _operator_of(info):
+    if info.layer not in _OPERATORS or info.nonlinearity not in (None, *_ACTIVATIONS):
+        raise NotImplementedError(f"{info.name}: ONNX has no such operator")
+    return info.layer
+
+
 def _check(cell, dtype, dropout=0.0, training=False):
     """Refuse what ONNX's operators cannot do. dtype: its name in the exporter, or None if that is unknown."""
-    name = _OPERATORS[cell][0]
+    name = _operator_of(CELLS[cell])
     if dtype not in (None, "FLOAT", "DOUBLE", "FLOAT16", "HALF"):
         raise NotImplementedError(f"dtype: ONNX's {name} does not take {dtype}")
     if dropout and training:

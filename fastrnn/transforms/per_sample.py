@@ -12,7 +12,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from ..late import when_imported
-from ..sequences import run_each_layer
+from ..sequences import Options, run_each_layer, run_layer
 
 
 class _PerSample(torch.autograd.Function):
@@ -100,38 +100,24 @@ def _groups(batch_sizes, device):
         yield (start[:T].unsqueeze(1) + torch.arange(first, end)).to(device), slice(first, end)
 
 
-def _run_rnn(
-    rnn,
-    input,
-    batch_sizes,
-    hx,
-    weights,
-    cell,
-    bias,
-    num_layers,
-    dropout,
-    training,
-    bidirectional,
-    batch_first,
-    checkpoint_gates=False,
-):
+def _run_rnn(rnn, input, batch_sizes, hx, weights, *options):
     """The operator fastrnn::rnn."""
+    options = Options(*options)
+    batch_first, options = options.batch_first, options._replace(batch_first=False)
     if batch_sizes is None and input.dim() == 2:
         states = [h.unsqueeze(1) for h in hx]
-        options = cell, bias, num_layers, dropout, training, bidirectional, False, checkpoint_gates
         y, *last = rnn(input.unsqueeze(1), None, states, weights, *options)
         return [t.squeeze(1) for t in (y, *last)]
     x = input.transpose(0, 1) if batch_first and batch_sizes is None else input
-    if num_layers == 1:
-        options = cell, bias, 1, 0.0, False, bidirectional, False, checkpoint_gates
+    if options.num_layers == 1:
+        options = options._replace(dropout=0.0, training=False)
 
         def run(x, batch_sizes, hx, weights):
             return rnn(x, batch_sizes, hx, weights, *options)
 
         y, *last = _PerSample.apply(run, batch_sizes, len(hx), x, *hx, *weights)
     else:
-        options = cell, bias, num_layers, dropout, training, bidirectional, checkpoint_gates
-        every = [results for *_, results in run_each_layer(x, batch_sizes, hx, weights, *options)]
+        every = [results for _, results in run_each_layer(x, batch_sizes, hx, weights, options, run_layer)]
         y = every[-1][0]
         last = [torch.cat(states) for states in zip(*(states for _, *states in every), strict=True)]
     return [y.transpose(0, 1) if batch_first and batch_sizes is None else y, *last]

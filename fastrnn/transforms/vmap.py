@@ -8,11 +8,9 @@ example.
 import torch
 from torch import Tensor
 
-from ..functional import STATES
+from ..cells import CELLS
 
 _ops = torch.ops.fastrnn
-# Activations that a layer saves beside the cell states.
-_SAVES_GATES = {"lstm": True, "gru": True, "rnn_tanh": False, "rnn_relu": False}
 
 
 class _Batch:
@@ -31,10 +29,10 @@ class _Batch:
         self.N = N
         self.outer = batch_first and not flat
         rows, states = (0 if flat or self.outer else 1), (0 if step else 1)
-        num_states = len(STATES[cell])
+        num_states, saves_gates = len(CELLS[cell].states), CELLS[cell].saved > 0
         self.x, self.states = rows, states
         self.results = [rows, *[states] * (num_states - step)]
-        self.saved = [*[1] * (_SAVES_GATES[cell] + (num_states == 2)), rows]
+        self.saved = [*[1] * (saves_gates + (num_states > 1)), rows]
         self.sizes = batch_sizes
         if batch_sizes is not None:
             keys = torch._C.DispatchKey

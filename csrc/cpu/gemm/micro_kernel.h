@@ -1,0 +1,141 @@
+#pragma once
+
+// The micro-kernel: one tile of C, MR rows by nv vectors, in the processor's registers. B stands as a micropanel:
+// its rows, one for each k-pack (a number, or two bfloat16), follow each other, so the tile reads it front to
+// back. A is read in place, one broadcast for each k-pack, with any strides.
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "cpu/gemm/prefetch.h"
+#include "cpu/gemm/simd.h"
+
+namespace fastrnn::cpu::FASTRNN_ISA {
+
+// Widest tile: with a single row the accumulators must cover the latency of the multiply-add by themselves.
+constexpr int kMaxVectors = 8;
+// Widest tile of several rows.
+constexpr int kTileVectors = 4;
+// MR: rows of the tallest tile.
+constexpr int max_mr(int nv) {
+  constexpr int rows_32[] = {12, 12, 8, 6, 1, 1, 1, 1};
+  constexpr int rows_16[] = {8, 6, 4, 3, 1, 1, 1, 1};
+  return (kRegisters == 32 ? rows_32 : rows_16)[nv - 1];
+}
+constexpr int kMaxMr = max_mr(1);
+// KC: a sum over k is taken in blocks of this many terms, unless the caller says otherwise. A block of a
+// micropanel stays in the first-level cache, and shorter partial sums round less. To cut up to 256 terms costs
+// more than it saves.
+constexpr int64_t kc_of(int64_t K) { return K <= 256 ? 256 : 128; }
+
+// Where a product goes, and what is added to it: C = A B + plus, with rows of plus `plus_stride` apart (0: the
+// same row for all). Null: nothing. It is added last, because a sum that begins near zero rounds less.
+template <class R>
+struct Destination {
+  R* C;
+  int64_t ldc;
+  int64_t last;  // lanes of the last vector that C has
+  const R* plus = nullptr;
+  int64_t plus_stride = 0;
+
+  Destination rows(int64_t first) const {
+    return {C + first * ldc, ldc, last, plus ? plus + first * plus_stride : nullptr, plus_stride};
+  }
+  Destination columns(int64_t first, int64_t last) const {
+    return {C + first, ldc, last, plus ? plus + first : nullptr, plus_stride};
+  }
+  Destination added() const { return {C, ldc, last, C, ldc}; }
+};
+
+template <class T>
+struct Tile {
+  const T* A;
+  int64_t a_row_stride, a_k_stride;  // of A: to the next row, and to the next k-pack
+  const Real<T>* B;                  // k-packs
+  int64_t ldb;
+  Destination<Real<T>> to;
+  int64_t K;
+  const char* prefetch;    // is fetched into the cache,
+  int64_t prefetch_bytes;  // so many bytes for each k-pack
+  PrefetchList* prefetch_list;
+};
+
+template <class T, int rows, int nv>
+void multiply_tile(const Tile<T>& t) {
+  using V = Vector<Real<T>>;
+  constexpr int L = kLanes<Real<T>>;
+  V acc[rows][nv] = {};
+  const T* A = t.A;
+  const Real<T>* B = t.B;
+  const int64_t a_row_stride = t.a_row_stride, a_k_stride = t.a_k_stride, ldb = t.ldb;
+  const auto add_products = [&](auto splat_a) __attribute__((always_inline)) {
+    V b[nv];
+#pragma GCC unroll 8
+    for (int v = 0; v < nv; ++v) b[v] = load(B + v * L);
+#pragma GCC unroll 12
+    for (int m = 0; m < rows; ++m) {
+      const V a = splat_a(A + m * a_row_stride);
+#pragma GCC unroll 8
+      for (int v = 0; v < nv; ++v) acc[m][v] = multiply_add<T>(acc[m][v], a, b[v]);
+    }
+  };
+  const auto add_next = [&](int64_t count, auto fetch) __attribute__((always_inline)) {
+    for (int64_t k_pack = 0; k_pack < count; ++k_pack, A += a_k_stride, B += ldb) {
+      fetch();
+      add_products([](const T* a) __attribute__((always_inline)) { return splat_k_pack(a); });
+    }
+  };
+  int64_t left = t.K / kKPack<T>;
+  if (rows > 1 && t.prefetch != nullptr) {
+    const char* prefetch = t.prefetch;
+    const int64_t prefetch_bytes = t.prefetch_bytes;
+    add_next(std::exchange(left, 0), [&]() __attribute__((always_inline)) {
+      // Two tiles together must reach all of what is as wide as this one.
+      constexpr int kLine = 64, lines = (nv * kVectorBytes + 2 * kLine - 1) / (2 * kLine);
+      for (int line = 0; line < lines; ++line) __builtin_prefetch(prefetch + line * kLine);
+      prefetch += prefetch_bytes;
+    });
+  } else if (rows > 1 && t.prefetch_list != nullptr) {
+    PrefetchList& prefetch_list = *t.prefetch_list;
+    const int64_t fetched = std::min(left, prefetch_list.left());
+    add_next(fetched, [&]() __attribute__((always_inline)) { prefetch_list.fetch(); });
+    left -= fetched;
+  }
+  if (rows > 1 && a_k_stride > kKPack<T>) {
+    // Each k-pack of A is in another line, and the processor sees no stream.
+    add_next(left, [&]() __attribute__((always_inline)) { __builtin_prefetch(A + 16 * a_k_stride); });
+  } else {
+    add_next(left, []() {});
+  }
+  if (kKPack<T> > 1 && t.K % kKPack<T> != 0) {
+    add_products([](const T* a) __attribute__((always_inline)) { return splat_k_pack<T, 1>(a); });
+  }
+#pragma GCC unroll 12
+  for (int m = 0; m < rows; ++m) {
+#pragma GCC unroll 8
+    for (int v = 0; v < nv; ++v) {
+      const int64_t n = v == nv - 1 ? t.to.last : L;
+      if (t.to.plus) acc[m][v] += load_upto(t.to.plus + m * t.to.plus_stride + v * L, n);
+      store_upto(t.to.C + m * t.to.ldc + v * L, acc[m][v], n);
+    }
+  }
+}
+
+template <class T>
+using TileFunction = void (*)(const Tile<T>&);
+
+template <class T, int nv, size_t... M>
+constexpr std::array<TileFunction<T>, kMaxMr> tiles_of_width(std::index_sequence<M...>) {
+  return {(static_cast<int>(M) < max_mr(nv) ? multiply_tile<T, std::min<int>(M + 1, max_mr(nv)), nv>
+                                            : nullptr)...};
+}
+template <class T, size_t... N>
+constexpr std::array<std::array<TileFunction<T>, kMaxMr>, kMaxVectors> all_tiles(std::index_sequence<N...>) {
+  return {tiles_of_width<T, N + 1>(std::make_index_sequence<kMaxMr>{})...};
+}
+// [nv - 1][rows - 1]
+template <class T>
+constexpr auto kTiles = all_tiles<T>(std::make_index_sequence<kMaxVectors>{});
+
+}  // namespace fastrnn::cpu::FASTRNN_ISA
