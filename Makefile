@@ -1,4 +1,4 @@
-# Everything runs in .venv, which is made when it is missing. ARGS goes to the program: make demo ARGS="--cell lstm"
+# Everything runs in .venv, which make creates if it is missing. ARGS goes to the program: make demo ARGS="--cell lstm"
 PYTHON ?= python3
 VENV := .venv
 CUDA_VENV := .venv-cuda
@@ -15,11 +15,11 @@ help:
 	@echo 'make demo     train a character model on fastrnn and on torch.nn'
 	@echo 'make test     run the tests'
 	@echo 'make bench    time fastrnn beside torch.nn, onnxruntime and torch.compile'
-	@echo 'make gpu-check   build, check and time on the GPU of this machine, with the torch that is there; ARGS="--help"'
-	@echo 'make cuda-wheel  build with CUDA without a GPU, and run the tests on that in a venv with CUDA torch'
-	@echo 'make lint     check style and include rules'
+	@echo 'make gpu-check   build, test and time on the GPU of this machine, with the torch that is installed; ARGS="--help"'
+	@echo 'make cuda-wheel  build a wheel with CUDA (needs no GPU) and run the tests on it, in a venv with CUDA torch'
+	@echo 'make lint     check style, types and include rules'
 	@echo 'make format   repair style'
-	@echo 'make clean    remove .venv and all that was built'
+	@echo 'make clean    remove .venv and everything that was built'
 	@echo 'Options: make demo ARGS="--help", make bench ARGS="--quick", make test PYTHON=python3.12'
 
 demo: $(VENV)/built
@@ -31,8 +31,8 @@ test: $(VENV)/dev $(VENV)/built
 bench: $(VENV)/dev $(VENV)/built
 	python -m benchmarks $(ARGS)
 
-# With the torch of $(PYTHON), of .venv if that is there; downloads nothing. Calls of ten minutes each, if one is too
-# short for all, leave one report: ARGS="--stages build,facts", then "--stages tests", "--stages benchmarks,sanitizers".
+# Uses the torch of $(PYTHON), or of .venv if there is one, and downloads nothing. A call takes at most ten minutes. Several
+# calls leave one report: ARGS="--stages build,facts", then "--stages tests", "--stages benchmarks,sanitizers".
 gpu-check:
 	$(PYTHON) tools/gpu_check.py $(ARGS)
 
@@ -49,7 +49,8 @@ format: $(VENV)/dev
 
 # The tests run from a folder in which Python does not find ./fastrnn; without those of the sources and programs, and
 # of the CPU's kernels alone, which this build and another torch do not change.
-OTHER_TESTS := benchmarks fake_cuda gpu_check persistent stepwise activations half memory numerics sharing threads
+OTHER_TESTS := benchmarks tools/test_gpu_check.py test_fake_cuda.py csrc/cpu csrc/torch/test_memory.py \
+  csrc/cuda/test_persistent.py csrc/cuda/test_stepwise.py
 cuda-wheel: export PATH := $(CURDIR)/$(CUDA_VENV)/bin:$(PATH)
 cuda-wheel: $(CUDA_VENV)/made $(SOURCES)
 	rm -rf $(CUDA_VENV)/wheel
@@ -57,13 +58,13 @@ cuda-wheel: $(CUDA_VENV)/made $(SOURCES)
 	pip install --force-reinstall --no-deps $(CUDA_VENV)/wheel/*.whl
 	cd $(CUDA_VENV) && python -m fastrnn && python -c 'from fastrnn import _C; assert _C.cuda_built'
 	python tools/check_cuda_kernels.py
-	cd $(CUDA_VENV) && pytest --config-file ../pyproject.toml ../tests $(OTHER_TESTS:%=--ignore ../tests/test_%.py) $(ARGS)
+	cd $(CUDA_VENV) && pytest --config-file ../pyproject.toml ../tests $(OTHER_TESTS:%=--ignore ../tests/%) $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(CUDA_VENV) build dist out *.egg-info fastrnn/*.so .pytest_cache .ruff_cache .benchmarks
+	rm -rf $(VENV) $(CUDA_VENV) build dist out *.egg-info fastrnn/*.so .mypy_cache .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-# made, runtime, dev and built are stamps: each is newer than what it was made from.
+# made, runtime, dev and built are stamps: each is newer than the files that it was made from.
 DEBIAN = on Debian and Ubuntu: apt install
 $(VENV)/made:
 	@rm -rf $(VENV)
@@ -91,7 +92,7 @@ $(VENV)/built: $(VENV)/runtime $(SOURCES)
 	python -m pip install --no-build-isolation --no-deps --editable .
 	@touch $@
 
-# What the other files pin, with the torch of requirements-cuda.txt instead.
+# The pins of the other requirements, but the torch of requirements-cuda.txt.
 $(CUDA_VENV)/made: $(VENV)/made requirements.txt requirements-dev.txt requirements-cuda.txt
 	rm -rf $(CUDA_VENV)
 	$(PYTHON) -m venv $(CUDA_VENV)

@@ -1,7 +1,7 @@
-"""Builds fastrnn._C by handing CMakeLists.txt the Python, the torch and the CUDA that are installed here.
+"""Build fastrnn._C: give CMakeLists.txt the Python, the torch and the CUDA that are installed here.
 
-FASTRNN_CUDA=auto|0|1: with CUDA if torch is built with it and nvcc is there (the default), never, always.
-TORCH_CUDA_ARCH_LIST=8.0;9.0a;10.0+PTX: for which devices.
+FASTRNN_CUDA=auto|0|1: build with CUDA if torch has it and nvcc is there (auto, the default), never, always.
+TORCH_CUDA_ARCH_LIST=8.0;9.0a;10.0+PTX: the devices to build for.
 """
 
 import os
@@ -20,14 +20,14 @@ ROOT = Path(__file__).resolve().parent
 
 
 def find_nvcc():
-    """A GPU is not needed to build."""
+    """The path of nvcc, or None. A build needs nvcc but no GPU."""
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     places = [*(f"{home}/bin" for home in homes), os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"]
     return os.environ.get("CUDACXX") or shutil.which("nvcc", path=os.pathsep.join(places))
 
 
 def cuda_options():
-    """What CMakeLists.txt needs for a build with CUDA."""
+    """The CUDA options of CMakeLists.txt."""
     wanted = os.environ.get("FASTRNN_CUDA") or "auto"
     if wanted not in ("auto", "0", "1"):
         sys.exit(f"FASTRNN_CUDA: expected auto, 0 or 1, got {wanted!r}")
@@ -40,7 +40,7 @@ def cuda_options():
         sys.exit("FASTRNN_CUDA=1 needs " + " and ".join(missing))
     if wanted == "0" or missing:
         return {"FASTRNN_CUDA": "OFF"}
-    # The headers that come with torch's CUDA libraries when those are Python packages.
+    # If torch's CUDA libraries are Python packages, their headers are beside them.
     packages = Path(torch.__file__).resolve().parent.parent / "nvidia"
     return {
         "FASTRNN_CUDA": "ON",
@@ -53,7 +53,7 @@ def cuda_options():
 class CMakeBuild(build_ext):
     def build_extension(self, extension):
         target = Path(self.get_ext_fullpath(extension.name)).resolve()
-        # One folder for each Python and torch, kept, so that every kind of install builds only what changed.
+        # One folder for each Python and torch. It stays, so every kind of install builds only what changed.
         build = ROOT / "build" / f"{sys.implementation.cache_tag}-torch-{torch.__version__}"
         build.mkdir(parents=True, exist_ok=True)
         options = {

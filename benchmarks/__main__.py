@@ -154,7 +154,7 @@ class Run:
             missing=self.missing,
             refusals=self.refusals,
             round_trips=self.round_trips,
-            plans={p.name: cuda.describe_tiers(p) for p in self.problems if p.device == "cuda"},
+            plans={p.name: cuda.describe_plans(p) for p in self.problems if p.device == "cuda"},
         )
         for benchmark in output_json["benchmarks"]:
             # extra_info has the problem and the peer; the statistics are enough to compare runs.

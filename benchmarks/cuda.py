@@ -151,8 +151,8 @@ def describe_device(flush_l2: bool) -> dict:
     }
 
 
-def describe_tiers(problem: Problem) -> str:
-    """The tiers of forward and, for training, backward, by the plan for this device."""
+def describe_plans(problem: Problem) -> str:
+    """The kinds of plan for forward and, for training, backward on this device."""
     plans = make_plans(
         problem.cell,
         problem.shape.T,
@@ -162,4 +162,4 @@ def describe_tiers(problem: Problem) -> str:
         problem.directions,
     )
     passes = ("forward", "backward") if problem.training else ("forward",)
-    return "/".join(str(plans[name]["tier"]) for name in passes)
+    return "/".join(plans[name]["kind"] for name in passes)

@@ -1,8 +1,9 @@
 """Train a character language model on torch.nn and on fastrnn, and compare the two.
 
-Both models start from the same seed and see the same batches. Their training steps are interleaved, and who
-goes first alternates, so that neither gets a quieter machine. Without --text it reads the documentation that
-every Python ships. Under torchrun the processes share each batch and average their gradients.
+Both models start from the same seed and see the same batches. Their training steps take turns, and the model
+that goes first alternates, so that neither gets a quieter machine. Without --text they learn the
+documentation that comes with Python. Under torchrun the processes share each batch and average their
+gradients.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ LAYERS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 LIBRARIES = {"torch": nn, "fastrnn": fastrnn}
 LEARNING_RATE = 2e-3
 CLIP_NORM = 1.0
-COMPARED_STEPS = 100  # over these steps the two losses must agree
+COMPARED_STEPS = 100  # over these first steps the two losses must agree
 PROMPT_CHARS, SAMPLE_CHARS = 100, 600
 SAMPLE_TEMPERATURE = 0.6
 
@@ -46,7 +47,7 @@ class CharModel(nn.Module):
 
     def forward(
         self, chars: Tensor
-    ) -> Tensor:  # [T, B] -> logits [T, B, vocabulary], from where it last ended
+    ) -> Tensor:  # [T, B] -> logits [T, B, vocabulary]; continues where the last call ended
         return self.head(self.rnn(self.embedding(chars)))
 
 
@@ -66,7 +67,7 @@ class Trainer:
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.steps)
 
     def step(self, inputs: Tensor, targets: Tensor, fresh: bool):
-        """One step of truncated back-propagation through time; `fresh` starts again from a zero state."""
+        """One step of truncated back-propagation through time; `fresh` starts from a zero state."""
         start = time.perf_counter()
         if fresh:
             self.model.rnn.reset()
@@ -88,7 +89,7 @@ def default_text() -> str:
     from pydoc_data import topics
 
     lines = "\n\n".join(topics.topics[name] for name in sorted(topics.topics)).split("\n")
-    return "\n".join(line for line in lines if not line.startswith(("|", "+")))  # no tables: mostly spaces
+    return "\n".join(line for line in lines if not line.startswith(("|", "+")))  # tables are mostly spaces
 
 
 def read_text(path: Path | None) -> str:
@@ -103,7 +104,7 @@ def read_text(path: Path | None) -> str:
 
 
 def streams(text: str, vocabulary: str, batch: int, seq: int) -> Tensor:
-    """The text as `batch` streams read in parallel: [characters, batch]."""
+    """Cut the text into `batch` streams that are read in parallel: `[characters, batch]`."""
     length = len(text) // batch
     if length < seq + 1:
         raise SystemExit(
@@ -149,12 +150,13 @@ def sample(model: CharModel, vocabulary: str, prompt: str, seed: int) -> str:
 
 
 def rounding_bounds(losses: list[float], seq: int, hidden: int, layers: int) -> list[float]:
-    """How far apart rounding alone may drive the losses of two float32 runs, at each of the first steps.
+    """How much rounding alone may separate the losses of two float32 runs, at each of the first steps.
 
-    A value sums over seq steps, hidden units and layers. Rounding errors add up like a random walk, so its
-    relative error is e = u * sqrt(seq * hidden * layers), u = 2^-24, and the loss carries that error itself.
+    A value is a sum over seq steps, hidden units and layers. Rounding errors add up like a random walk, so
+    its relative error is e = u * sqrt(seq * hidden * layers), u = 2^-24. The loss has this error itself.
     Adam moves a parameter by at most the learning rate, so n steps add an error of n * learning_rate * e to
-    it, and to the loss that times the norm of the gradient, at most CLIP_NORM. Two runs: hence the factor 2.
+    it. The loss changes by that times the norm of the gradient, which is at most CLIP_NORM. The factor 2 is
+    for two runs.
     """
     e = 2.0**-24 * math.sqrt(seq * hidden * layers)
     return [2 * e * (loss + n * LEARNING_RATE * CLIP_NORM) for n, loss in enumerate(losses[:COMPARED_STEPS])]
@@ -174,12 +176,12 @@ def report(trainers: list[Trainer], chars_per_step: int, console: Console):
 
 
 def agreement(differences: list[float], bounds: list[float], console: Console) -> bool:
-    """Print how far apart the losses are over the first steps, and whether rounding explains it."""
+    """Print the largest difference of the losses over the first steps, and whether rounding explains it."""
     worst = max(range(len(bounds)), key=lambda step: differences[step] / bounds[step])
     held = differences[worst] <= bounds[worst]
     console.print(
         f"loss over the first {len(bounds)} steps: largest difference {max(differences):.1e}; "
-        f"rounding bound at step {worst}, where it comes nearest: {bounds[worst]:.1e}; "
+        f"rounding explains {bounds[worst]:.1e} at step {worst}, where the difference comes nearest to it; "
         f"{'the bound held' if held else 'THE BOUND DID NOT HOLD'}"
     )
     return held
@@ -248,17 +250,17 @@ def parse_arguments() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--text", type=Path, help="UTF-8 file to learn (Python's own documentation)")
+    add("--text", type=Path, help="UTF-8 file to learn from (the documentation that comes with Python)")
     add("--cell", choices=LAYERS, default="gru", help="kind of recurrent layer (%(default)s)")
     add("--layers", type=positive, default=2, help="recurrent layers (%(default)s)")
     add("--hidden", type=positive, default=256, help="hidden units of each layer (%(default)s)")
     add("--steps", type=positive, default=600, help="training steps (%(default)s)")
     add("--batch", type=positive, default=32, help="streams of text read in parallel (%(default)s)")
-    add("--seq", type=positive, default=64, help="characters back-propagated through (%(default)s)")
+    add("--seq", type=positive, default=64, help="characters of a training step (%(default)s)")
     add("--layer-impl", choices=[*LIBRARIES, "both"], default="both", help="whose layers (%(default)s)")
     add("--seed", type=int, default=0, help="seed of the weights and of the sample (%(default)s)")
-    add("--threads", type=positive, default=torch.get_num_threads(), help="of both alike (%(default)s)")
-    add("--out", type=png, default=Path("out/char_lm.png"), help="picture of the training (%(default)s)")
+    add("--threads", type=positive, default=torch.get_num_threads(), help="threads of each (%(default)s)")
+    add("--out", type=png, default=Path("out/char_lm.png"), help="where to draw the training (%(default)s)")
     return parser.parse_args()
 
 

@@ -2,12 +2,12 @@
 
     fastrnn.LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell    the modules
     fastrnn.convert(model), fastrnn.revert(model)         switch the torch.nn layers inside a model, and back
-    fastrnn.summary(model)                                says which layer runs on what
+    fastrnn.summary(model)                                lists which library computes each layer
     fastrnn.install(), fastrnn.uninstall()                put the modules under torch.nn's names, and back
     fastrnn.functional                                    the same as functions of tensors
     fastrnn.Stateful(layer)                               keeps the state from call to call
-    fastrnn.onnx                                          for torch.onnx.export
-    fastrnn.KindError                                     raised for an argument that is no Tensor, say
+    fastrnn.onnx                                          export to ONNX
+    fastrnn.KindError                                     raised if an argument is of the wrong type
 
 `python -m fastrnn` prints what was built and what was chosen on this machine.
 """
@@ -19,8 +19,8 @@ from importlib.metadata import PackageNotFoundError, version
 _BUILD = "`pip install --no-build-isolation --force-reinstall --no-deps .` in fastrnn's source folder"
 
 
-def _load():
-    """Load fastrnn._C, which registers the operators, or say in one sentence what to do."""
+def _load() -> None:
+    """Load fastrnn._C, which registers the operators, or raise an ImportError that says what to do."""
     try:
         import torch
     except ModuleNotFoundError as error:
@@ -39,10 +39,10 @@ def _load():
             "and start Python in another folder"
         ) from None
     except ImportError as error:
-        if error.path is None:  # not from the dynamic loader: fastrnn._C itself says what is wrong
+        if error.path is None:  # not an error of the dynamic loader: fastrnn._C itself says what is wrong
             raise
         raise ImportError(
-            f"fastrnn._C does not load beside torch {torch.__version__}, it was probably built for another: "
+            f"fastrnn._C does not load with torch {torch.__version__}, probably built for another one: "
             f"build it again with {_BUILD} ({error})"
         ) from error
 
@@ -56,13 +56,15 @@ def _load():
 
 _load()
 
-# These need the operators; some of them register what torch looks up.
-from . import fake, flops, functional, onnx, per_sample, quantization, vmap  # noqa: E402, F401
+# These need the operators. Some register functions that torch looks up.
+from . import functional, onnx  # noqa: E402
 from .conversion import convert, revert, summary  # noqa: E402
+from .export import fake  # noqa: E402, F401
 from .functional import KindError  # noqa: E402
 from .installation import install, uninstall  # noqa: E402
 from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell  # noqa: E402
 from .stateful import Stateful  # noqa: E402
+from .transforms import flops, per_sample, quantization, vmap  # noqa: E402, F401
 
 try:
     __version__ = version("fastrnn")

@@ -7,6 +7,7 @@ import sys
 import torch
 
 from . import _C, __version__
+from .cells import CELLS
 from .plan import MANY_STEPS, MATHS, SHARED_KIB, Gpu, describe, make_plans
 
 
@@ -27,9 +28,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m fastrnn",
         description="Print what was built, what is running and what was chosen here, or, with --plan, how a "
-        "GPU would compute a layer. FASTRNN_CUDA_TIER forces a tier.",
+        "GPU would compute a layer. FASTRNN_CUDA_PLAN=stepwise, grid or cluster forces a kind of plan.",
     )
-    parser.add_argument("--plan", choices=_C.cells(), metavar="CELL", help=", ".join(_C.cells()))
+    parser.add_argument("--plan", choices=CELLS, metavar="CELL", help=", ".join(CELLS))
     problem = parser.add_argument_group("the layer to plan")
     problem.add_argument("--hidden", type=size)
     problem.add_argument("--batch", type=size)
@@ -86,7 +87,7 @@ def main():
         return
     try:
         print_plan(args)
-    except RuntimeError as error:  # of a tier that FASTRNN_CUDA_TIER names
+    except RuntimeError as error:  # of a kind that FASTRNN_CUDA_PLAN names
         sys.exit(f"error: {error}")
 
 

@@ -1,4 +1,4 @@
-"""Switch the recurrent layers and cells inside a model to fastrnn and back, and say what runs on what."""
+"""Switch the recurrent layers and cells in a model to fastrnn and back; list which library computes each."""
 
 import copyreg
 import functools
@@ -8,51 +8,57 @@ import types
 import warnings
 from abc import ABC
 from collections.abc import Iterator
-from typing import NamedTuple, TypeVar
+from types import CodeType
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch.nn import Module
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from . import modules
+from .layers import RecurrentLayer
 
 __all__ = ["convert", "revert", "summary"]
 
-M = TypeVar("M", bound=torch.nn.Module)
+M = TypeVar("M", bound=Module)
 
-_TO_FAST = {getattr(torch.nn, name): getattr(modules, name) for name in modules.__all__}
+_TO_FAST: dict[type, type] = {getattr(torch.nn, name): getattr(modules, name) for name in modules.__all__}
 _TO_TORCH = {fast: plain for plain, fast in _TO_FAST.items()}
 
-# What either forward, fastrnn's or torch.nn's, looks up on the module. Where a subclass gives such a name a
-# meaning of its own, the two may differ.
-_HARMLESS = ("__constants__", "__jit_unused_properties__", "all_weights", "checkpoint_gates")
-_HARMLESS += ("flatten_parameters", "reset_parameters", "_has_own_methods", "_weight_was_set")
-_HARMLESS += ("_size_was_set",)
-_MEANINGS = {fast: set(dir(fast)).difference(dir(torch.nn.Module), dir(ABC), _HARMLESS) for fast in _TO_TORCH}
+# What fastrnn's forward or torch.nn's looks up on the module. If a subclass defines such a name, the two may
+# compute different things; not so with the names in _HARMLESS.
+_HARMLESS = {
+    *("__constants__", "__jit_unused_properties__", "all_weights", "checkpoint_gates"),
+    *("flatten_parameters", "reset_parameters", "_has_own_methods", "_weight_was_set", "_size_was_set"),
+}
+_MEANINGS = {fast: set(dir(fast)).difference(dir(Module), dir(ABC), _HARMLESS) for fast in _TO_TORCH}
 _ATTRIBUTES = {"_flat_weights", "__getattr__", "__getattribute__"}
+
+_KINDS = "LSTM, GRU, RNN, LSTMCell, GRUCell or RNNCell"
 
 _TORCH_OPERATORS = re.compile(r"aten::(lstm|gru|rnn_tanh|rnn_relu)(_cell)?\(")
 
-# What a method for pickling or copying speaks of if it builds the layers anew, and if it keeps them
+# Names in a method for pickling or copying that builds the layers anew, and in one that keeps them.
 _REBUILDING = {"__init__", "load_state_dict"}
 _KEEPING = {"__dict__", "__setstate__", "__reduce__", "__reduce_ex__", "__deepcopy__"}
 
 
 class Layer(NamedTuple):
-    """A recurrent layer or cell in a model, a row of `summary`."""
+    """A recurrent layer or cell in a model: a row of `summary`."""
 
     path: str  # as in named_modules(), "" for the model itself
-    kind: str  # name of its class
-    runs_on: str  # "fastrnn", "torch.nn", or "left": convert cannot switch it
+    kind: str  # the name of its class
+    runs_on: str  # "fastrnn"; "torch.nn", which convert can switch; or "left", which it cannot
     note: str  # why it is left, or what switches it
-    parameters: int  # how many numbers
+    parameters: int  # how many numbers its parameters hold
 
 
 class Summary(tuple[Layer, ...]):
     """What `summary` returns: a tuple of `Layer` that prints as a table."""
 
-    def __str__(self):
+    def __str__(self) -> str:
         if not self:
-            return "no LSTM, GRU, RNN or cell of these"
+            return f"no {_KINDS}"
         rows = [("path", "class", "parameters", "runs on", "")]
         rows += [(r.path or "(root)", r.kind, f"{r.parameters:,}", r.runs_on, r.note) for r in self]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -62,14 +68,14 @@ class Summary(tuple[Layer, ...]):
     __repr__ = __str__
 
 
-def summary(module: torch.nn.Module) -> Summary:
-    """Say which library computes each LSTM, GRU, RNN and cell in `module`.
+def summary(module: Module) -> Summary:
+    """List which library computes each LSTM, GRU, RNN and cell in `module`.
 
         print(fastrnn.summary(model))
 
-    Returns a tuple that prints as a table, with a `Layer(path, kind, runs_on, note, parameters)` for each of
-    them. `runs_on` is "fastrnn"; "torch.nn" for what `convert` can switch; "left" for what it cannot, and
-    `note` says why. A compiled part (TorchScript) is one row, and so is a quantized layer.
+    Returns a tuple that prints as a table. Each row is a `Layer(path, kind, runs_on, note, parameters)`.
+    `runs_on` is "fastrnn"; "torch.nn" if `convert` can switch the layer; "left" if it cannot, and `note` says
+    why. A part that TorchScript compiled is one row, and so is a quantized layer.
 
     Raises TypeError if `module` is not a torch.nn.Module.
     """
@@ -91,20 +97,28 @@ def summary(module: torch.nn.Module) -> Summary:
 def convert(module: M, *, subclasses: bool = False) -> M:
     """Let fastrnn compute every torch.nn.LSTM, GRU, RNN, LSTMCell, GRUCell and RNNCell in `module`.
 
-    The modules stay the very same objects and only change their class, so parameters, optimizers, shared
-    weights and modules, hooks, the training flag, devices and dtypes stay as they are. `module` itself may
-    be such a layer. Layers with parametrizations (torch.nn.utils.parametrize) are converted too.
+    Each layer stays the same object; only its class changes. So parameters, optimizers, shared weights and
+    modules, hooks, the training flag, devices and dtypes stay as they are. `module` itself may be such a
+    layer. Layers with parametrizations (torch.nn.utils.parametrize) are converted, too.
 
-    subclasses: convert instances of a user's own subclass, too, if it leaves `forward` alone or wraps
-        `super().forward`, and changes nothing that this looks up. Such a layer gets a class of the same name,
-        which derives from the user's class and from fastrnn's.
+    Args:
+        module: the model, changed in place
+        subclasses: convert instances of a user's subclass, too. Its `forward` must be inherited or call
+            `super().forward`, and it must not define other names that `forward` looks up. Such a layer gets
+            a new class of the same name, which derives from the user's class and from fastrnn's.
 
-    A UserWarning lists what is left as it is, with the reasons that `summary` gives: subclasses, modules
-    whose `forward` was replaced on the instance, ScriptModules, quantized layers. Another says that nothing
-    was found. A third names classes whose `__setstate__`, `__reduce__` or `__deepcopy__` seems to build the
-    layers anew, so that copies and loaded models have torch.nn's again.
+    Returns:
+        `module`
 
-    Returns `module`. Raises TypeError if it is not a torch.nn.Module.
+    Raises:
+        TypeError: `module` is not a torch.nn.Module.
+
+    Warns:
+        UserWarning: layers are left as they are: subclasses, modules whose `forward` was replaced on the
+            instance, ScriptModules, quantized layers. The warning lists them with the reasons of `summary`.
+        UserWarning: there is no layer to convert.
+        UserWarning: the `__setstate__`, `__reduce__` or `__deepcopy__` of a class seems to build its layers
+            anew, so that copies and loaded models have torch.nn's layers again.
     """
     _check(module, "convert")
     found, left, switched = False, [], set()
@@ -128,26 +142,36 @@ def convert(module: M, *, subclasses: bool = False) -> M:
         _warn("fastrnn.convert left these modules as they are: " + "; ".join(left))
     if not found:
         _warn(
-            f"fastrnn.convert found no LSTM, GRU, RNN or cell of these in {type(module).__qualname__}. "
-            "It does not see modules in a plain list or dict, and no functions"
+            f"fastrnn.convert found no {_KINDS} in {type(module).__qualname__}. "
+            "It does not see functions, and no modules in a plain list or dict"
         )
     rebuilt = {type(m).__qualname__ for m in module.modules() if _rebuilds(m) and switched & set(m.modules())}
     if rebuilt:
         _warn(
             f"fastrnn.convert: {', '.join(sorted(rebuilt))} seems to build its layers anew when it is copied "
-            "or loaded. They are torch.nn's then: convert the copy, too, or make it under fastrnn.install()"
+            "or loaded. The copy has torch.nn's layers: convert it, too, or make it under fastrnn.install()"
         )
     return module
 
 
 def revert(module: M) -> M:
-    """Undo `convert`: make every fastrnn layer and cell in `module` the torch.nn one again, in the same way.
+    """Undo `convert`: let torch.nn compute every fastrnn layer and cell in `module`, in the same way.
 
-    Modules that were constructed as fastrnn's are switched as well, and those that `subclasses=True` switched
-    get their own class back. A user's subclass of a fastrnn class and what TorchScript compiled are left and
-    listed in a UserWarning.
+    This switches layers that were built as fastrnn's, too. Layers that `subclasses=True` switched get their
+    own class back.
 
-    Returns `module`. Raises TypeError if it is not a torch.nn.Module.
+    Args:
+        module: the model, changed in place
+
+    Returns:
+        `module`
+
+    Raises:
+        TypeError: `module` is not a torch.nn.Module.
+
+    Warns:
+        UserWarning: layers are left as they are: instances of a user's subclass of a fastrnn class, and what
+            TorchScript compiled. The warning lists them.
     """
     _check(module, "revert")
     left = []
@@ -156,7 +180,7 @@ def revert(module: M) -> M:
         if not (runs_on == "fastrnn" or _base_in(_TO_TORCH, old)):
             continue
         if runs_on == "left" or old not in _TO_TORCH and not issubclass(old, _Rebased):
-            left.append(_name(path, m, note or "a class of its own"))
+            left.append(_name(path, m, note or "a user's subclass of fastrnn's class"))
         else:
             _set_class(m, _TO_TORCH.get(old, old.__bases__[0]))
     if left:
@@ -164,27 +188,27 @@ def revert(module: M) -> M:
     return module
 
 
-def _check(module, function):
-    if not isinstance(module, torch.nn.Module):
+def _check(module: object, function: str) -> None:
+    if not isinstance(module, Module):
         raise TypeError(
             f"fastrnn.{function}: module: expected a torch.nn.Module, got {type(module).__name__}"
         )
 
 
-def _warn(message):
+def _warn(message: str) -> None:
     warnings.warn(message, stacklevel=3)
 
 
-def _name(path, m, reason):
+def _name(path: str, m: Module, reason: str) -> str:
     return f"{path or '(root)'} ({type(m).__module__}.{type(m).__qualname__}): {reason}"
 
 
-# ---- what is there ----
+# ---- finding the layers ----
 
 
-def _find(module) -> Iterator[tuple[str, torch.nn.Module, str, str]]:
+def _find(module: Module) -> Iterator[tuple[str, Module, str, str]]:
     """Path, module, `runs_on` and `note` of every recurrent part of `module`."""
-    inside = None  # of the compiled or quantized part that was yielded last
+    inside: str | None = None  # how the paths begin inside of the last recurrent or compiled part
     for path, m in module.named_modules():
         if inside is not None and path.startswith(inside):
             continue
@@ -195,8 +219,8 @@ def _find(module) -> Iterator[tuple[str, torch.nn.Module, str, str]]:
             inside = f"{path}." if path else ""
 
 
-def _examine(m):
-    """`runs_on` and `note` of a recurrent module, None of any other."""
+def _examine(m: Module) -> tuple[str, str] | None:
+    """`runs_on` and `note` of a recurrent module; None for any other."""
     if isinstance(m, torch.jit.ScriptModule):
         graph = _graph_of(m)
         if _TORCH_OPERATORS.search(graph):
@@ -205,6 +229,8 @@ def _examine(m):
     cls = type_before_parametrizations(m)
     if any(c.__module__.startswith("torch.ao.") and c.__name__ in modules.__all__ for c in cls.__mro__):
         return "left", "quantized, which fastrnn does not compute"
+    if isinstance(m, RecurrentLayer):
+        return "fastrnn", "a layer that torch.nn does not have"
     if not isinstance(m, (torch.nn.RNNBase, torch.nn.RNNCellBase)):
         return None
     plain, fast = _base_in(_TO_FAST, cls), _base_in(_TO_TORCH, cls)
@@ -224,13 +250,13 @@ def _examine(m):
     return "left", reason
 
 
-def _base_in(table, cls):
+def _base_in(table: dict[type, type], cls: type) -> type | None:
     return next((c for c in cls.__mro__ if c in table), None)
 
 
-def _graph_of(m):
-    """The text of what a ScriptModule computes, "" if it has no forward."""
-    for name in ("forward", "forward__0"):  # the second of a layer that was compiled by itself
+def _graph_of(m: torch.jit.ScriptModule) -> str:
+    """The graph that a ScriptModule computes, as text; "" if it has no forward."""
+    for name in ("forward", "forward__0"):  # the second if the layer itself was compiled
         try:
             return str(getattr(m, name).inlined_graph)
         except (AttributeError, RuntimeError):
@@ -238,8 +264,8 @@ def _graph_of(m):
     return ""
 
 
-def _find_own_forward(classes):
-    """Why the forward of one of `classes` does not lead to the layer below them, None if it does."""
+def _find_own_forward(classes: list[type]) -> str | None:
+    """Why a forward of `classes` does not call the forward that they inherit; None if each does."""
     for c in classes:
         methods = map(inspect.unwrap, filter(inspect.isfunction, vars(c).values()))
         if "forward" in vars(c) and not any(
@@ -249,27 +275,28 @@ def _find_own_forward(classes):
     return None
 
 
-def _find_own_meaning(m, classes, meanings):
-    """Why torch.nn's forward and fastrnn's may differ in what they look up, None if they do not."""
+def _find_own_meaning(m: Module, classes: list[type], meanings: set[str]) -> str | None:
+    """Which names that a forward looks up, `meanings`, this subclass defines; None if it defines none."""
     of_classes = {name for c in classes for name in vars(c)} & (meanings | _ATTRIBUTES)
     of_instance = {*vars(m), *m._modules, *m._parameters, *m._buffers} & meanings
     names = sorted(of_classes | of_instance)
     return f"a subclass, with {', '.join(names)} of its own" if names else None
 
 
-def _names_in(code):
-    """The sets of names that a function and each function inside it look up."""
+def _names_in(code: CodeType) -> Iterator[set[str]]:
+    """The names that a function looks up, and those that each function inside it looks up, as sets."""
     yield set(code.co_names)
     for constant in code.co_consts:
         if inspect.iscode(constant):
             yield from _names_in(constant)
 
 
-def _rebuilds(m):
-    """Whether a method of its class for pickling or copying seems to make its modules anew."""
+def _rebuilds(m: Module) -> bool:
+    """Whether a method of its class for pickling or copying seems to build its modules anew."""
     for method in ("__setstate__", "__reduce__", "__reduce_ex__", "__deepcopy__"):
         definer = next((c for c in type(m).__mro__ if method in vars(c)), object)
-        function = inspect.unwrap(vars(definer).get(method))
+        found: Any = vars(definer).get(method)
+        function = inspect.unwrap(found)
         if definer.__module__.split(".")[0] in ("torch", "fastrnn") or not inspect.isfunction(function):
             continue
         names = set().union(*_names_in(function.__code__))
@@ -281,33 +308,35 @@ def _rebuilds(m):
 # ---- changing the class ----
 
 
-def _set_class(m, new):
+def _set_class(m: Module, new: type) -> None:
     old = type_before_parametrizations(m)
     if type(m) is old:
         m.__class__ = new
     else:
-        # register_parametrization gave it a class of its own, with one property a parametrized tensor.
-        # Copies of the module share that class, so it is rebuilt on the new base and not changed.
+        # register_parametrization gave it a class of its own, with a property for each parametrized tensor.
+        # Copies of the module share that class, so it stays, and a new one is made on the new base.
         m.__class__ = type(type(m).__name__, (new,), dict(vars(type(m))))
 
 
 class _Rebased:
-    """Marks a class that `_rebase` made. Nothing can import such a class, so pickle stores the user's."""
+    """Marks a class that `_rebase` made. No import finds such a class, so pickle stores the user's class."""
 
-    def __reduce_ex__(self, protocol):
-        function, arguments, *rest = super().__reduce_ex__(max(protocol, 2))
-        if function is copyreg.__newobj__:  # not a __reduce__ of the user's
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        reduced: Any = super().__reduce_ex__(max(protocol, 2))
+        function, arguments, *rest = reduced
+        if function is copyreg.__newobj__:  # type: ignore[attr-defined]  # not a __reduce__ of the user's
             function, arguments = _new_rebased, (type(self).__bases__[0], *arguments[1:])
         return function, arguments, *rest
 
 
 @functools.cache
-def _rebase(cls):
-    """A class like `cls` in which `super().forward` leads to fastrnn: its class comes before torch.nn's."""
-    fast = _TO_FAST[_base_in(_TO_FAST, cls)]
+def _rebase(cls: type) -> type:
+    """A subclass of `cls` in which `super().forward` calls fastrnn: its class comes before torch.nn's."""
+    fast = next(_TO_FAST[c] for c in cls.__mro__ if c in _TO_FAST)
     copied = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
     return types.new_class(cls.__name__, (cls, fast, _Rebased), exec_body=lambda names: names.update(copied))
 
 
-def _new_rebased(cls, *arguments):
-    return copyreg.__newobj__(_rebase(cls), *arguments)
+def _new_rebased(cls: type, *arguments: Any) -> object:
+    rebased = _rebase(cls)
+    return rebased.__new__(rebased, *arguments)

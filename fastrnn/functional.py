@@ -17,6 +17,7 @@ but without `lengths` and `return_all_states`.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
@@ -24,15 +25,17 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import has_torch_function, is_tensor_like
 
 from . import _C
+from .cells import CELLS
 from .plain import OPERATORS, is_foreign
-from .sequences import in_graph, rows_of, run_layers
+from .sequences import Options, form_of, in_graph, run_layers
+from .signatures import LayerOptions, Lengths, Pair, RNNOptions, TensorOrPacked, TensorOrPackedT
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["KindError", "gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 
 _is_tracing = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)  # the same thing, several times as quick
-
-# The cells and the names of their states; the first is the one that the layer above sees.
-STATES = {"lstm": ("h", "c"), "gru": ("h",), "rnn_tanh": ("h",), "rnn_relu": ("h",)}
 
 
 class KindError(TypeError, AttributeError, IndexError, RuntimeError, ValueError):
@@ -43,9 +46,36 @@ class KindError(TypeError, AttributeError, IndexError, RuntimeError, ValueError)
     """
 
 
+@overload
 def lstm(
-    input: Tensor | PackedSequence,
-    hx: tuple[Tensor, Tensor] | None,
+    input: TensorOrPackedT,
+    hx: Pair | None,
+    weights: Sequence[Tensor],
+    *,
+    return_all_states: Literal[False] = False,
+    **options: "Unpack[LayerOptions]",
+) -> tuple[TensorOrPackedT, Pair]: ...
+@overload
+def lstm(
+    input: TensorOrPackedT,
+    hx: Pair | None,
+    weights: Sequence[Tensor],
+    *,
+    return_all_states: Literal[True],
+    **options: "Unpack[LayerOptions]",
+) -> tuple[TensorOrPackedT, Pair, tuple[TensorOrPackedT, TensorOrPackedT]]: ...
+@overload
+def lstm(
+    input: TensorOrPackedT,
+    hx: Pair | None,
+    weights: Sequence[Tensor],
+    *,
+    return_all_states: bool,
+    **options: "Unpack[LayerOptions]",
+) -> tuple[TensorOrPackedT, Pair] | tuple[TensorOrPackedT, Pair, tuple[TensorOrPackedT, TensorOrPackedT]]: ...
+def lstm(
+    input: TensorOrPacked,
+    hx: Pair | None,
     weights: Sequence[Tensor],
     *,
     bias: bool = True,
@@ -54,10 +84,10 @@ def lstm(
     training: bool = False,
     bidirectional: bool = False,
     batch_first: bool = False,
-    lengths: Tensor | Sequence[int] | None = None,
+    lengths: Lengths = None,
     return_all_states: bool = False,
     checkpoint_gates: bool = False,
-) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+) -> tuple[TensorOrPacked, Pair] | tuple[TensorOrPacked, Pair, tuple[TensorOrPacked, TensorOrPacked]]:
     r"""Long short-term memory over a sequence. In each layer and direction, for every step::
 
         i  = sigma(W_ii @ x + b_ii + W_hi @ h + b_hi)
@@ -114,25 +144,41 @@ def lstm(
         KindError: `input` or `hx` is something else than stated above. It is caught by any `except` that
             catches what torch.nn raises then.
     """
-    return run_sequence(
-        "lstm",
-        input,
-        hx,
-        weights,
-        bias,
-        num_layers,
-        dropout,
-        training,
-        bidirectional,
-        batch_first,
-        lengths,
-        return_all_states,
-        checkpoint_gates,
+    options = Options(
+        "lstm", bias, num_layers, dropout, training, bidirectional, batch_first, checkpoint_gates
     )
+    return run_sequence(input, hx, weights, options, lengths, return_all_states)
 
 
+@overload
 def gru(
-    input: Tensor | PackedSequence,
+    input: TensorOrPackedT,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    return_all_states: Literal[False] = False,
+    **options: "Unpack[LayerOptions]",
+) -> tuple[TensorOrPackedT, Tensor]: ...
+@overload
+def gru(
+    input: TensorOrPackedT,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    return_all_states: Literal[True],
+    **options: "Unpack[LayerOptions]",
+) -> tuple[TensorOrPackedT, Tensor, TensorOrPackedT]: ...
+@overload
+def gru(
+    input: TensorOrPackedT,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    return_all_states: bool,
+    **options: "Unpack[LayerOptions]",
+) -> tuple[TensorOrPackedT, Tensor] | tuple[TensorOrPackedT, Tensor, TensorOrPackedT]: ...
+def gru(
+    input: TensorOrPacked,
     hx: Tensor | None,
     weights: Sequence[Tensor],
     *,
@@ -142,10 +188,10 @@ def gru(
     training: bool = False,
     bidirectional: bool = False,
     batch_first: bool = False,
-    lengths: Tensor | Sequence[int] | None = None,
+    lengths: Lengths = None,
     return_all_states: bool = False,
     checkpoint_gates: bool = False,
-) -> tuple[Tensor | PackedSequence, Tensor]:
+) -> tuple[TensorOrPacked, Tensor] | tuple[TensorOrPacked, Tensor, TensorOrPacked]:
     r"""Gated recurrent units over a sequence. In each layer and direction, for every step::
 
         r  = sigma(W_ir @ x + b_ir + W_hr @ h + b_hr)
@@ -176,25 +222,41 @@ def gru(
     Raises:
         ValueError, RuntimeError, TypeError, KindError: as `lstm`.
     """
-    return run_sequence(
-        "gru",
-        input,
-        hx,
-        weights,
-        bias,
-        num_layers,
-        dropout,
-        training,
-        bidirectional,
-        batch_first,
-        lengths,
-        return_all_states,
-        checkpoint_gates,
+    options = Options(
+        "gru", bias, num_layers, dropout, training, bidirectional, batch_first, checkpoint_gates
     )
+    return run_sequence(input, hx, weights, options, lengths, return_all_states)
 
 
+@overload
 def rnn(
-    input: Tensor | PackedSequence,
+    input: TensorOrPackedT,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    return_all_states: Literal[False] = False,
+    **options: "Unpack[RNNOptions]",
+) -> tuple[TensorOrPackedT, Tensor]: ...
+@overload
+def rnn(
+    input: TensorOrPackedT,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    return_all_states: Literal[True],
+    **options: "Unpack[RNNOptions]",
+) -> tuple[TensorOrPackedT, Tensor, TensorOrPackedT]: ...
+@overload
+def rnn(
+    input: TensorOrPackedT,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    return_all_states: bool,
+    **options: "Unpack[RNNOptions]",
+) -> tuple[TensorOrPackedT, Tensor] | tuple[TensorOrPackedT, Tensor, TensorOrPackedT]: ...
+def rnn(
+    input: TensorOrPacked,
     hx: Tensor | None,
     weights: Sequence[Tensor],
     *,
@@ -205,10 +267,10 @@ def rnn(
     training: bool = False,
     bidirectional: bool = False,
     batch_first: bool = False,
-    lengths: Tensor | Sequence[int] | None = None,
+    lengths: Lengths = None,
     return_all_states: bool = False,
     checkpoint_gates: bool = False,
-) -> tuple[Tensor | PackedSequence, Tensor]:
+) -> tuple[TensorOrPacked, Tensor] | tuple[TensorOrPacked, Tensor, TensorOrPacked]:
     r"""Elman's recurrent network over a sequence. In each layer and direction, for every step::
 
         h' = tanh(W_ih @ x + b_ih + W_hh @ h + b_hh)          or relu(...)
@@ -237,31 +299,18 @@ def rnn(
         RuntimeError, TypeError, KindError: as `lstm`.
     """
     cell = name_rnn(nonlinearity, ValueError)
-    return run_sequence(
-        cell,
-        input,
-        hx,
-        weights,
-        bias,
-        num_layers,
-        dropout,
-        training,
-        bidirectional,
-        batch_first,
-        lengths,
-        return_all_states,
-        checkpoint_gates,
-    )
+    options = Options(cell, bias, num_layers, dropout, training, bidirectional, batch_first, checkpoint_gates)
+    return run_sequence(input, hx, weights, options, lengths, return_all_states)
 
 
 def lstm_cell(
     input: Tensor,
-    hx: tuple[Tensor, Tensor] | None,
+    hx: Pair | None,
     W_ih: Tensor,
     W_hh: Tensor,
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Pair:
     r"""One step of `lstm`, with its equations.
 
     Args:
@@ -339,168 +388,117 @@ def rnn_cell(
 # ---- what the functions above and the modules share ----
 
 
-def run_sequence(
-    cell,
-    input,
-    hx,
-    weights,
-    bias,
-    num_layers,
-    dropout,
-    training,
-    bidirectional,
-    batch_first,
-    lengths=None,
-    return_all_states=False,
-    checkpoint_gates=False,
-):
+def run_sequence(input, hx, weights, options: Options, lengths=None, return_all_states=False):
     """The operator fastrnn::rnn in torch.nn's calling convention: hx None, a state or a tuple; packed input.
 
     Kinds are checked here, every shape and dtype in the operator.
     """
-    states = _list_states(cell, hx)
+    states = _list_states(options.cell, hx)
     if lengths is not None or return_all_states:
-        options = cell, bias, num_layers, dropout, training, bidirectional
-        if lengths is not None and return_all_states and torch.jit.is_tracing() and _is_exporting_to_onnx():
-            raise NotImplementedError(
-                "return_all_states: with lengths it can be exported to ONNX by dynamo=True only"
-            )
-        if lengths is not None and not return_all_states and _is_exporting_to_onnx():
-            output, *states = torch.ops.fastrnn.rnn_with_lengths(
-                input, torch.as_tensor(lengths), states, weights, *options, batch_first
-            )
-            return output, _join_states(states)
-        return run_with_more(
-            input, states, weights, options, batch_first, lengths, return_all_states, checkpoint_gates
-        )
+        return _run_with_more(input, states, weights, options, lengths, return_all_states)
     if isinstance(input, Tensor) or is_tensor_like(input):
-        x, batch_sizes = input, None
-    elif isinstance(input, PackedSequence):
-        x, batch_sizes, order, restored = input
-        if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
-            _refuse_packing(batch_sizes)
-        batch_first = False
-        if cell == "lstm" and x.dtype != weights[0].dtype and not torch._C._is_any_autocast_enabled():
-            # torch.nn.LSTM leaves this to its matrix product; for all else it is a ValueError, as here
-            raise RuntimeError(
-                f"mat1 and mat2 must have the same dtype: input has {x.dtype}, the weights {weights[0].dtype}"
-            )
-        if order is not None:
-            _check_storage(states)
-            states = [state.index_select(1, order) for state in states]
-    else:
-        raise KindError(f"{cell}: input: expected Tensor or PackedSequence, got {_kind(input)}")
-    arguments = (
-        x,
-        batch_sizes,
-        states,
-        weights,
-        cell,
-        bias,
-        num_layers,
-        dropout,
-        training,
-        bidirectional,
-        batch_first,
-        checkpoint_gates,
-    )
+        output, *states = _run(input, None, states, weights, options)
+        return output, _join_states(states)
+    if not isinstance(input, PackedSequence):
+        raise KindError(f"{options.cell}: input: expected Tensor or PackedSequence, got {_kind(input)}")
+
+    x, batch_sizes, order, restored = input
+    if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
+        _refuse_packing(batch_sizes)
+    is_lstm = CELLS[options.cell].layer == "LSTM"
+    if is_lstm and x.dtype != weights[0].dtype and not torch._C._is_any_autocast_enabled():
+        # torch.nn.LSTM leaves this to its matrix product; for all else it is a ValueError, as here
+        raise RuntimeError(
+            f"mat1 and mat2 must have the same dtype: input has {x.dtype}, the weights {weights[0].dtype}"
+        )
+    if order is not None:
+        _check_storage(options.cell, states)
+        states = [state.index_select(1, order) for state in states]
+    output, *states = _run(x, batch_sizes, states, weights, options._replace(batch_first=False))
+    if restored is not None:
+        states = [state.index_select(1, restored) for state in states]
+    return PackedSequence(output, batch_sizes, order, restored), _join_states(states)
+
+
+def _run(x, batch_sizes, states, weights, options):
+    """The operator fastrnn::rnn, or torch's operations for tensors that it does not take."""
     try:
-        output, *states = _operator("rnn", x, states, weights)(*arguments)
+        return _operator("rnn", x, states, weights)(x, batch_sizes, states, weights, *options)
     except NotImplementedError:
         if not is_foreign((x, *states, *weights)):
             raise
-        output, *states = OPERATORS["rnn"](*arguments)
-    if batch_sizes is not None:
-        output = PackedSequence(output, batch_sizes, order, restored)
-        if restored is not None:
-            states = [state.index_select(1, restored) for state in states]
-    return output, _join_states(states)
+        return OPERATORS["rnn"](x, batch_sizes, states, weights, *options)
 
 
-def run_with_more(
-    input, states, weights, options, batch_first, lengths, return_all_states=False, checkpoint_gates=False
-):
-    """run_sequence with `lengths` or `return_all_states`. What both take is time-major, or packed rows."""
-    cell, _, num_layers, _, _, bidirectional = options
+def _run_with_more(input, states, weights, options, lengths, return_all_states):
+    """run_sequence with `lengths` or `return_all_states`."""
+    if lengths is not None and _is_exporting_to_onnx():
+        if return_all_states and torch.jit.is_tracing():
+            raise NotImplementedError(
+                "return_all_states: with lengths it can be exported to ONNX by dynamo=True only"
+            )
+        if not return_all_states:
+            output, *states = torch.ops.fastrnn.rnn_with_lengths(
+                input, torch.as_tensor(lengths), states, weights, *options[:-1]
+            )
+            return output, _join_states(states)
+    return run_in_form(input, states, weights, options, lengths, return_all_states)
+
+
+def run_in_form(input, states, weights, options, lengths, return_all_states=False):
+    """run_sequence with `lengths` or `return_all_states`. Both take time-major sequences, or packed rows."""
     packed = isinstance(input, PackedSequence)
     if not packed and not is_tensor_like(input):
-        raise KindError(f"{cell}: input: expected Tensor or PackedSequence, got {_kind(input)}")
+        raise KindError(f"{options.cell}: input: expected Tensor or PackedSequence, got {_kind(input)}")
     if not packed and input.dim() not in (2, 3):  # the operator says so
-        rnn = _operator("rnn", input, states, weights)
-        return rnn(input, None, states, weights, *options, batch_first, checkpoint_gates)
+        return _run(input, None, states, weights, options)
     if lengths is not None and (packed or input.dim() != 3):
         kind = "a PackedSequence, which has its own" if packed else f"{input.dim()} dimensions"
         raise RuntimeError(f"lengths: expected a padded input of 3 dimensions with them, got {kind}")
     if lengths is not None and any(hasattr(weight, "orig_weight") for weight in weights):
-        # An ExpandedWeight; its gradients of each sample would be in the order of `rows`.
+        # An ExpandedWeight; its gradients of each sample would be in the order of the rows.
         raise RuntimeError("lengths: expected None for gradients of each sample; a PackedSequence is taken")
 
-    # x: [T, B, I] or packed rows, of which B sequences are run; order: these among all sequences, or None
-    unbatched = not packed and input.dim() == 2
-    rows = order = restored = batch_sizes = None
-    if packed:
-        x, batch_sizes, order, restored = input
-        B = batch_sizes[0] if torch.jit.is_tracing() else int(batch_sizes[0])
-    elif lengths is not None:
-        T, B = input.shape[:2] if not batch_first else (input.shape[1], input.shape[0])
-        rows = rows_of(lengths, B, T, batch_first).to(input.device)
-        order, batch_sizes = rows.order, rows.batch_sizes
-        x = input.flatten(0, 1).index_select(0, rows.index)
-        if not in_graph() and not len(order):  # one step of no sequence: gradients are zeros as of any batch
-            x, batch_sizes = x.unsqueeze(0), None
-    else:
-        x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if batch_first else input
-        B = x.shape[1]
-    widths = [weights[1].shape[1], weights[1].shape[0] // 4]  # P; and H of an LSTM, the only one that has c
-    sizes = [(num_layers * (1 + bidirectional), B, width) for width in widths]
-    if rows is not None and not states and in_graph():
+    form = form_of(input, lengths, options.batch_first)
+    sizes = _state_sizes(form, weights, options)
+    if lengths is not None and not states and in_graph():
         # The operator would take their number from batch_sizes, where a graph does not see that it is that
-        # of `order`.
-        states = [input.new_zeros(size) for size in sizes[: len(STATES[cell])]]
-    initial = states
-    tracing = torch.jit.is_tracing()
-    for k, state in enumerate(() if tracing else states):
-        size = sizes[k] if not unbatched else (sizes[k][0], widths[k])
-        if tuple(state.shape) != size:  # in torch.nn's words, as the operator
-            index = f"[{k}]" if len(states) > 1 else ""
-            raise RuntimeError(
-                f"Expected hidden{index} size {size}, got {list(state.shape)} for {STATES[cell][k]}_0"
-            )
-    states = [s.unsqueeze(1) for s in states] if unbatched else states
-    _check_storage(states if order is not None else ())
-    if tracing and rows is not None:  # a trace keeps no check of Python's, but this takes B sequences alone
-        states = [s.split([B], 1)[0] for s in states]
-    if order is not None:
-        states = [s.index_select(1, order) for s in states]
-
+        # of the form's sequences.
+        states = [input.new_zeros(size) for size in sizes]
+    if not torch.jit.is_tracing():  # a trace keeps no check
+        _check_sizes(options.cell, states, sizes)
+    if form.order is not None:
+        _check_storage(options.cell, states)
+    given, options = states, options._replace(batch_first=False)
+    states = [form.take(state) for state in states]
     if return_all_states:
-        (y, *last), every = run_layers(x, batch_sizes, states, weights, *options, checkpoint_gates)
+        (y, *last), every = run_layers(form.x, form.batch_sizes, states, weights, options)
     else:
-        rnn = _operator("rnn", x, states, weights)
-        y, *last = rnn(x, batch_sizes, states, weights, *options, False, checkpoint_gates)
+        y, *last = _operator("rnn", form.x, states, weights)(
+            form.x, form.batch_sizes, states, weights, *options
+        )
         every = []
+    given = given or [None] * len(last)
+    last = [form.give_state(state, initial) for state, initial in zip(last, given, strict=True)]
+    result = form.give(y), _join_states(last)
+    return (*result, _join_states([form.give_every(s) for s in every])) if return_all_states else result
 
-    if rows is not None:
-        # Back to where the rows came from. What they leave out is zero, or the initial state.
-        def spread(t):
-            t = t if batch_sizes is not None else t.squeeze(0)
-            padded = t.new_zeros(input.shape[0] * input.shape[1], *t.shape[1:])
-            return padded.index_copy(0, rows.index, t).unflatten(0, input.shape[:2])
 
-        y, every = spread(y), [spread(s).movedim(-2, 0) for s in every]
-        initial = initial or [s.new_zeros(s.shape[0], B, s.shape[2]) for s in last]
-        last = [s.to(new.dtype).index_copy(1, order, new) for s, new in zip(initial, last, strict=True)]
-    elif packed:
-        last = last if restored is None else [s.index_select(1, restored) for s in last]
-        y, *every = (PackedSequence(t, *input[1:]) for t in (y, *every))
-    else:
-        every = [s.movedim(-2, 0) for s in every]
-        if unbatched:
-            y, last, every = y.squeeze(1), [s.squeeze(1) for s in last], [s.squeeze(2) for s in every]
-        elif batch_first:
-            y, every = y.transpose(0, 1), [s.transpose(1, 2) for s in every]
-    result = y, _join_states(last)
-    return (*result, _join_states(every)) if return_all_states else result
+def _state_sizes(form, weights, options):
+    """The size of each state, as it is given."""
+    info = CELLS[options.cell]
+    P, H = weights[1].shape[1], weights[0].shape[0] // len(info.gates)
+    LD = options.num_layers * (1 + options.bidirectional)
+    return [form.state_size(LD, width) for width in (P, *[H] * (len(info.states) - 1))]
+
+
+def _check_sizes(cell, states, sizes):
+    """Refuse states of another size, in torch.nn's words, as the operator does."""
+    for k, (state, size) in enumerate(zip(states, sizes, strict=False)):
+        if tuple(state.shape) != size:
+            index = f"[{k}]" if len(states) > 1 else ""
+            name = CELLS[cell].states[k]
+            raise RuntimeError(f"Expected hidden{index} size {size}, got {list(state.shape)} for {name}_0")
 
 
 def run_step(cell, input, hx, W_ih, W_hh, b_ih, b_hh):
@@ -535,12 +533,12 @@ def _operator(name, input, hx, weights):
     return getattr(_C, name)
 
 
-def _check_storage(states):
+def _check_storage(cell, states):
     """Refuse states whose storage was given back, before torch gathers their rows from what is not there."""
     if not in_graph():
         for k, state in enumerate(states):
             if isinstance(state, Tensor):
-                _C.check_storage(state, f"{'hc'[k]}_0")
+                _C.check_storage(state, CELLS[cell].states[k], "_0")
 
 
 def _refuse_packing(batch_sizes):
@@ -558,28 +556,33 @@ def _is_exporting_to_onnx():
     return (torch.jit.is_tracing() or torch.compiler.is_exporting()) and torch.onnx.is_in_onnx_export()
 
 
+# Elman RNNs by their nonlinearity
+_RNNS = {info.nonlinearity: name for name, info in CELLS.items() if info.nonlinearity}
+
+
 def name_rnn(nonlinearity, error):
     """The cell of an Elman RNN; for an unknown nonlinearity raises `error`."""
-    if nonlinearity not in ("tanh", "relu"):
-        raise error(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
-    return "rnn_" + nonlinearity
+    if nonlinearity not in _RNNS:
+        raise error(f"nonlinearity: expected {' or '.join(map(repr, _RNNS))}, got {nonlinearity!r}")
+    return _RNNS[nonlinearity]
 
 
 def _list_states(cell, hx):
     """hx as the operators take it: one tensor a state, none for zeros."""
     if hx is None:
         return []
-    names = STATES[cell]
+    names = CELLS[cell].states
     if len(names) == 1:
         if isinstance(hx, Tensor) or is_tensor_like(hx):
             return [hx]
         expected = "Tensor"
     else:
-        is_pair = isinstance(hx, (tuple, list)) and len(hx) == 2
-        if is_pair and isinstance(hx[0], Tensor) and isinstance(hx[1], Tensor):
-            return hx
-        if is_pair and is_tensor_like(hx[0]) and is_tensor_like(hx[1]):
-            return hx
+        if isinstance(hx, (tuple, list)) and len(hx) == len(names):
+            for state in hx:
+                if not isinstance(state, Tensor) and not is_tensor_like(state):
+                    break
+            else:
+                return hx
         expected = f"tuple ({', '.join(names)}) of {len(names)} Tensors"
     raise KindError(f"{cell}: hx: expected {expected}, got {_kind(hx)}")
 

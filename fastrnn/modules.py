@@ -6,9 +6,11 @@ parameters, initial values, state dict, repr and pickling are torch.nn's own.
 
 import functools
 import inspect
+import types
 import weakref
 from abc import ABCMeta
 from operator import is_
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -17,15 +19,23 @@ from torch.fx import Proxy
 from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
+from .cells import CELLS
 from .functional import name_rnn, run_sequence, run_step
-from .fx import INSTALLED, Leaf, forward_error
+from .sequences import Options
+from .signatures import Lengths, Pair, TensorOrPacked, TensorOrPackedT
+from .transforms.fx import INSTALLED, Leaf, forward_error
+
+if TYPE_CHECKING:  # what the classes of layers and cells are mixed with
+    from torch.nn import RNNBase, RNNCellBase
+else:
+    RNNBase = RNNCellBase = object
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-def _gather(module, names):
+def gather(module, names):
     """The tensors that `module` holds under `names` at this moment.
 
     Looked up by name in every call, so that what replaces a parameter (an assignment, functional_call,
@@ -66,7 +76,7 @@ def _gather_flat(layer):
         return flat  # the quick way: the list is what the names hold, and was it in the last call
     names, refs = layer._flat_weights_names, layer._flat_weight_refs
     try:
-        weights = _gather(layer, names)
+        weights = gather(layer, names)
     except AttributeError:  # a replica that nobody has given its weights: torch.nn passes over such names
         return flat
     is_same = all(ref is not None and ref() is w for ref, w in zip(refs, weights, strict=True))
@@ -103,7 +113,7 @@ def _each(states, change):
     return tuple(map(change, states)) if type(states) in (tuple, list) else change(states)
 
 
-class _Layer(Leaf, metaclass=_Class):
+class _Layer(Leaf, RNNBase, metaclass=_Class):
     """`forward` of a whole-sequence layer, for a subclass of torch.nn.RNNBase.
 
     Set `checkpoint_gates` on a layer to train with less memory and more time; see `fastrnn.functional.lstm`.
@@ -147,7 +157,7 @@ class _Layer(Leaf, metaclass=_Class):
         packed = isinstance(input, PackedSequence)
         x, batch_sizes, order, restored = input if packed else (input, None, None, None)
         if not isinstance(x, Tensor) or not packed and x.dim() not in (2, 3):
-            return self._run(input, hx, lengths, return_all_states)  # an error
+            return self._run(input, hx, lengths, return_all_states, with_own_methods=False)  # an error
         unbatched, batch_dim = not packed and x.dim() == 2, 0 if self.batch_first else 1
         if unbatched:
             x = x.unsqueeze(batch_dim)
@@ -155,17 +165,17 @@ class _Layer(Leaf, metaclass=_Class):
             B = int(batch_sizes[0]) if packed else x.shape[batch_dim]
             LD = self.num_layers * (1 + self.bidirectional)
             hx = x.new_zeros(LD, B, self.proj_size or self.hidden_size)
-            if self.mode == "LSTM":
-                hx = hx, x.new_zeros(LD, B, self.hidden_size)
+            others = len(CELLS[self.mode.lower()].states) - 1
+            if others:
+                hx = hx, *(x.new_zeros(LD, B, self.hidden_size) for _ in range(others))
         else:
             hx = _each(hx, lambda s: s.unsqueeze(1)) if unbatched else hx
             hx = self.permute_hidden(hx, order)
         if not (packed and self.mode == "LSTM"):  # torch.nn.LSTM checks no packed input
             self.check_forward_args(x, hx, batch_sizes)
         hx = _each(hx, lambda s: s.squeeze(1)) if unbatched else hx
-        results = self._run(
-            PackedSequence(x, batch_sizes) if packed else input, hx, lengths, return_all_states
-        )
+        given = PackedSequence(x, batch_sizes) if packed else input
+        results = self._run(given, hx, lengths, return_all_states, with_own_methods=False)
         output, last, *every = results
         if packed:
 
@@ -175,22 +185,23 @@ class _Layer(Leaf, metaclass=_Class):
             output, every = reorder(output), [_each(s, reorder) for s in every]
         return output, self.permute_hidden(last, restored), *every
 
-    def _run(self, input, hx, lengths, return_all_states):
-        return run_sequence(
+    def _run(self, input, hx, lengths, return_all_states, with_own_methods=True):
+        """What `forward` does in Python."""
+        if isinstance(input, Proxy):
+            raise forward_error(self)
+        if with_own_methods and self._has_own_methods:
+            return self._run_with_own_methods(input, hx, lengths, return_all_states)
+        options = Options(
             self.mode.lower(),
-            input,
-            hx,
-            _gather_flat(self),
             self.bias,
             self.num_layers,
             self.dropout,
             self.training,
             self.bidirectional,
             self.batch_first,
-            lengths,
-            return_all_states,
             self.checkpoint_gates,
         )
+        return run_sequence(input, hx, _gather_flat(self), options, lengths, return_all_states)
 
     # The same for TorchScript, which wants one type for each argument. Lists are unpacked and not indexed, so
     # that the ONNX exporter knows what is in them.
@@ -224,7 +235,7 @@ class _Layer(Leaf, metaclass=_Class):
         return y, states
 
 
-class _Cell(Leaf, metaclass=_Class):
+class _Cell(Leaf, RNNCellBase, metaclass=_Class):
     """`forward` of a single step, for a subclass of torch.nn.RNNCellBase; `_cell` names the cell."""
 
     _size_was_set = False
@@ -242,7 +253,7 @@ class _Cell(Leaf, metaclass=_Class):
                 f"hidden0 has inconsistent hidden_size: got {self.hidden_size}, "
                 f"expected {self.weight_hh.shape[1]} as weight_hh has"
             )
-        return run_step(self._cell, input, hx, *_gather(self, _CELL_WEIGHTS))
+        return run_step(self._cell, input, hx, *gather(self, _CELL_WEIGHTS))
 
     def _script(self, input: Tensor, states: list[Tensor], cell: str) -> list[Tensor]:
         weights = [self.weight_ih, self.weight_hh]
@@ -251,22 +262,119 @@ class _Cell(Leaf, metaclass=_Class):
         return torch.ops.fastrnn.cell(input, states, weights, cell)
 
 
-def _with_sequences(script):
-    """The forward of a layer in Python. TorchScript, which wants one type for an argument, compiles `script`
-    instead, which it finds by __wrapped__."""
+class _TwoStateLayer(_Layer):
+    """A layer with the states h and c: `forward` as Python runs it."""
 
+    @overload
+    def forward(
+        self,
+        input: TensorOrPackedT,
+        hx: Pair | None = None,
+        lengths: Lengths = None,
+        return_all_states: Literal[False] = False,
+    ) -> tuple[TensorOrPackedT, Pair]: ...
+    @overload
+    def forward(
+        self,
+        input: TensorOrPackedT,
+        hx: Pair | None = None,
+        lengths: Lengths = None,
+        *,
+        return_all_states: Literal[True],
+    ) -> tuple[TensorOrPackedT, Pair, tuple[TensorOrPackedT, TensorOrPackedT]]: ...
+    @overload
+    def forward(
+        self,
+        input: TensorOrPackedT,
+        hx: Pair | None = None,
+        lengths: Lengths = None,
+        *,
+        return_all_states: bool,
+    ) -> tuple[TensorOrPackedT, Pair] | tuple[TensorOrPackedT, Pair, Any]: ...
     # Not keyword-only: torch.onnx.export(dynamo=False) gives every argument by its position.
-    def forward(self, input, hx=None, lengths=None, return_all_states=False):
-        if isinstance(input, Proxy):
-            raise forward_error(self)
-        if self._has_own_methods:
-            return self._run_with_own_methods(input, hx, lengths, return_all_states)
+    def forward(
+        self,
+        input: TensorOrPacked,
+        hx: Pair | None = None,
+        lengths: Lengths = None,
+        return_all_states: bool = False,
+    ) -> tuple[TensorOrPacked, Pair] | tuple[TensorOrPacked, Pair, tuple[TensorOrPacked, TensorOrPacked]]:
+        """Run the layer over a sequence; see `fastrnn.functional.lstm`.
+
+        input: `[T, B, I]`, `[B, T, I]` with batch_first, `[T, I]` unbatched, or a PackedSequence
+        hx: initial states `(h_0, c_0)`, None for zeros
+        lengths: `[B]`, of the sequences in a padded input: any integers from 0 to T, on any device; the plain
+            alternative to a PackedSequence. `output` is zero past a length
+        return_all_states: return the states of every step, too
+
+        Returns `output, (h_n, c_n)`; with return_all_states a third result `(h, c)` of every step,
+        `[L*D, T, B, P]` and `[L*D, T, B, H]`.
+
+        Raises KindError if `input` or `hx` is something else, torch.fx.proxy.TraceError if a Tracer of
+        torch.fx runs this itself (it may only record calls of the layer), else as the function.
+        """
         return self._run(input, hx, lengths, return_all_states)
 
-    signature = inspect.signature(forward)
-    functools.update_wrapper(forward, script)
-    forward.__signature__ = signature
-    return forward
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+class _OneStateLayer(_Layer):
+    """A layer with the state h: `forward` as Python runs it."""
+
+    @overload
+    def forward(
+        self,
+        input: TensorOrPackedT,
+        hx: Tensor | None = None,
+        lengths: Lengths = None,
+        return_all_states: Literal[False] = False,
+    ) -> tuple[TensorOrPackedT, Tensor]: ...
+    @overload
+    def forward(
+        self,
+        input: TensorOrPackedT,
+        hx: Tensor | None = None,
+        lengths: Lengths = None,
+        *,
+        return_all_states: Literal[True],
+    ) -> tuple[TensorOrPackedT, Tensor, TensorOrPackedT]: ...
+    @overload
+    def forward(
+        self,
+        input: TensorOrPackedT,
+        hx: Tensor | None = None,
+        lengths: Lengths = None,
+        *,
+        return_all_states: bool,
+    ) -> tuple[TensorOrPackedT, Tensor] | tuple[TensorOrPackedT, Tensor, Any]: ...
+    def forward(
+        self,
+        input: TensorOrPacked,
+        hx: Tensor | None = None,
+        lengths: Lengths = None,
+        return_all_states: bool = False,
+    ) -> tuple[TensorOrPacked, Tensor] | tuple[TensorOrPacked, Tensor, TensorOrPacked]:
+        """As LSTM.forward, with one state `h_0`. Returns `output, h_n`, and h of every step if wanted."""
+        return self._run(input, hx, lengths, return_all_states)
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+def _in_place_of(forward):
+    """Let Python run `forward` in place of the decorated function, which TorchScript compiles. That wants one
+    type for each argument, and a function in the body of the layer's class, which it finds by __wrapped__."""
+
+    def mark(script):
+        copy = types.FunctionType(forward.__code__, forward.__globals__, argdefs=forward.__defaults__)
+        functools.update_wrapper(copy, forward)
+        copy.__qualname__ = script.__qualname__
+        copy.__signature__ = inspect.signature(forward)  # inspect would follow __wrapped__
+        copy.__wrapped__ = script
+        return copy
+
+    return mark
 
 
 def _takes(change):
@@ -293,106 +401,88 @@ def _with_nonlinearity(arguments):
     return [*arguments[:first], nonlinearity, *arguments[first:]]
 
 
-class LSTM(_Layer, torch.nn.LSTM):
+class LSTM(_TwoStateLayer, torch.nn.LSTM):
     """torch.nn.LSTM, computed by fastrnn. Arguments, shapes and attributes: see torch.nn.LSTM."""
 
-    @_takes(lambda arguments: arguments.values())
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    if not TYPE_CHECKING:  # it sees __init__ of torch.nn, and forward of the class above
 
-    @_overload_method
-    def forward(
-        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        pass
+        @_takes(lambda arguments: arguments.values())
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
 
-    @_overload_method
-    def forward(  # noqa: F811
-        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]:
-        pass
+        @_overload_method
+        def forward(self, input: Tensor, hx: Pair | None = None) -> tuple[Tensor, Pair]:
+            pass
 
-    @_with_sequences
-    def forward(self, input, hx=None):  # noqa: F811
-        """Run the layer over a sequence; see `fastrnn.functional.lstm`.
+        @_overload_method
+        def forward(self, input: PackedSequence, hx: Pair | None = None) -> tuple[PackedSequence, Pair]:  # noqa: F811
+            pass
 
-        input: `[T, B, I]`, `[B, T, I]` with batch_first, `[T, I]` unbatched, or a PackedSequence
-        hx: initial states `(h_0, c_0)`, None for zeros
-        lengths: `[B]`, of the sequences in a padded input: any integers from 0 to T, on any device; the plain
-            alternative to a PackedSequence. `output` is zero past a length
-        return_all_states: return the states of every step, too
-
-        Returns `output, (h_n, c_n)`; with return_all_states a third result `(h, c)` of every step,
-        `[L*D, T, B, P]` and `[L*D, T, B, H]`.
-
-        Raises KindError if `input` or `hx` is something else, torch.fx.proxy.TraceError if a Tracer of
-        torch.fx runs this itself (it may only record calls of the layer), else as the function.
-        """
-        states: list[Tensor] = [] if hx is None else [hx[0], hx[1]]
-        if isinstance(input, PackedSequence):
-            output, last = self._script_packed(input, states)
-            h, c = last
-        else:
-            output, h, c = self._script_rows(input, None, states)
-        return output, (h, c)
+        @_in_place_of(_TwoStateLayer.forward)
+        def forward(self, input, hx=None):  # noqa: F811
+            states: list[Tensor] = [] if hx is None else [hx[0], hx[1]]
+            if isinstance(input, PackedSequence):
+                output, last = self._script_packed(input, states)
+                h, c = last
+            else:
+                output, h, c = self._script_rows(input, None, states)
+            return output, (h, c)
 
 
-class GRU(_Layer, torch.nn.GRU):
+class GRU(_OneStateLayer, torch.nn.GRU):
     """torch.nn.GRU, computed by fastrnn. Arguments, shapes and attributes: see torch.nn.GRU."""
 
-    @_takes(_without_projection)
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    if not TYPE_CHECKING:  # it sees __init__ of torch.nn, and forward of the class above
 
-    @_overload_method
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        pass
+        @_takes(_without_projection)
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
 
-    @_overload_method
-    def forward(  # noqa: F811
-        self, input: PackedSequence, hx: Tensor | None = None
-    ) -> tuple[PackedSequence, Tensor]:
-        pass
+        @_overload_method
+        def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            pass
 
-    @_with_sequences
-    def forward(self, input, hx=None):  # noqa: F811
-        """As LSTM.forward, with one state `h_0`. Returns `output, h_n`, and h of every step if wanted."""
-        states: list[Tensor] = [] if hx is None else [hx]
-        if isinstance(input, PackedSequence):
-            output, last = self._script_packed(input, states)
-            (h,) = last
-        else:
-            output, h = self._script_rows(input, None, states)
-        return output, h
+        @_overload_method
+        def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]:  # noqa: F811
+            pass
+
+        @_in_place_of(_OneStateLayer.forward)
+        def forward(self, input, hx=None):  # noqa: F811
+            states: list[Tensor] = [] if hx is None else [hx]
+            if isinstance(input, PackedSequence):
+                output, last = self._script_packed(input, states)
+                (h,) = last
+            else:
+                output, h = self._script_rows(input, None, states)
+            return output, h
 
 
-class RNN(_Layer, torch.nn.RNN):
+class RNN(_OneStateLayer, torch.nn.RNN):
     """torch.nn.RNN, computed by fastrnn. Arguments, shapes and attributes: see torch.nn.RNN."""
 
-    @_takes(_with_nonlinearity)
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    if not TYPE_CHECKING:  # it sees __init__ of torch.nn, and forward of the class above
 
-    @_overload_method
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        pass
+        @_takes(_with_nonlinearity)
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
 
-    @_overload_method
-    def forward(  # noqa: F811
-        self, input: PackedSequence, hx: Tensor | None = None
-    ) -> tuple[PackedSequence, Tensor]:
-        pass
+        @_overload_method
+        def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            pass
 
-    @_with_sequences
-    def forward(self, input, hx=None):  # noqa: F811
-        """As LSTM.forward, with one state `h_0`. Returns `output, h_n`, and h of every step if wanted."""
-        states: list[Tensor] = [] if hx is None else [hx]
-        if isinstance(input, PackedSequence):
-            output, last = self._script_packed(input, states)
-            (h,) = last
-        else:
-            output, h = self._script_rows(input, None, states)
-        return output, h
+        @_overload_method
+        def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]:  # noqa: F811
+            pass
+
+        @_in_place_of(_OneStateLayer.forward)
+        def forward(self, input, hx=None):  # noqa: F811
+            states: list[Tensor] = [] if hx is None else [hx]
+            if isinstance(input, PackedSequence):
+                output, last = self._script_packed(input, states)
+                (h,) = last
+            else:
+                output, h = self._script_rows(input, None, states)
+            return output, h
 
 
 class LSTMCell(_Cell, torch.nn.LSTMCell):
@@ -414,6 +504,9 @@ class LSTMCell(_Cell, torch.nn.LSTMCell):
         else:
             return self._run(input, hx)
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
 
 class GRUCell(_Cell, torch.nn.GRUCell):
     """torch.nn.GRUCell, computed by fastrnn. Arguments, shapes and attributes: see torch.nn.GRUCell."""
@@ -427,6 +520,9 @@ class GRUCell(_Cell, torch.nn.GRUCell):
             return h
         else:
             return self._run(input, hx)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 class RNNCell(_Cell, torch.nn.RNNCell):
@@ -445,3 +541,6 @@ class RNNCell(_Cell, torch.nn.RNNCell):
             return h
         else:
             return self._run(input, hx)
+
+    if TYPE_CHECKING:
+        __call__ = forward

@@ -3,6 +3,7 @@
 import torch
 
 from .reference import CELLS, rnn
+from .sequences import Options
 
 __all__ = ["OPERATORS", "is_foreign"]
 
@@ -31,17 +32,17 @@ def _cell(input, states, weights, cell):
 
 def _rnn(x, batch_sizes, states, weights, *options):
     torch.ops.fastrnn.rnn(*_shapes([x]), batch_sizes, _shapes(states), _shapes(weights), *options)
-    cell, bias, num_layers, dropout, training, bidirectional, batch_first, _ = options
+    o = Options(*options)
     return rnn(
         x,
         states,
         weights,
-        cell,
-        bias=bias,
-        num_layers=num_layers,
-        dropout=dropout if training else 0.0,
-        bidirectional=bidirectional,
-        batch_first=batch_first,
+        o.cell,
+        bias=o.bias,
+        num_layers=o.num_layers,
+        dropout=o.dropout if o.training else 0.0,
+        bidirectional=o.bidirectional,
+        batch_first=o.batch_first,
         batch_sizes=batch_sizes,
     )
 

@@ -19,12 +19,13 @@ SHARED_KIB = {
 }  # fmt: skip
 
 
-# SMs of each group (GPC) within which a cluster lies, by compute capability and SMs in all. No GPU tells, but
-# these agree with what was seen on an H100 SXM: clusters of 8 on 120 of its 132 SMs, and groups of 16 and 18
+# SMs of each GPC, by compute capability and SMs in all. A GPC is a graphics processing cluster; a cluster of
+# blocks lies within one. No GPU tells these numbers, but they agree with what was seen on an H100 SXM:
+# clusters of 8 on 120 of its 132 SMs, and GPCs of 16 and 18 SMs
 # (https://github.com/accel-sim/gpu-app-collection/pull/87, https://github.com/NVIDIA/cutlass/issues/1921).
-GROUPS = {((9, 0), 132): (18, 18, 18, 16, 16, 16, 16, 14)}
-# Of others: full groups and a rest, as CUTLASS reckons (get_max_cta_occupancy of its tile schedulers).
-MOST_SMS_OF_A_GROUP = 18
+GPCS = {((9, 0), 132): (18, 18, 18, 16, 16, 16, 16, 14)}
+# Of others: full GPCs and a rest, as CUTLASS reckons (get_max_cta_occupancy of its tile schedulers).
+MOST_SMS_OF_A_GPC = 18
 MOST_CLUSTER = 16  # blocks; csrc/cuda/plan.h
 
 MANY_STEPS = 100
@@ -49,9 +50,9 @@ class Gpu:
         """How many clusters of 1, 2, .. 16 blocks run at once, one block an SM; none before 9.0."""
         if self.capability < (9, 0):
             return [0] * MOST_CLUSTER
-        full, rest = divmod(self.sms, MOST_SMS_OF_A_GROUP)
-        groups = GROUPS.get((self.capability, self.sms), [MOST_SMS_OF_A_GROUP] * full + [rest])
-        return [sum(group // blocks for group in groups) for blocks in range(1, MOST_CLUSTER + 1)]
+        full, rest = divmod(self.sms, MOST_SMS_OF_A_GPC)
+        gpcs = GPCS.get((self.capability, self.sms), [MOST_SMS_OF_A_GPC] * full + [rest])
+        return [sum(sms // blocks for sms in gpcs) for blocks in range(1, MOST_CLUSTER + 1)]
 
 
 def make_plans(
@@ -64,7 +65,7 @@ def make_plans(
     gpu: Gpu | None = None,
     projected: bool = False,
 ) -> dict[str, dict]:
-    """The plans of forward and backward, fields as in csrc/cuda/plan.h. FASTRNN_CUDA_TIER forces a tier.
+    """The plans of forward and backward, fields as in csrc/cuda/plan.h. FASTRNN_CUDA_PLAN forces a kind.
 
     gpu: None is the one that is here. A build with CUDA asks it what fits; for others a table says so.
     """
@@ -80,9 +81,9 @@ def make_plans(
         shared_bytes=1024 * SHARED_KIB[gpu.capability],
         clusters=gpu.clusters,
     )
-    tier = _C.forced_cuda_tier()
+    kind = _C.forced_cuda_plan()
     return {
-        name: _C.plan(**problem, **device, backward=backward, tier=tier) for name, backward in passes.items()
+        name: _C.plan(**problem, **device, backward=backward, kind=kind) for name, backward in passes.items()
     }
 
 
@@ -97,17 +98,17 @@ def core_round_trip() -> float | None:
 
 
 def describe(plan: dict) -> str:
-    text = f"tier {plan['tier']}: {plan['reason']}"
+    text = f"{plan['kind']}: {plan['reason']}"
     if plan["refused"]:
-        text += f" (the GPU cannot run tier {' or '.join(map(str, plan['refused']))} now)"
-    if plan["tier"] == 0:
+        text += f" (the GPU cannot run {' or '.join(plan['refused'])} now)"
+    if plan["kind"] == "stepwise":
         return text
     warps = plan["row_warps"] * plan["k_warps"]
     both = ", both directions at once" if plan["directions"] == 2 else ""
     return (
         f"{text}\n"
-        f"    {plan['groups']} group(s) of {plan['blocks']} block(s){both}\n"
-        f"    a group: {plan['tiles']} tile(s) of {plan['tile_batch']} sequences in turn\n"
+        f"    {plan['block_groups']} block group(s) of {plan['blocks']} block(s){both}\n"
+        f"    a block group: {plan['tiles']} tile(s) of {plan['tile_batch']} sequences in turn\n"
         f"    a block: {plan['units_of_block']} units, {warps} warps ({plan['row_warps']} x "
         f"{plan['k_warps']} along k), {plan['shared_bytes']} bytes of shared memory"
     )

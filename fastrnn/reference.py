@@ -8,7 +8,8 @@ Sizes: `T` time, `B` batch, `I` input, `H` hidden, `P` projected hidden (`P = H`
 gates of the cell, `D` directions, `L` layers. Weights are those of torch.nn: gates are stacked along the
 rows.
 
-To add a cell: write its step and add a row to `CELLS`. Tests and benchmarks iterate over that table.
+To add a cell: write its step and a row of `CELLS`. Tests and benchmarks iterate over that table. The facts
+of a cell stand with its kernels; see `fastrnn.cells`.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from torch import Tensor
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import linear
 
+from . import cells
+
 __all__ = [
     "CELLS",
     "Cell",
     "gru_step",
     "lstm_step",
-    "num_weights",
     "rnn",
     "rnn_step",
     "sweep",
@@ -114,40 +116,52 @@ def rnn_step(x, state, W_ih, W_hh, b_ih=None, b_hh=None, *, nonlinearity: str = 
 
 @dataclass(frozen=True)
 class Cell:
-    """A row of `CELLS`: what there is to know of a cell besides its kernels.
+    """A row of `CELLS`: who judges a cell.
 
     Attributes:
         name: as the operators call it
-        gates: `G`, the blocks of `H` rows in `W_ih`, `W_hh`, `b_ih` and `b_hh`
-        states: how many tensors a step carries to the next, `h` first
-        step: `step(x, state, W_ih, W_hh, b_ih, b_hh) -> state`
-        layer: the torch.nn class of the layer; fastrnn's has the same name
-        cell: the torch.nn class of the cell; fastrnn's has the same name
+        step: `step(x, state, *weights) -> state`, weights in the order of `fastrnn.cells`, None for those
+            that the layer does not have
+        layer, cell: the torch.nn classes of the layer and of the cell, None if torch.nn has none. fastrnn's
+            have the same names.
         kwargs: what both classes need besides their sizes
-        projection: whether the layer takes `proj_size`, and the step a last argument `W_hr`
     """
 
     name: str
-    gates: int
-    states: int
     step: Callable[..., State]
-    layer: type[torch.nn.RNNBase]
-    cell: type[torch.nn.RNNCellBase]
+    layer: type[torch.nn.RNNBase] | None = None
+    cell: type[torch.nn.RNNCellBase] | None = None
     kwargs: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    projection: bool = False
+
+    @property
+    def info(self) -> cells.CellInfo:
+        return cells.CELLS[self.name]
+
+    @property
+    def gates(self) -> int:
+        """`G`, the blocks of `H` rows in `W_ih`, `W_hh`, `b_ih` and `b_hh`."""
+        return len(self.info.gates)
+
+    @property
+    def states(self) -> int:
+        """How many tensors a step carries to the next, `h` first."""
+        return len(self.info.states)
+
+    @property
+    def projection(self) -> bool:
+        """Whether the layer takes `proj_size`, and the step a last argument `W_hr`."""
+        return self.info.can_project
 
 
 CELLS: Mapping[str, Cell] = MappingProxyType(
     {
         row.name: row
         for row in (
-            Cell("lstm", 4, 2, lstm_step, torch.nn.LSTM, torch.nn.LSTMCell, projection=True),
-            Cell("gru", 3, 1, gru_step, torch.nn.GRU, torch.nn.GRUCell),
+            Cell("lstm", lstm_step, torch.nn.LSTM, torch.nn.LSTMCell),
+            Cell("gru", gru_step, torch.nn.GRU, torch.nn.GRUCell),
             *(
                 Cell(
                     f"rnn_{name}",
-                    1,
-                    1,
                     partial(rnn_step, nonlinearity=name),
                     torch.nn.RNN,
                     torch.nn.RNNCell,
@@ -158,11 +172,6 @@ CELLS: Mapping[str, Cell] = MappingProxyType(
         )
     }
 )
-
-
-def num_weights(bias: bool, projection: bool) -> int:
-    """The weights of one layer in one direction: `W_ih, W_hh[, b_ih, b_hh][, W_hr]`."""
-    return 2 + 2 * bias + projection
 
 
 def weight_shapes(
@@ -176,13 +185,11 @@ def weight_shapes(
     bidirectional: bool = False,
 ) -> list[tuple[int, ...]]:
     """Shapes of the flat list of weights, ordered as torch.nn's `_flat_weights`; `P = 0` is no projection."""
-    row = CELLS[cell] if isinstance(cell, str) else cell
-    GH, D = row.gates * H, 1 + bidirectional
+    info, D = (CELLS[cell] if isinstance(cell, str) else cell).info, 1 + bidirectional
     shapes: list[tuple[int, ...]] = []
     for layer in range(num_layers):
-        of_one = [(GH, I if layer == 0 else D * (P or H)), (GH, P or H)]
-        of_one += [(GH,), (GH,)] * bias + [(P, H)] * bool(P)
-        shapes += of_one * D
+        inputs = I if layer == 0 else D * (P or H)
+        shapes += [info.shape_of(p, inputs, H, P or H) for p in info.parameters_of(bias, bool(P))] * D
     return shapes
 
 
@@ -247,11 +254,13 @@ def rnn(
     row = CELLS[cell] if isinstance(cell, str) else cell
     D = 1 + bidirectional
     each = len(weights) // (num_layers * D)
-    projection = each == num_weights(bias, True)
-    if each * num_layers * D != len(weights) or each != num_weights(bias, projection):
-        raise ValueError(f"weights: {len(weights)} tensors for L={num_layers}, D={D}, bias={bias}")
-    if projection and not row.projection:
-        raise ValueError(f"weights: W_hr given, but {row.name} has no projection")
+    forms = [row.info.parameters_of(bias, projected) for projected in (False, row.projection)]
+    parameters = next((form for form in forms if len(form) * num_layers * D == len(weights)), None)
+    if parameters is None:
+        has = "a projection" if row.projection else "no projection"
+        raise ValueError(
+            f"weights: {len(weights)} tensors for L={num_layers}, D={D}, bias={bias}; {row.name} has {has}"
+        )
 
     # Every form of input becomes packed rows.
     unbatched = batch_sizes is None and input.dim() == 2
@@ -275,9 +284,8 @@ def rnn(
         outputs = []
         for direction in range(D):
             k = layer * D + direction
-            ws = list(weights[k * each : (k + 1) * each])
-            if not bias:
-                ws[2:2] = [None, None]
+            given = iter(weights[k * each : (k + 1) * each])
+            ws = [next(given) if p in parameters else None for p in row.info.parameters]
             output, state = sweep(row.step, x, tuple(s[k] for s in hx), ws, sizes, reverse=direction == 1)
             outputs.append(output)
             last.append(state)

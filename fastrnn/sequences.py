@@ -13,10 +13,27 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import linear
+from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["Rows", "cell_states", "rows_of", "run_each_layer", "run_layers"]
+from .cells import CELLS
+
+__all__ = ["Options", "Rows", "cell_states", "form_of", "rows_of", "run_each_layer", "run_layers"]
 
 _rnn = torch.ops.fastrnn.rnn.default
+_layer = torch.ops.fastrnn.layer.default
+
+
+class Options(NamedTuple):
+    """What the operator fastrnn::rnn takes after the tensors, in its order; see `fastrnn.functional.lstm`."""
+
+    cell: str
+    bias: bool = True
+    num_layers: int = 1
+    dropout: float = 0.0
+    training: bool = False
+    bidirectional: bool = False
+    batch_first: bool = False
+    checkpoint_gates: bool = False
 
 
 class Rows(NamedTuple):
@@ -121,77 +138,171 @@ def find_rows(lengths: Tensor, T: int, batch_first: bool) -> Rows:
     return Rows(index, runs.sum(1), order)
 
 
-def run_layers(
-    x,
-    batch_sizes,
-    states,
-    weights,
-    cell,
-    bias,
-    num_layers,
-    dropout,
-    training,
-    bidirectional,
-    checkpoint_gates,
-):
+# ---- forms of input ----
+
+
+class _TimeMajor:
+    """`[T, B, I]`, as the operator takes it. The other forms of input say what differs.
+
+    Attributes:
+        x, batch_sizes: what the operator takes, `[T, B, I]` and None, or packed rows `[R, I]` and their sizes
+        B: how many sequences that is
+        order: these among all sequences of the input, `[B]`, or None if they are all and in their order
+    """
+
+    batch_sizes = order = None
+
+    def __init__(self, input):
+        self.x, self.B = input, input.shape[1]
+
+    def state_size(self, LD, width):
+        """The size of a state as it is given, of LD layers and directions."""
+        return LD, self.B, width
+
+    def take(self, state):
+        """A state as it is given, `[L*D, B, .]` for the operator."""
+        return state
+
+    def give(self, y):
+        """The operator's output in the form of the input."""
+        return y
+
+    def give_state(self, state, initial):
+        """A last state of the operator in the form of the one that was given, or of None."""
+        return state
+
+    def give_every(self, states):
+        """A state of every step, `[T, B, L*D, .]` or `[R, L*D, .]`, in the form of the results."""
+        return states.movedim(-2, 0)
+
+
+class _BatchFirst(_TimeMajor):
+    """`[B, T, I]`."""
+
+    def __init__(self, input):
+        super().__init__(input.transpose(0, 1))
+
+    def give(self, y):
+        return y.transpose(0, 1)
+
+    def give_every(self, states):
+        return super().give_every(states).transpose(1, 2)
+
+
+class _Unbatched(_TimeMajor):
+    """`[T, I]`."""
+
+    def __init__(self, input):
+        super().__init__(input.unsqueeze(1))
+
+    def state_size(self, LD, width):
+        return LD, width
+
+    def take(self, state):
+        return state.unsqueeze(1)
+
+    def give(self, y):
+        return y.squeeze(1)
+
+    def give_state(self, state, initial):
+        return state.squeeze(1)
+
+    def give_every(self, states):
+        return super().give_every(states).squeeze(2)
+
+
+class _Packed(_TimeMajor):
+    """A PackedSequence."""
+
+    def __init__(self, input):
+        self.input = input
+        self.x, self.batch_sizes, self.order, self.restored = input
+        self.B = self.batch_sizes[0] if torch.jit.is_tracing() else int(self.batch_sizes[0])
+
+    def take(self, state):
+        return state if self.order is None else state.index_select(1, self.order)
+
+    def give(self, y):
+        return PackedSequence(y, *self.input[1:])
+
+    def give_state(self, state, initial):
+        return state if self.restored is None else state.index_select(1, self.restored)
+
+    def give_every(self, states):
+        return self.give(states)
+
+
+class _WithLengths(_TimeMajor):
+    """`[T, B, I]` or `[B, T, I]`, and the lengths of the sequences: run as packed rows."""
+
+    def __init__(self, input, lengths, batch_first):
+        self.size = input.shape[:2]
+        T, self.B = reversed(self.size) if batch_first else self.size
+        rows = rows_of(lengths, self.B, T, batch_first).to(input.device)
+        self.index, self.order = rows.index, rows.order
+        self.x, self.batch_sizes = input.flatten(0, 1).index_select(0, rows.index), rows.batch_sizes
+        self.is_empty = not in_graph() and not len(rows.order)
+        if self.is_empty:  # one step of no sequence: gradients are zeros as of any batch
+            self.x, self.batch_sizes = self.x.unsqueeze(0), None
+
+    def take(self, state):
+        if torch.jit.is_tracing():  # a trace keeps no check of Python's, but this takes B sequences alone
+            state = state.split([self.B], 1)[0]
+        return state.index_select(1, self.order)
+
+    def give(self, y):
+        """Back to where the rows came from, and zero elsewhere."""
+        y = y.squeeze(0) if self.is_empty else y
+        padded = y.new_zeros(self.size[0] * self.size[1], *y.shape[1:])
+        return padded.index_copy(0, self.index, y).unflatten(0, self.size)
+
+    def give_state(self, state, initial):
+        """What sequences of length 0 have is their initial state."""
+        if initial is None:
+            initial = state.new_zeros(state.shape[0], self.B, state.shape[2])
+        return initial.to(state.dtype).index_copy(1, self.order, state)
+
+    def give_every(self, states):
+        return self.give(states).movedim(-2, 0)
+
+
+def form_of(input, lengths, batch_first) -> _TimeMajor:
+    """The form of an input: a PackedSequence, or a Tensor of 2 or 3 dimensions; with lengths of 3."""
+    if isinstance(input, PackedSequence):
+        return _Packed(input)
+    if lengths is not None:
+        return _WithLengths(input, lengths, batch_first)
+    if input.dim() == 2:
+        return _Unbatched(input)
+    return _BatchFirst(input) if batch_first else _TimeMajor(input)
+
+
+# ---- states of every step ----
+
+
+def run_layers(x, batch_sizes, states, weights, options: Options):
     """The operator fastrnn::rnn, layer by layer, with the states of every step.
 
     x: `[T, B, I]`, or packed `[R, I]` with `batch_sizes`; states: `[L*D, B, …]` each, or none
 
-    Returns `[output, h_n(, c_n)]` of the operator, and `[h(, c)]` of every step with x's leading dimensions:
-    `[T, B, L*D, P]` and `[T, B, L*D, H]`, or `[R, L*D, …]`.
+    Returns `[output, h_n(, further states)]` of the operator, and `[h(, further states)]` of every step with
+    the leading dimensions of x: `[T, B, L*D, P]` and `[T, B, L*D, H]`, or `[R, L*D, …]`.
     """
-    D = 1 + bidirectional
-    if cell != "lstm":
-        sizes = None
-    elif torch.jit.is_tracing():
-        sizes = batch_sizes
-        if batch_sizes is None:
-            sizes = torch.ones(x.shape[0], dtype=torch.int64, device="cpu") * x.shape[1]
-    else:
-        sizes = [x.shape[1]] * x.shape[0] if batch_sizes is None else batch_sizes.tolist()
-    every_h, every_c, last = [], [], []
-    options = cell, bias, num_layers, dropout, training, bidirectional, checkpoint_gates
-    for below, first, of_layer, (y, *final) in run_each_layer(x, batch_sizes, states, weights, *options):
-        every_h.append(y.unflatten(-1, (D, -1)))
-        last.append(final)
-        if cell == "lstm":
-            each = len(of_layer) // D
-            h_0, c_0 = first or [torch.zeros_like(s) for s in final]
-            for d in range(D):
-                c = cell_states(
-                    below.flatten(0, -2),
-                    every_h[-1].select(-2, d).flatten(0, -2),
-                    h_0[d],
-                    c_0[d],
-                    of_layer[d * each : (d + 1) * each],
-                    bias,
-                    sizes,
-                    reverse=d == 1,
-                )
-                every_c.append(c.unflatten(0, y.shape[:-1]).unsqueeze(-2))
-    results = [y, *(torch.cat(s) for s in zip(*last, strict=True))]
-    return results, [torch.cat(every, -2) for every in (every_h, every_c) if every]
+    run = _run_layer_by_steps if _has_unknown_states(options.cell) else _run_layer
+    each_layer = run_each_layer(x, batch_sizes, states, weights, options, run)
+    results = [(y, last, every) for _, (y, last, every) in each_layer]
+    y = results[-1][0]
+    last = [torch.cat(s) for s in zip(*(last for _, last, _ in results), strict=True)]
+    every = [torch.cat(s, -2) for s in zip(*(every for _, _, every in results), strict=True)]
+    return [y, *last], every
 
 
-def run_each_layer(
-    x,
-    batch_sizes,
-    states,
-    weights,
-    cell,
-    bias,
-    num_layers,
-    dropout,
-    training,
-    bidirectional,
-    checkpoint_gates,
-):
-    """Run the operator fastrnn::rnn layer by layer, with the arguments of run_layers.
+def run_each_layer(x, batch_sizes, states, weights, options: Options, run):
+    """Call `run(x, batch_sizes, states, weights, options)`, which returns y and more, layer by layer.
 
-    Yields of each layer `input, first states, weights, results`.
+    Yields of each layer its arguments and its results. The other arguments are those of run_layers.
     """
-    D = 1 + bidirectional
+    num_layers, D = options.num_layers, 1 + options.bidirectional
     each, rest = divmod(len(weights), max(num_layers * D, 1))
     if num_layers < 1:
         raise ValueError(f"num_layers: expected at least 1, got {num_layers}")
@@ -200,14 +311,83 @@ def run_each_layer(
             f"weights: expected as many for each of {num_layers} layer(s) and {D} direction(s), "
             f"got {len(weights)} tensors"
         )
+    of_one = options._replace(num_layers=1, dropout=0.0, training=False, batch_first=False)
     for layer in range(num_layers):
         k = layer * D
         first, of_layer = [s[k : k + D] for s in states], weights[k * each : (k + D) * each]
-        options = cell, bias, 1, 0.0, False, bidirectional, False, checkpoint_gates
-        results = _rnn(x, batch_sizes, first, of_layer, *options)
-        yield x, first, of_layer, results
-        y = results[0]
-        x = drop(y, dropout) if training and dropout and layer + 1 < num_layers else y
+        arguments = x, batch_sizes, first, of_layer, of_one
+        results = run(*arguments)
+        yield arguments, results
+        x = results[0]
+        if options.training and options.dropout and layer + 1 < num_layers:
+            x = drop(x, options.dropout)
+
+
+def run_layer(x, batch_sizes, states, weights, options: Options):
+    """The operator with one layer."""
+    return _rnn(x, batch_sizes, states, weights, *options)
+
+
+def _run_layer(x, batch_sizes, states, weights, options):
+    """One layer: its output, its last states, and its states of every step."""
+    y, *last = run_layer(x, batch_sizes, states, weights, options)
+    D = 1 + options.bidirectional
+    h = y.unflatten(-1, (D, -1))
+    if len(last) == 1:
+        return y, last, [h]
+    each = len(weights) // D
+    h_0, c_0 = states or [torch.zeros_like(s) for s in last]
+    sizes = _sizes_of_steps(x, batch_sizes)
+    c = [
+        _FROM_H[options.cell](
+            x.flatten(0, -2),
+            h.select(-2, d).flatten(0, -2),
+            h_0[d],
+            c_0[d],
+            weights[d * each : (d + 1) * each],
+            options.bias,
+            sizes,
+            reverse=d == 1,
+        ).unflatten(0, y.shape[:-1])
+        for d in range(D)
+    ]
+    return y, last, [h, torch.stack(c, -2)]
+
+
+def _run_layer_by_steps(x, batch_sizes, states, weights, options):
+    """The same, for a cell with states that h does not tell: a call for each step."""
+    D, packed = 1 + options.bidirectional, batch_sizes is not None
+    each, info = len(weights) // D, CELLS[options.cell]
+    rows = x.split(batch_sizes.tolist()) if packed else x.unbind()
+    if not states:
+        P, H = weights[1].shape[1], weights[0].shape[0] // len(info.gates)
+        widths = P, *[H] * (len(info.states) - 1)
+        states = [x.new_zeros(D, len(rows[0]), width) for width in widths]
+    flags = options.cell, False, False, options.checkpoint_gates
+    every, last = [], []
+    for d in range(D):
+        now = [s[d] for s in states]
+        of_steps = [None] * len(rows)
+        for t in range(len(rows) - 1, -1, -1) if d else range(len(rows)):
+            n = len(rows[t])
+            of_direction = weights[d * each : (d + 1) * each]
+            before = [s[:n] for s in now]
+            of_steps[t] = _layer(rows[t], None, before, of_direction, *flags)
+            now = [torch.cat([new, s[n:]]) for new, s in zip(of_steps[t], now, strict=True)]
+        join = torch.cat if packed else torch.stack
+        every.append([join(s) for s in zip(*of_steps, strict=True)])
+        last.append(now)
+    every = [torch.stack(s, -2) for s in zip(*every, strict=True)]
+    return every[0].flatten(-2), [torch.stack(s) for s in zip(*last, strict=True)], every
+
+
+def _sizes_of_steps(x, batch_sizes):
+    """The rows of each step; under torch.jit.trace a tensor, so that the trace takes other ones."""
+    if torch.jit.is_tracing():
+        if batch_sizes is not None:
+            return batch_sizes
+        return torch.ones(x.shape[0], dtype=torch.int64, device="cpu") * x.shape[1]
+    return [x.shape[1]] * x.shape[0] if batch_sizes is None else batch_sizes.tolist()
 
 
 def cell_states(x, h, h_0, c_0, weights, bias, sizes, *, reverse) -> Tensor:
@@ -270,3 +450,11 @@ def _previous(sizes: Tensor | Sequence[int], reverse: bool) -> Tensor:
     other = t + 1 if reverse else t - 1
     runs = torch.cat([n, n.new_zeros(1)])[other] > k  # t - 1 = -1 is the zero at the end, too
     return torch.where(runs, n[0] + start[other.clamp(0, n.shape[0] - 1)] + k, k)
+
+
+# The cells whose further state follows from h of every step, and how.
+_FROM_H = {"lstm": cell_states}
+
+
+def _has_unknown_states(cell):
+    return len(CELLS[cell].states) > 1 and cell not in _FROM_H

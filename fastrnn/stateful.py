@@ -5,20 +5,26 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.utils.checkpoint
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map
 
-from .fx import Leaf
+from .transforms.fx import Leaf
 
 __all__ = ["Stateful"]
 
 
-# Attributes of Stateful that torch.nn.Module has no part in, not even if they are set to a Parameter.
+LayerT = TypeVar("LayerT", bound=torch.nn.Module)
+RecurrentT = TypeVar("RecurrentT", bound=torch.nn.RNNBase | torch.nn.RNNCellBase)
+TensorOrPackedT = TypeVar("TensorOrPackedT", Tensor, PackedSequence)
+
+# Plain attributes of Stateful: torch.nn.Module registers none of them, even if the value is a Parameter.
 _STATE = ("state", "_state", "_examples", "_region")
 
 
@@ -26,19 +32,24 @@ class _Kept:
     """The state between two calls.
 
     Attributes:
-        _state: outside of torch.vmap
-        _examples: under torch.vmap; None if it is that outside
-        _region: what surrounded the last call
+        _state: the state outside of torch.vmap
+        _examples: the state under torch.vmap; None if that begins from `_state`
+        _region: what surrounded the last call: _INFERENCE, _AUTOCAST and _FUNCTORCH, or _ANY
     """
 
-    def _begin(self, other: _Kept | None = None):
-        """From zeros, or as `other`."""
+    _state: Any
+    _examples: Any
+    _region: int
+
+    def _begin(self, other: _Kept | None = None) -> None:
+        """Begin from zeros, or from what `other` keeps."""
         self._state = other and other._state
         self._examples = other and other._examples
         self._region = other._region if other else 0
 
-    def _get(self):
-        # Where nothing around the calls has changed. Looking at the tensors would take a small step's time.
+    def _get(self) -> Any:
+        # The quick way, if nothing around the calls has changed. To look at the tensors takes as long as a
+        # small step.
         if torch.compiler.is_compiling() or _is_plain(self._region) and _region() == self._region:
             return self._state
         vmaps = _vmaps()
@@ -49,7 +60,7 @@ class _Kept:
             raise RuntimeError("state: expected as many examples as in the last torch.vmap, or reset() first")
         return examples
 
-    def _put(self, state):
+    def _put(self, state: Any) -> None:
         self._region = _ANY if torch.compiler.is_compiling() else _region()
         under_vmap = self._region != _ANY and not _is_plain(self._region) and bool(_vmaps())
         if under_vmap and any(map(_examples_of, _tensors(state))):
@@ -59,73 +70,102 @@ class _Kept:
         if under_vmap:
             self._examples = None
 
-    def _map(self, change):
+    def _map(self, change: Callable[[Tensor], Tensor]) -> None:
         self._state = _change(self._state, lambda t: _inside(t, change))
         self._examples = _change(self._examples, lambda t: _inside(t, change))
 
 
-class Stateful(_Kept, Leaf):
+class Stateful(_Kept, Leaf, Generic[LayerT]):
     """Keeps the state of a recurrent layer or cell between calls: each call goes on where the last one ended.
 
         rnn = fastrnn.Stateful(fastrnn.LSTM(128, 256))
         for chunk in stream:                   # truncated back-propagation through time
             loss(rnn(chunk)).backward()
-            rnn.detach()                       # keep the state, forget how it came about
-            rnn.reset(ended)                   # the rows of the batch in which something new begins
+            rnn.detach()                       # keep the state, drop the graph behind it
+            rnn.reset(ended)                   # begin again in the rows of the batch that `ended` marks
 
-    The first call, and one after `reset()`, starts from zeros. The batch must keep its size and order until
-    then. The state follows `.to()`, is in no state dict, and is left behind by pickling and copies, which
-    start from zeros. Replicas share it (torch.nn.DataParallel), so that several at once are an error.
+    The first call begins from zeros, and so does the first one after `reset()`. Between two resets the batch
+    must keep its size and order. `.to()` moves the state, too. The state is in no state dict, and pickles and
+    copies leave it out: they begin from zeros. Replicas of torch.nn.DataParallel share it, so that a call of
+    several replicas at once is an error.
 
-    What surrounds a call:
+    What may surround a call:
 
-    - torch.utils.checkpoint: what runs again in the backward sees the state as it was when the checkpoint
-      began, and leaves the present one alone. With `use_reentrant=True` no gradient flows through the state
-      from one checkpoint to what follows it: a backward that comes there raises RuntimeError, so call
-      `detach()` first. What was compiled (torch.compile) by a call outside of a checkpoint does not see one
-      around it later: compile what calls the checkpoint. Other libraries' checkpoints raise RuntimeError.
-    - torch.autocast: what a call in such a region leaves in 16 bits is cast to the dtype of the layer's
-      parameters by a call outside.
+    - torch.utils.checkpoint: when the backward runs a checkpoint again, the state begins from what it was
+      when the checkpoint began, and the present state does not change. With `use_reentrant=True` no gradient
+      flows through the state from a checkpoint to later calls: a backward that arrives there raises
+      RuntimeError, so call `detach()` first. What torch.compile compiled outside of a checkpoint does not
+      notice a checkpoint around it later: compile the function that calls the checkpoint. Checkpoints of
+      other libraries raise RuntimeError.
+    - torch.autocast: a call inside may leave a state of 16 bits. A call outside casts it to the dtype of the
+      layer's parameters.
     - torch.func: grad, vjp, jvp and the Jacobians leave the value of the state, without derivatives. Under
-      vmap each example has a state of its own, which begins from the one outside, is there for the next vmap
-      of as many, and is forgotten with `reset()`; the state outside stays as it was.
-    - torch.inference_mode: a call outside goes on from a copy of what a call inside left.
-    - torch.jit.trace and torch.export: what they make begins every call from the state of this moment.
+      vmap each example has a state of its own. It begins from the state outside, the next vmap of as many
+      examples goes on from it, and `reset()` drops it. The state outside does not change.
+    - torch.inference_mode: a call outside goes on from a copy of the state that a call inside left.
+    - torch.jit.trace and torch.export: every call of the graph begins from the state at the time of tracing.
 
     Args:
-        layer: fastrnn's or torch.nn's LSTM, GRU, RNN or one of their cells, or any module that is called as
+        layer: an LSTM, GRU, RNN or cell of fastrnn or torch.nn, or any module that is called as
             `layer(input, state)` and returns `output, state`. A state is a tensor of any dtype, None, or a
             tuple, list or dict of states.
 
     Attributes:
         layer: the layer
-        state: as the layer returns it, None before the first call; may be read, and set to go on elsewhere
+        state: the state as the layer returns it, None before the first call. It can be read, and it can be
+            set to go on from another state.
     """
 
-    def __init__(self, layer: torch.nn.Module):
+    layer: LayerT
+
+    def __init__(self, layer: LayerT):
         super().__init__()
         self.layer = layer
         self._begin()
 
-    def forward(self, input, **options):
-        """Go on with `input`; `options` are the layer's, as `lengths=`.
+    @overload
+    def forward(
+        self: Stateful[RecurrentT],
+        input: TensorOrPackedT,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        return_all_states: Literal[False] = False,
+    ) -> TensorOrPackedT: ...
+    @overload
+    def forward(
+        self: Stateful[RecurrentT],
+        input: TensorOrPackedT,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        return_all_states: Literal[True],
+    ) -> tuple[TensorOrPackedT, Any]: ...
+    @overload
+    def forward(self, input: Any, **options: Any) -> Any: ...
+    def forward(self, input: Any, **options: Any) -> Any:
+        """Run the layer on `input`, from the state that the last call left.
 
-        Returns the layer's output alone, for a cell h; with `return_all_states=True` `(output, states)`.
+        Args:
+            input: what the layer takes, see `fastrnn.functional.lstm` and `lstm_cell`
+            options: other keyword arguments of the layer, such as `lengths=`
 
-        Raises RuntimeError in a backward, but for what torch.utils.checkpoint runs again; and if another call
-        has changed the state meanwhile.
+        Returns:
+            The layer's output alone, for a cell h; with `return_all_states=True` `(output, states)`.
+
+        Raises:
+            RuntimeError: the call is in a backward, and not in a torch.utils.checkpoint that runs again; or
+                another call changed the state during this one.
         """
         kept, is_cut = self._find()
         if torch.jit.is_tracing():
             warnings.warn(
-                "Stateful: each call of a trace begins from the state that this one begins from",
+                "Stateful: each call of a trace begins from the state that this call begins from",
                 torch.jit.TracerWarning,
                 stacklevel=2,
             )
         if isinstance(kept, Stateful) and not torch.compiler.is_compiling() and _in_backward():
             raise RuntimeError(
                 "Stateful: expected a call in a forward or in torch.utils.checkpoint, got one in a backward: "
-                "if it runs a forward again, it would go on from a later state"
+                "a forward that runs again there would go on from a later state"
             )
         before, state = kept._state, kept._get()
         if kept._region & _AUTOCAST:
@@ -141,42 +181,48 @@ class Stateful(_Kept, Leaf):
             new = _change(new, _cut)
         if kept._state is not before:
             raise RuntimeError(
-                "state: another call has changed it during this one. Threads and several replicas of "
-                "torch.nn.DataParallel need a Stateful each, as torch.nn.parallel.DistributedDataParallel has"
+                "state: another call has changed it during this one. Each thread and each replica needs a "
+                "Stateful of its own; torch.nn.parallel.DistributedDataParallel gives it one"
             )
         kept._put(new)
         return (output, *more) if more else output
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     @property
-    def state(self):
+    def state(self) -> Any:
         return self._find()[0]._get()
 
     @state.setter
-    def state(self, state):
+    def state(self, state: Any) -> None:
         kept = self._find()[0]
         kept._put(state)
         kept._region = _ANY  # it may come from anywhere
 
     def detach(self) -> None:
-        """Keep the state and cut it off from what it was computed from."""
+        """Keep the state and drop the graph behind it: no gradient flows into earlier calls."""
         self._find()[0]._map(Tensor.detach)
 
     def reset(self, rows: Tensor | Sequence[int] | int | None = None) -> None:
         """Begin again from zeros, in all of the batch or in some rows of it.
 
-        rows: None for all; the indices of some, or a bool tensor `[B]` that marks them. The others keep their
-            state, and the graph behind it. The batch is where torch.nn has it: dimension 1 of a state of a
-            layer `[L*D, B, …]`, 0 of a cell's `[B, …]`; the state of another module may have both kinds, and
-            tensors `[B]`.
+        Args:
+            rows: None for all; an index or several, or a bool tensor `[B]` that marks rows. The other rows
+                keep their state and the graph behind it. The batch is the dimension in which torch.nn has it:
+                1 of the state of a layer, `[L*D, B, …]`, 0 of the state of a cell, `[B, …]`. The state of
+                another module may have tensors of both shapes, and of shape `[B]`.
 
-        Raises IndexError for a row that is not there, RuntimeError for rows of a state without a batch.
+        Raises:
+            IndexError: a row does not exist.
+            RuntimeError: `rows` are given and the state has no batch.
         """
         if rows is None:
             self._find()[0]._begin()
             return
         rows = rows if isinstance(rows, Tensor) else torch.tensor(rows, device="cpu")
         if rows.numel() == 0:
-            rows = rows.long()  # an empty list has no dtype
+            rows = rows.long()  # torch makes float32 of an empty list
         if isinstance(self.layer, torch.nn.RNNBase):
             batch_dims = {3: 1}
         elif isinstance(self.layer, torch.nn.RNNCellBase):
@@ -184,7 +230,7 @@ class Stateful(_Kept, Leaf):
         else:
             batch_dims = {1: 0, 2: 0, 3: 1}
 
-        def zero(state):
+        def zero(state: Tensor) -> Tensor:
             if state.dim() not in batch_dims:
                 raise RuntimeError(
                     f"rows: expected None for a state without a batch, of shape {list(state.shape)}"
@@ -196,19 +242,19 @@ class Stateful(_Kept, Leaf):
 
         self.state = _change(self.state, zero)
 
-    def _widen(self, state):
-        """A tensor that a call under autocast may have left, for one outside."""
+    def _widen(self, state: Tensor) -> Tensor:
+        """Cast a tensor that a call under autocast may have left, for a call outside."""
         if state.dtype not in _NARROW or _left_by_autocast(state):
             return state
         dtypes = (p.dtype for p in self.layer.parameters() if p.is_floating_point())
         return state.to(next(dtypes, state.dtype))
 
     def _find(self) -> tuple[_Kept, bool]:
-        """Where the state is that code at this place goes on from; and whether it is in the forward of a
-        reentrant checkpoint, which no gradient leaves but by its results.
+        """What keeps the state for a call at this place, and whether the call is in the forward of a
+        reentrant checkpoint, which gradients leave only through its results.
 
-        That is self, unless a checkpoint runs again. Then the state begins from what it was when the
-        forward of this checkpoint first asked for it, and ends with the recomputation.
+        `self` keeps the state, unless a checkpoint runs again. Then another object does: its state begins
+        from what the forward of this checkpoint found first, and ends with the recomputation.
         """
         if torch.compiler.is_compiling():
             return _find_between_graphs(self) if _in_checkpoint() else (self, False)
@@ -217,7 +263,8 @@ class Stateful(_Kept, Leaf):
         return self._find_here()
 
     def _find_here(self) -> tuple[_Kept, bool]:
-        kept, is_cut, begun = vars(self).get("_origin", self), False, []
+        kept: _Kept = vars(self).get("_origin", self)
+        is_cut, begun = False, []
         for checkpoint, run in _checkpoints():
             of_checkpoint = vars(checkpoint).setdefault("_fastrnn_starts", WeakKeyDictionary())
             if run is None:
@@ -237,52 +284,55 @@ class Stateful(_Kept, Leaf):
                 of_checkpoint[self] = _Start(kept)
         return kept, is_cut
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         if name in _STATE:
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
 
-    def _apply(self, fn, recurse=True):  # what .to(), .double() and .cuda() call
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stateful[LayerT]:
+        # .to(), .double() and .cuda() call this.
         super()._apply(fn, recurse)
         self._map(fn)
         return self
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         kept = _Kept()
         kept._begin()
         return {**vars(self), **vars(kept)}
 
-    def _replicate_for_data_parallel(self):
+    def _replicate_for_data_parallel(self) -> Stateful[LayerT]:
         replica = super()._replicate_for_data_parallel()
-        vars(replica).setdefault("_origin", self)  # where the state is; no submodule
+        vars(replica).setdefault("_origin", self)  # it keeps the state; not a submodule
         return replica
 
 
 class _Start:
-    """What a checkpoint goes on from: `first` in its forward, and where its last recomputation `run` is."""
+    """The state of a checkpoint: `first` is what its forward found, `kept` belongs to its last recomputation,
+    `run`."""
 
     def __init__(self, kept: _Kept):
-        self.first, self.kept, self.run = _Kept(), _Kept(), None
+        self.first, self.kept = _Kept(), _Kept()
+        self.run: Any = None
         self.first._begin(kept)
 
 
 class _Cut(torch.autograd.Function):
-    """The end of what a reentrant checkpoint can differentiate."""
+    """Where the gradients of a reentrant checkpoint end: a backward that arrives here raises."""
 
     @staticmethod
-    def forward(ctx, state):
+    def forward(ctx: Any, state: Tensor) -> Tensor:
         return state.view_as(state)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         raise RuntimeError(
             "Stateful: no gradient goes through the state back into a checkpoint with use_reentrant=True: "
             "call detach() after it, or use use_reentrant=False"
         )
 
 
-def _cut(state):
+def _cut(state: Tensor) -> Tensor:
     if not state.is_floating_point():
         return state
     with torch.enable_grad():
@@ -293,13 +343,15 @@ _CHECKPOINT_FILE = torch.utils.checkpoint.checkpoint_sequential.__code__.co_file
 
 
 def _checkpoints() -> Iterator[tuple[Any, Any]]:
-    """The checkpoints that this code runs in, innermost first: what stands for each from its forward to its
-    backward, and None in the forward or, when it runs again, what tells this from other such runs.
+    """The checkpoints that this code runs in, the innermost first, as `checkpoint, run`.
 
-    torch.utils.checkpoint says neither to the code that it calls, so that its frames on the stack are read.
-    A release in which they look otherwise makes a backward raise, and never begin from another state.
+    checkpoint: an object that torch keeps from the forward of the checkpoint to its backward
+    run: None in the forward; in the backward a value that tells this recomputation from others
+
+    torch.utils.checkpoint tells neither to the code that it calls, so this reads its frames on the stack. If
+    a release of torch changes these frames, a call in a backward raises, and never begins from a wrong state.
     """
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
         if code.co_filename == _CHECKPOINT_FILE:
@@ -323,7 +375,8 @@ _saved_tensors_hooks = getattr(_autograd, "_top_saved_tensors_default_hooks", la
 
 
 def _may_be_in_checkpoint() -> bool:
-    """Checkpoints run again in a backward; their forwards have hooks for saved tensors, or no gradients."""
+    """Whether this code may run in a checkpoint: it runs in a backward, or in a forward with hooks for saved
+    tensors or without gradients."""
     without_gradients = not torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
     return without_gradients or _in_backward() or bool(_saved_tensors_hooks(False))
 
@@ -333,31 +386,31 @@ def _in_backward() -> bool:
 
 
 def _in_checkpoint() -> bool:
-    """Whether there is any, while torch compiles, which breaks the graph then."""
+    """Whether this code runs in a checkpoint. torch.compile asks, and breaks the graph if it does."""
     return next(_checkpoints(), None) is not None
 
 
-# torch.compiler.assume_constant_result and torch.compiler.disable, which would import the compiler now
-_in_checkpoint._dynamo_marked_constant = True
+# As torch.compiler.assume_constant_result and torch.compiler.disable, which would import the compiler now.
+_in_checkpoint._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _find_between_graphs = getattr(torch, "_disable_dynamo", torch.compiler.disable)(Stateful._find_here)
 
 
-def _change(state, change: Callable[[Tensor], Any]):
-    """`state` with every tensor in it changed."""
+def _change(state: Any, change: Callable[[Tensor], Any]) -> Any:
+    """`state` with `change(tensor)` in place of every tensor in it."""
     if isinstance(state, Tensor):
         return change(state)
-    if type(state) is tuple:  # an LSTM's; torch's way takes as long as a small step
+    if type(state) is tuple:  # as of an LSTM; tree_map takes as long as a small step
         return tuple([_change(s, change) for s in state])
     return tree_map(lambda t: change(t) if isinstance(t, Tensor) else t, state)
 
 
-def _tensors(state) -> list[Tensor]:
+def _tensors(state: Any) -> list[Tensor]:
     found: list[Tensor] = []
     _change(state, found.append)
     return found
 
 
-# What may surround a call and leave its mark on the state, as bits.
+# What may surround a call and change the kind of its tensors, as bits.
 _INFERENCE, _AUTOCAST, _FUNCTORCH = 1, 2, 4
 _ANY = 7
 
@@ -371,7 +424,7 @@ def _region() -> int:
 
 
 def _is_plain(region: int) -> bool:
-    """Whether no tensor in it is a wrapper."""
+    """Whether no tensor of a call in this region is a wrapper of torch.func."""
     return not region & _FUNCTORCH
 
 
@@ -385,13 +438,13 @@ def _left_by_autocast(t: Tensor) -> bool:
     )
 
 
-# Tensors of torch.func: one that wraps another at each level of a transform.
+# torch.func wraps a tensor in another one for each level of its transforms.
 
-_functorch = torch._C._functorch
+_functorch: Any = torch._C._functorch
 
 
 def _vmaps() -> dict[int, int]:
-    """The levels of torch.vmap that this code runs in, and the examples of each."""
+    """The levels of torch.vmap that this code runs in, and how many examples each has."""
     levels = _functorch.get_interpreter_stack() or ()
     return {
         i.level(): _functorch.CVmapInterpreterPtr(i).batchSize()
@@ -401,7 +454,7 @@ def _vmaps() -> dict[int, int]:
 
 
 def _examples_of(t: Tensor) -> dict[int, int]:
-    """The same of the levels that `t` is mapped at."""
+    """The levels of torch.vmap that `t` is mapped at, and how many examples each has."""
     levels = {}
     while _functorch.is_functorch_wrapped_tensor(t):
         inner = _functorch.get_unwrapped(t)
@@ -412,7 +465,7 @@ def _examples_of(t: Tensor) -> dict[int, int]:
 
 
 def _arrive(t: Tensor) -> Tensor:
-    """`t` without what it brings along from a region that has ended."""
+    """`t` without the wrappers of regions that have ended, and as a copy if it is an inference tensor."""
     level = _functorch.maybe_current_level() or 0
     while _functorch.is_dead_tensor_wrapper(t) or (
         _functorch.is_functionaltensor(t) and _functorch.maybe_get_level(t) > level
@@ -422,7 +475,7 @@ def _arrive(t: Tensor) -> Tensor:
 
 
 def _inside(t: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """`change(t)` for an elementwise change, also when the vmap of `t` has ended."""
+    """`change(t)` of an elementwise change, also after the end of the vmap that wrapped `t`."""
     if torch.compiler.is_compiling():
         return change(t)
     t = _arrive(t)

@@ -2,13 +2,10 @@
 
 import pytest
 import torch
-from cases import GPU_MISSING, fastrnn_on, float32_products
+from cases import GPU_MISSING
+from devices import CUDA, ISAS, use_device, use_isa
 
 import fastrnn
-from fastrnn import _C
-
-ISAS = tuple(_C.isas_available())
-CUDA = [] if GPU_MISSING else [pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
 def pytest_configure(config):
@@ -19,20 +16,6 @@ def pytest_configure(config):
 def pytest_report_header():
     gpu = f"nothing runs on cuda: {GPU_MISSING}" if GPU_MISSING else torch.cuda.get_device_name()
     return f"fastrnn {fastrnn.__file__}, torch {torch.__version__}, ISAs {' '.join(ISAS)}, {gpu}"
-
-
-def use_isa(name):
-    before = _C.isa()
-    _C.set_isa(name)
-    assert _C.isa() == name
-    yield name
-    _C.set_isa(before)
-
-
-def use_device(device):
-    # Of float32 what is compared is the full precision: tf32 has tests of its own.
-    with fastrnn_on(device), float32_products("ieee"):
-        yield device
 
 
 @pytest.fixture(params=ISAS)

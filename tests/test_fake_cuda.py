@@ -25,8 +25,8 @@ TESTS = Path(__file__).parent
 
 # What the fake cannot do: how tests end for want of a device.
 EXPECTED = {
-    "test_cuda.test_the_tier_that_is_forced_runs": "^assert False",  # no kernel is on the profile
-    "test_cuda.test_tier_that_cannot_be": "DID NOT RAISE",
+    "test_cuda.test_the_kind_that_is_forced_runs": "^assert False",  # no kernel is on the profile
+    "test_cuda.test_kind_that_cannot_be": "DID NOT RAISE",
     "test_cuda.test_tf32": "AssertionError: assert not True",
     "test_cuda.test_error_is_raised_once": "no libcudart.so is loaded",
     "test_cuda.test_memory_is_from_the_allocator_of_torch": "AssertionError: the case shows nothing",
@@ -41,7 +41,7 @@ def gpu(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gpu")
     library = fake_cuda.build(tmp_path_factory.mktemp("library"))
     (folder / "sitecustomize.py").write_text(f"import fake_cuda\nfake_cuda.install({library!r})\n")
-    paths = [folder, TESTS.parent, TESTS, os.environ.get("PYTHONPATH", "")]
+    paths = [folder, TESTS.parent, TESTS / "helpers", os.environ.get("PYTHONPATH", "")]
     return {"PYTHONPATH": os.pathsep.join(map(str, filter(None, paths))), "OMP_NUM_THREADS": "1"}
 
 
@@ -58,7 +58,7 @@ def run_tests(gpu, folder, *files):
     return ends, done.stdout + done.stderr
 
 
-FILES = sorted(TESTS.glob("test_*.py"))
+FILES = sorted(TESTS.rglob("test_*.py"))
 
 
 @pytest.mark.parametrize("compile", [False, True], ids=["others", "compile"])
@@ -130,7 +130,7 @@ def test_benchmarks(gpu, tmp_path):
     """The whole program, from arguments to plots, in every mode."""
     path = tmp_path / "run.json"
     arguments = ("--device", "cuda", "--quick", "--flush-l2", "--shapes", "2,2,5,4", "--json", str(path))
-    done = run_python("-c", BENCHMARKS, *arguments, env=gpu | {"FASTRNN_CUDA_TIER": "0"}, timeout=600)
+    done = run_python("-c", BENCHMARKS, *arguments, env=gpu | {"FASTRNN_CUDA_PLAN": "stepwise"}, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(path.read_text())
     assert found["machine_info"]["gpu"]["l2_state"] == "flushed before each call"
@@ -139,7 +139,7 @@ def test_benchmarks(gpu, tmp_path):
     rows = read_rows(found)
     timed = {row.problem.mode for row in rows if row.ratio(TORCH)}
     assert timed == set(modes_of("cuda"))
-    assert {row.plans for row in rows} == {"0", "0/0"}
+    assert {row.plans for row in rows} == {"stepwise", "stepwise/stepwise"}
     assert "NVIDIA H200 (fake), 132 SMs" in path.with_suffix(".md").read_text()
     assert (tmp_path / "run-regimes.png").read_bytes().startswith(b"\x89PNG")
 

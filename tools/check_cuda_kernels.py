@@ -27,27 +27,30 @@ from itertools import product
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MATHS = ("fp64", "ieee", "tf32", "fp16", "bf16")  # in the order of csrc/cuda/plan.h
+# In the order of csrc/cuda/plan.h.
+MATHS = ("fp64", "ieee", "tf32", "fp16", "bf16")
+KINDS = ("stepwise", "grid", "cluster")
 CELLS = ("Lstm", "Gru", "Rnn<Tanh>", "Rnn<Relu>")
-KERNELS = list(product(("Forward", "Backward"), CELLS, MATHS[1:], (1, 2)))  # of each architecture
+KERNELS = list(product(("Forward", "Backward"), CELLS, MATHS[1:], KINDS[1:]))  # of each architecture
 
-# What a lane keeps of the weights, in words (csrc/cuda/tiling.h), and a matrix instruction takes 4 of them.
+# What a lane keeps of the weights, in words (csrc/cuda/persistent/tiling.h); a matrix instruction takes 4.
 WEIGHT_WORDS = 128
-BATCH_TILES = {1: 2, 2: 1}  # of 8 sequences, by tier
+BATCH_TILES = {"grid": 2, "cluster": 1}  # of 8 sequences, by kind of plan
 MATRIX = {"bf16": "HMMA.16816.F32.BF16", "fp16": "HMMA.16816.F32", "tf32": "HMMA.1688.F32.TF32"}
 
 INSTRUCTION = re.compile(
     r"\s*/\*(?P<at>[0-9a-f]{4,})\*/\s+(?P<guard>@!?U?P\w+\s+)?(?P<name>[A-Z][\w.]*)\s*(?P<operands>[^;]*);"
 )
 NAME = re.compile(
-    r"sweep<fastrnn::cuda::(?P<role>Forward|Backward)Role<fastrnn::cells::(?P<cell>\w+(?:<[\w:]+>)?), "
-    r"\(fastrnn::cuda::Math\)(?P<math>\d)>, (?P<tier>\d)>"
+    r"persistent_recurrence<fastrnn::cuda::(?P<role>Forward|Backward)Role<"
+    r"fastrnn::cells::(?P<cell>\w+(?:<[\w:]+>)?), "
+    r"\(fastrnn::cuda::Math\)(?P<math>\d)>, \(fastrnn::cuda::Kind\)(?P<kind>\d)>"
 )
 REGISTER = re.compile(r"[-|]*R(\d+)\b")
 ZERO = re.compile(r"[-|]*S?RZ\b")
 MOVES = ("MOV", "IMAD.MOV", "CS2R")
-# The first of the instructions that poll for the other blocks, by tier.
-POLLS = {1: "LDG.E.STRONG.GPU", 2: "SYNCS.PHASECHK.TRANS64.TRYWAIT"}
+# The first of the instructions that poll for the other blocks, by kind of plan.
+POLLS = {"grid": "LDG.E.STRONG.GPU", "cluster": "SYNCS.PHASECHK.TRANS64.TRYWAIT"}
 
 
 @dataclass
@@ -92,21 +95,21 @@ class Kernel:
     role: str
     cell: str
     math: str
-    tier: int
+    kind: str
     stack: int = 0
     code: list[Instruction] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return f"{self.arch} {self.role.lower()} {self.cell} {self.math} tier {self.tier}"
+        return f"{self.arch} {self.role.lower()} {self.cell} {self.math} {self.kind}"
 
     @property
     def key(self) -> tuple:
-        return self.role, self.cell, self.math, self.tier
+        return self.role, self.cell, self.math, self.kind
 
     @property
     def empty(self) -> bool:
-        """Tier 2 is not for devices before 9.0."""
-        return self.tier == 2 and int(re.search(r"\d+", self.arch)[0]) < 90
+        """Clusters are not for devices before 9.0."""
+        return self.kind == "cluster" and int(re.search(r"\d+", self.arch)[0]) < 90
 
     @cached_property
     def time_loop(self) -> list[Instruction]:
@@ -124,7 +127,7 @@ class Kernel:
         """Of the time loop: what is done whatever the first poll for the other blocks says."""
         polled = False
         for k, instruction in enumerate(self.time_loop):
-            polled |= instruction.name.startswith(POLLS[self.tier])
+            polled |= instruction.name.startswith(POLLS[self.kind])
             if polled and instruction.name == "BRA":
                 return self.time_loop[:k]
         return []
@@ -145,7 +148,7 @@ def uses_local_memory(kernel: Kernel) -> str | None:
 
 def wrong_products(kernel: Kernel) -> str | None:
     """Too few of the instructions that the math is for, in the time loop, or any of another."""
-    expected = WEIGHT_WORDS // 4 * BATCH_TILES[kernel.tier] if kernel.math in MATRIX else 8 * WEIGHT_WORDS
+    expected = WEIGHT_WORDS // 4 * BATCH_TILES[kernel.kind] if kernel.math in MATRIX else 8 * WEIGHT_WORDS
     found = len(kernel.products(kernel.time_loop))
     others = {i.name for i in kernel.code if i.name.startswith("HMMA")} - {MATRIX.get(kernel.math)}
     if found < expected:
@@ -222,7 +225,7 @@ def waits_for_loads(kernel: Kernel) -> str | None:
     """Loads that are issued before the wait for the other blocks are to be under way during it."""
     window = kernel.before_wait
     for at, load in enumerate(window):
-        if not load.name.startswith("LDG") or load.name == POLLS[1]:
+        if not load.name.startswith("LDG") or load.name == POLLS["grid"]:
             continue
         if later := find_use(load.written, window, at + 1):
             return f"{load.name} at {load.at:#x} is used at {later.at:#x}, before the wait"
@@ -231,7 +234,7 @@ def waits_for_loads(kernel: Kernel) -> str | None:
 
 
 def loads_after_wait(kernel: Kernel) -> str | None:
-    """After the wait for the other blocks come only loads of what they wrote, in tier 1, and, two iterations
+    """After the wait for the other blocks come only loads of what they wrote, in a grid, and, two iterations
     ahead, of a row."""
     after = kernel.time_loop[len(kernel.before_wait) :]
     loads = [i for i in after if i.name.startswith("LDG") and "STRONG" not in i.name]
@@ -240,9 +243,9 @@ def loads_after_wait(kernel: Kernel) -> str | None:
 
 
 def empties_the_cache(kernel: Kernel) -> str | None:
-    """Tier 2 meets in shared memory: nothing has to leave the first-level cache."""
+    """The blocks of a cluster meet in shared memory: nothing has to leave the first-level cache."""
     emptied = [i for i in kernel.time_loop if i.name.startswith("CCTL")]
-    return f"{emptied[0].name} at {emptied[0].at:#x}" if kernel.tier == 2 and emptied else None
+    return f"{emptied[0].name} at {emptied[0].at:#x}" if kernel.kind == "cluster" and emptied else None
 
 
 RULES: dict[str, Callable[[Kernel], str | None]] = {
@@ -303,7 +306,7 @@ def name_kernel(arch: str, name: str) -> Kernel | None:
     if not found:
         return None
     cell = re.sub(r"fastrnn::cells::", "", found["cell"])
-    return Kernel(arch, found["role"], cell, MATHS[int(found["math"])], int(found["tier"]))
+    return Kernel(arch, found["role"], cell, MATHS[int(found["math"])], KINDS[int(found["kind"])])
 
 
 def check(cuobjdump: str, path: Path) -> tuple[set[tuple], list[str]]:

@@ -1,12 +1,12 @@
-"""Checks that no object compiled for one instruction set shares code with the others.
+"""Check that no object compiled for one instruction set shares code with the others.
 
-A function that the compiler emits out of line under a name that is not of the instruction set's own namespace
-(an inline function, a template of the standard library) is merged by the linker with its copies in other
-objects. The copy that stays may be the AVX-512 one, which then crashes an older processor.
+The compiler may emit a function out of line (an inline function, a template of the standard library) under a
+name outside of the instruction set's own namespace. The linker then keeps one of the copies in all objects.
+If that is the AVX-512 copy, an older processor crashes.
 
     python tools/check_isa_symbols.py
 
-looks at the objects below build/; exit status 1 if it finds such a function.
+looks at the objects below build/. The exit status is 1 if it finds such a function.
 """
 
 import subprocess
@@ -29,11 +29,11 @@ def main():
         listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         for line in listing.splitlines():
             _, kind, name = line.split(maxsplit=2)
-            # DW.ref.* is a pointer for exception handling, the same in every object.
+            # DW.ref.* is a pointer for exception handling that is the same in every object.
             if kind in WEAK and f"fastrnn::cpu::{isa}::" not in name and not name.startswith("DW.ref."):
                 print(f"{path.relative_to(root)}: shared symbol {name}")
                 failed = True
-    print(f"{len(objects)} objects, " + ("shared symbols found" if failed else "none shares code"))
+    print(f"{len(objects)} objects, " + ("shared symbols found" if failed else "no shared code"))
     sys.exit(failed)
 
 

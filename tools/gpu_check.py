@@ -157,7 +157,7 @@ def build(check: Check) -> bool:
     check.results.forget(check.stage)
     CONFORMANCE.unlink(missing_ok=True)
     compile_conformance = ["nvcc", "-std=c++20", "-O2", f"-arch=sm_{arch.replace('.', '')}", "-Icsrc"]
-    compile_conformance += ["-Itests/csrc", "-o", CONFORMANCE, "tests/csrc/conformance.cu"]
+    compile_conformance += ["-Itests/csrc/cuda", "-o", CONFORMANCE, "tests/csrc/cuda/conformance.cu"]
     extension = Command(
         "extension",
         [[sys.executable, "setup.py", "build_ext", "--inplace"]],

@@ -33,7 +33,7 @@ DTYPES = {"bf16": "bfloat16", "tf32": "tf32", "fp16": "float16", "ieee": "float3
 HIDDEN = (256, 1024, 512, 64, 768)
 BATCH = (16, 1, 64)
 CUDNN, FASTRNN = "cuDNN", "fastrnn"
-TIERS = ("tier 2", "tier 1", "tier 0")
+KINDS = ("cluster", "grid", "stepwise")  # of plans
 PASSES = ("forward", "backward")
 STEPS = (128, 512)
 TIMES = 5
@@ -76,7 +76,7 @@ def list_facts(conformance: Path) -> Facts:
                 for library in (FASTRNN, CUDNN)
             }
             facts["clocks at work"] = read_clocks
-        facts |= {f"step {name_row(row)} {who}": partial(time_row, row, who) for who in (CUDNN, *TIERS)}
+        facts |= {f"step {name_row(row)} {who}": partial(time_row, row, who) for who in (CUDNN, *KINDS)}
     return facts
 
 
@@ -143,10 +143,10 @@ def make_problem(row: Row, T: int, training: bool):
 
 
 def read_plans() -> dict[str, str]:
-    """The tiers that the plan chooses, of forward and backward."""
-    from benchmarks.cuda import describe_tiers
+    """The kinds of the plans that are chosen, of forward and backward."""
+    from benchmarks.cuda import describe_plans
 
-    return {name_row(row): describe_tiers(make_problem(row, STEPS[-1], True)) for row in rows()}
+    return {name_row(row): describe_plans(make_problem(row, STEPS[-1], True)) for row in rows()}
 
 
 class Layer:
@@ -181,13 +181,13 @@ class Layer:
 
 
 @contextlib.contextmanager
-def forced_tier(who: str):
-    if who in TIERS:
-        os.environ["FASTRNN_CUDA_TIER"] = who.split()[1]
+def forced_plan(who: str):
+    if who in KINDS:
+        os.environ["FASTRNN_CUDA_PLAN"] = who
     try:
         yield
     finally:
-        os.environ.pop("FASTRNN_CUDA_TIER", None)
+        os.environ.pop("FASTRNN_CUDA_PLAN", None)
 
 
 def time_row(row: Row, who: str) -> dict:
@@ -195,7 +195,7 @@ def time_row(row: Row, who: str) -> dict:
     found = {}
     for name in PASSES:
         try:
-            with forced_tier(who):
+            with forced_plan(who):
                 found[name] = split_time(*(time_pass(row, who, T, name == "backward") for T in STEPS))
         except RuntimeError as error:
             found[name] = {"error": first_line(error)}

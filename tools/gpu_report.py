@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from tools.gpu_facts import CUDNN, PASSES, TIERS, name_row, rows
+from tools.gpu_facts import CUDNN, KINDS, PASSES, name_row, rows
 from tools.gpu_run import (
     BENCHMARKS,
     BENCHMARKS_REPORT,
@@ -149,11 +149,11 @@ def describe_steps(known: dict) -> list[str]:
     plans = value(known, "plans")
     lines = []
     for row in rows():
-        found = {who: value(known, f"step {name_row(row)} {who}") for who in (*TIERS, CUDNN)}
+        found = {who: value(known, f"step {name_row(row)} {who}") for who in (*KINDS, CUDNN)}
         if not any(found.values()):
             continue
         plan = plans.get(name_row(row), "")
-        chosen = [found.get(f"tier {tier}", {}) for tier in plan.split("/")]
+        chosen = [found.get(kind, {}) for kind in plan.split("/")]
         passes = zip(PASSES, chosen, strict=False)
         pairs = [(step(found[CUDNN], name), step(of, name)) for name, of in passes]
         ratios = [f"{theirs / ours:.2f}" if theirs and ours else "-" for theirs, ours in pairs]
@@ -163,9 +163,9 @@ def describe_steps(known: dict) -> list[str]:
         return []
     text = (
         "Forward / backward, without what a call costs; with the product of the inputs, which are as many as "
-        "units. Plan: the tiers that fastrnn chooses, how many times as fast as cuDNN in the last column."
+        "units. Plan: the kinds that fastrnn chooses, how many times as fast as cuDNN in the last column."
     )
-    columns = ("cell", "dtype", "H", "B", *TIERS, CUDNN, "plan", f"vs {CUDNN}")
+    columns = ("cell", "dtype", "H", "B", *KINDS, CUDNN, "plan", f"vs {CUDNN}")
     return ["## Microseconds a step", text, table(columns, sorted(lines, key=lambda line: line[:2]))]
 
 
@@ -191,7 +191,7 @@ def describe_kernels(known: dict) -> list[str]:
 
 
 def describe_errors(known: dict) -> list[str]:
-    """Of facts that could not be found; not of tiers that cannot compute a row."""
+    """Of facts that could not be found; not of plans that cannot compute a row."""
     names: dict[str, list[str]] = {}
     for name, found in known.items():
         parts = [found, *(found.get(p) for p in PASSES)] if isinstance(found, dict) else []

@@ -6,8 +6,8 @@
 
 namespace fastrnn::cuda {
 
-// The activations of the cells (csrc/cells/), for float and double, on the device and on the host.
-// Comparisons are written so that NaN takes the branch that keeps it.
+// The activations of the cells (csrc/cells/) for float and double, on the device and on the host.
+// Each comparison sends NaN to the branch that keeps it.
 struct Activations {
   template <class V>
   static FASTRNN_INLINE V sigmoid(const V& a) {

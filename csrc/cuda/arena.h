@@ -4,8 +4,8 @@
 
 namespace fastrnn::cuda {
 
-// Buffers one after the other in a block of memory. Without a block it only counts, so the code that takes
-// the buffers is also the code that says how large the block must be.
+// Hands out buffers, one after the other, from a block of memory. Without a block it only counts bytes: the code
+// that takes the buffers also says how large the block must be.
 class Arena {
  public:
   static constexpr int64_t kAlignment = 256;

@@ -8,8 +8,8 @@
 
 namespace fastrnn::cuda {
 
-// What is thrown is taken from the runtime, or whoever asks it next would throw it again. Errors that end the
-// context stay.
+// Throws an error of the runtime and clears it there: otherwise the next caller that asks the runtime would throw it
+// again. The runtime keeps errors that end the context.
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();

@@ -1,5 +1,5 @@
 #include "cuda/device.h"
-#include "cuda/tiling.h"
+#include "cuda/persistent/tiling.h"
 
 namespace fastrnn::cuda {
 namespace {
@@ -10,10 +10,10 @@ int attribute(cudaDeviceAttr name) {
   return value;
 }
 
-// Stands for any kernel, one block of which fills an SM.
+// Stands for any kernel of which one block fills an SM.
 __global__ void fill() {}
 
-// How many clusters of `blocks` such blocks run at once.
+// The number of clusters of `blocks` such blocks that run at once.
 int count_clusters(int blocks, int64_t shared_bytes) {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
@@ -26,7 +26,7 @@ int count_clusters(int blocks, int64_t shared_bytes) {
   config.numAttrs = 1;
   int clusters = 0;
   if (cudaOccupancyMaxActiveClusters(&clusters, fill, &config) == cudaSuccess) return clusters;
-  cudaGetLastError();  // a size that the device does not have
+  cudaGetLastError();  // the device does not support this cluster size
   return 0;
 }
 

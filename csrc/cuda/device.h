@@ -16,7 +16,7 @@ inline int current_device_index() {
   return index;
 }
 
-// A value for each device, found when it is first asked for there.
+// A value for each device. It is computed when a thread first asks for it on that device.
 template <class V>
 class EachDevice {
  public:
@@ -32,10 +32,10 @@ class EachDevice {
     std::once_flag once;
     V value{};
   };
-  std::array<Known, 128> devices_;  // as many as torch can have
+  std::array<Known, 128> devices_;  // the most that torch supports
 };
 
-// What a plan needs to know of the current device.
+// The properties of the current device that a plan depends on.
 const Device& current_device();
 
 }  // namespace fastrnn::cuda

@@ -4,17 +4,18 @@
 
 namespace fastrnn::cuda {
 
-// A factor of a product of row-major matrices, as it stands in memory: rows of `ld` numbers. If `transposed`,
-// the factor is the transpose of that. The next product of a batch has its factor `stride` numbers further.
+// An operand of a product of row-major matrices, as it is stored: rows of `ld` numbers. If `transposed` is set, the
+// operand is the transpose of the stored matrix. In a batch, the operand of the next product is `stride` numbers
+// further.
 template <class T>
-struct Factor {
+struct GemmOperand {
   const T* data;
   int64_t ld;
   bool transposed = false;
   int64_t stride = 0;
 };
 template <class T>
-struct Result {
+struct GemmResult {
   T* data;
   int64_t ld;
   int64_t stride = 0;
@@ -24,15 +25,14 @@ struct Result {
 template <class T, class TC>
 struct Gemm {
   int64_t M = 0, N = 0, K = 0;
-  Factor<T> A, B;
-  Result<TC> C;
+  GemmOperand<T> A, B;
+  GemmResult<TC> C;
   bool add = false;
   int batch = 1;
 };
 
-// The same product as BLAS takes it, whose matrices are column-major. A row-major matrix is there its
-// transpose, so C = A B is asked for as C' = B' A': the factors change places, M and N as well, and the flags
-// stay what they are.
+// The same product for BLAS, whose matrices are column-major. BLAS sees a row-major matrix as its transpose. So
+// C = A B becomes C' = B' A': the operands change places, M and N change places, and the flags stay the same.
 template <class T, class TC>
 struct BlasGemm {
   bool transpose_a, transpose_b;

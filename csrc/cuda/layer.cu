@@ -1,7 +1,8 @@
-// The kernels of every cell for one dtype, FASTRNN_DTYPE: this file is compiled once for each.
+// The kernels of every cell for one dtype, FASTRNN_DTYPE. This file is compiled once for each dtype.
 
 #include <map>
 #include <mutex>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -9,25 +10,25 @@
 #include "cells/registry.h"
 #include "cuda/device.h"
 #include "cuda/layer.h"
-#include "cuda/passes.h"
+#include "cuda/layer_passes.h"
 #include "cuda/queue.h"
 
 namespace fastrnn::cuda {
 namespace {
 
 template <class Cell, class T>
-Plan find_plan(const Problem& problem, int forced, int refused) {
+Plan find_plan(const Problem& problem, std::optional<Kind> forced, int refused) {
   return find_plan(problem, current_device(), forced, refused, [&](const Plan& plan) {
     return persistent::fits<Cell, T>(plan, problem.math, problem.backward);
   });
 }
 
-// The plans that were found, kept, since asking the driver what fits takes longer than a short call.
+// Keeps the plans that were found: to ask the driver what fits takes longer than a short call.
 template <class Cell, class T>
 class Plans {
  public:
   static Plan find(const Problem& problem) {
-    const int forced = forced_tier();
+    const auto forced = forced_kind();
     const std::lock_guard<std::mutex> lock(mutex());
     const auto [place, is_new] = plans().try_emplace(key_of(problem, forced));
     if (is_new) {
@@ -41,18 +42,18 @@ class Plans {
     return place->second;
   }
 
-  // From now on the plan of another tier.
+  // Replaces the plan of this problem by one of another kind, from now on.
   static void refuse(const Problem& problem, const Plan& plan, cudaError_t error) {
-    const int forced = forced_tier();
-    if (forced > 0) check(error, ("the launch of tier " + std::to_string(forced)).c_str());
+    const auto forced = forced_kind();
+    if (forced) check(error, (std::string("the launch of a ") + name_of(*forced) + " plan").c_str());
     const std::lock_guard<std::mutex> lock(mutex());
     plans().insert_or_assign(key_of(problem, forced),
-                             find_plan<Cell, T>(problem, forced, plan.refused | 1 << plan.tier));
+                             find_plan<Cell, T>(problem, forced, plan.refused | bit_of(plan.kind)));
   }
 
  private:
-  using Key = std::tuple<int, int, Math, bool, bool, int64_t, int64_t, int64_t, int>;
-  static Key key_of(const Problem& p, int forced) {
+  using Key = std::tuple<int, std::optional<Kind>, Math, bool, bool, int64_t, int64_t, int64_t, int>;
+  static Key key_of(const Problem& p, std::optional<Kind> forced) {
     return {current_device_index(), forced, p.math, p.backward, p.projected,
             steps_of_plan(p.T),     p.B,    p.H,    p.D};
   }
@@ -77,7 +78,7 @@ void run(const Params& p, const Plan& plan, const Context& context) {
   pass.run(queue);
 }
 
-// Until a plan is not refused; one step after the other never is.
+// Tries plans until the device accepts one. It always accepts a stepwise plan.
 template <class Cell, class T, class Pass, class Params>
 void run_by_plan(const Params& p, bool backward, const Context& context) {
   const Problem problem{&Cell::info, context.math, backward, p.weights[0].W_hr != nullptr,
@@ -104,13 +105,13 @@ void backward(const BackwardParams<T>& p, const Context& context) {
 #define FASTRNN_ROW(Cell)                                                     \
   {forward<cells::Cell, FASTRNN_DTYPE>, backward<cells::Cell, FASTRNN_DTYPE>, \
    Plans<cells::Cell, FASTRNN_DTYPE>::find},
-const Kernels<FASTRNN_DTYPE> kernels[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_ROW)};
+const LayerKernels<FASTRNN_DTYPE> kernels[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_ROW)};
 #undef FASTRNN_ROW
 
 }  // namespace
 
 template <>
-const Kernels<FASTRNN_DTYPE>& kernels_of<FASTRNN_DTYPE>(int cell) {
+const LayerKernels<FASTRNN_DTYPE>& kernels_of<FASTRNN_DTYPE>(int cell) {
   return kernels[cell];
 }
 

@@ -12,7 +12,7 @@
 #error "the CUDA kernels on the host need a compiler that has _Float16, such as GCC 12"
 #endif
 
-// Numbers as they are stored and as they are computed, on the device and on the host.
+// How numbers are stored and how they are computed, on the device and on the host.
 
 namespace fastrnn::cuda {
 
@@ -35,7 +35,7 @@ FASTRNN_INLINE float to_real(fp16 value) {
 #endif
 }
 
-// The bits of a stored number, and back.
+// From a stored number to its bits, and back.
 FASTRNN_INLINE uint32_t bits_of(float value) { return bit_cast<uint32_t>(value); }
 FASTRNN_INLINE uint32_t bits_of(bf16 value) { return value.bits; }
 FASTRNN_INLINE uint32_t bits_of(fp16 value) { return value.bits; }
@@ -48,7 +48,7 @@ FASTRNN_INLINE float from_bits<float>(uint32_t bits) {
   return bit_cast<float>(bits);
 }
 
-// Rounded to the nearest, ties to even; NaN stays NaN.
+// Rounds to the nearest number, ties to even. NaN stays NaN.
 template <class T>
 FASTRNN_INLINE T from_real(Real<T> value) {
   return value;
@@ -68,8 +68,8 @@ FASTRNN_INLINE fp16 from_real<fp16>(float value) {
 #endif
 }
 
-// A float with the 10 mantissa bits that the matrix unit reads, rounded to the nearest, ties away from zero. A NaN
-// gets one of these bits, or it would be read as infinity.
+// Rounds a float to the 10 mantissa bits that the matrix unit reads, to the nearest, ties away from zero. A NaN gets
+// one of these bits; without it the matrix unit would read infinity.
 FASTRNN_INLINE float to_tf32(float value) {
   const uint32_t bits = bit_cast<uint32_t>(value);
   if ((bits & 0x7f800000) == 0x7f800000) return value != value ? bit_cast<float>(bits | 0x00400000) : value;

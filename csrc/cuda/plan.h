@@ -3,30 +3,32 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <optional>
+#include <string>
 
 #include "cells/cell_info.h"
 
-// Which kernels compute a recurrence, and how they cut it up: a table of rules, and arithmetic on sizes. Plain
-// C++ that every build has, so that a plan for any device can be printed on any machine.
+// Which kernels compute a recurrence, and how they divide it: a table of rules, and arithmetic on sizes. This is plain
+// C++ and part of every build, so that any machine can print the plan for any device.
 
 namespace fastrnn::cuda {
 
-// How products are computed: on numbers of which type, and for float in full (ieee) or rounded to tf32.
+// How products are computed: the type of the numbers, and for float whether in full (ieee) or rounded to tf32.
 enum class Math { fp64, ieee, tf32, fp16, bf16 };
 
-// Blocks of a cluster at most.
+// The most blocks of a cluster.
 constexpr int kMostCluster = 16;
 
 struct Device {
   int sms;
   int capability;        // 90 for 9.0
-  int64_t shared_bytes;  // most a block can have
-  // [n - 1]: clusters of n blocks that run at once, one block an SM. Fewer than sms / n, as a cluster lies
-  // within one of the groups of SMs that the device is made of.
+  int64_t shared_bytes;  // the most that a block can have
+  // [n - 1]: the number of clusters of n blocks that run at once, one block an SM. It can be less than sms / n,
+  // because a cluster lies within one GPC, a graphics processing cluster.
   std::array<int, kMostCluster> clusters;
 };
 
-// Whether the persistent kernels (tiers 1 and 2) have this cell: a lane of theirs keeps no numbers of vectors.
+// Whether the persistent kernels (grid and cluster plans) can compute a cell. Their lanes keep no unit vectors.
 constexpr bool has_persistent_kernels(const cells::CellInfo& cell) {
   return cell.count(cells::Kind::unit_vector) == 0;
 }
@@ -40,46 +42,55 @@ struct Problem {
   int D;
 };
 
-// Tier 0: step after step, a GEMM and a pointwise kernel. Any device, any size.
-// Tier 1: a grid whose blocks keep the weights in registers for the whole sequence and pass h through
-//         global memory. sm_80.
-// Tier 2: the same in clusters of blocks that pass h through their shared memory. sm_90.
-//
-// A group is the blocks (tier 1) or the cluster (tier 2) that hold all weights of a direction once. It works
-// on `tiles` tiles of `tile_batch` sequences in turn. A block has row_warps x k_warps warps: row_warps parts
-// of its rows of the weights, k_warps slices of the sum.
+// How a recurrence is computed.
+//   stepwise: step after step, a GEMM and a pointwise kernel. Any device, any size.
+//   grid:     a grid whose blocks keep the weights in registers for the whole sequence and pass h through
+//             global memory. sm_80.
+//   cluster:  the same in clusters of blocks that pass h through their shared memory. sm_90.
+enum class Kind { stepwise, grid, cluster };
+constexpr Kind kKinds[] = {Kind::stepwise, Kind::grid, Kind::cluster};
+constexpr const char* kKindNames = "stepwise, grid or cluster";  // for messages
+
+const char* name_of(Kind kind);
+std::optional<Kind> find_kind(const std::string& name);
+constexpr int bit_of(Kind kind) { return 1 << static_cast<int>(kind); }
+
+// A block group is the set of blocks that holds all weights of a direction once: some blocks of a grid, or a cluster.
+// It works on `tiles` tiles of `tile_batch` sequences in turn. A block has row_warps x k_warps warps: `row_warps`
+// divide its rows of the weights, `k_warps` divide the sum.
 struct Plan {
-  int tier;
+  Kind kind;
   int row_warps, k_warps;
-  int blocks;  // of a group
-  int groups;  // of a direction
-  int tiles;   // of a group
+  int blocks;        // of a block group
+  int block_groups;  // of a direction
+  int tiles;         // of a block group
   int tile_batch;
   int directions;        // that run at once, in one launch
   int64_t shared_bytes;  // of a block
-  const char* reason;    // why this tier
-  int refused;           // the tiers that `make_plan` was to leave out, bit 1 << tier for each
+  const char* reason;    // why this kind
+  int refused;           // the kinds that `make_plan` left out: the sum of their `bit_of`
 
   int threads() const { return 32 * row_warps * k_warps; }
 };
 
-// tier -1: the best by the table, without the `refused` tiers, which the device cannot run at present; 0, 1, 2:
-// that one. Throws std::runtime_error where a tier that was asked for cannot compute the problem.
-Plan make_plan(const Problem& problem, const Device& device, int tier = -1, int refused = 0);
+// Returns a plan of the `forced` kind. Without one, the table chooses, but not from the `refused` kinds, which the
+// device cannot run at present. Throws std::runtime_error if the forced kind cannot compute the problem.
+Plan make_plan(const Problem& problem, const Device& device, std::optional<Kind> forced = std::nullopt,
+               int refused = 0);
 
-// The same, of the first tier whose plan `fits`: the device is asked whether it can hold its blocks at once. Throws
-// std::runtime_error also where the one that was asked for does not.
-Plan find_plan(const Problem& problem, const Device& device, int tier, int refused,
+// The same, for the first kind whose plan `fits`: whether the device can hold all blocks of the plan at once. Also
+// throws std::runtime_error if the plan of the forced kind does not fit.
+Plan find_plan(const Problem& problem, const Device& device, std::optional<Kind> forced, int refused,
                const std::function<bool(const Plan&)>& fits);
 
-// The least number of steps whose plans are those of T steps.
+// The least number of steps that has the same plans as T steps.
 int64_t steps_of_plan(int64_t T);
 
-// The tier that FASTRNN_CUDA_TIER names, or -1. Throws std::runtime_error for anything but 0, 1 or 2.
-int forced_tier();
+// The kind that FASTRNN_CUDA_PLAN names, if it is set. Throws std::runtime_error if that is no kind.
+std::optional<Kind> forced_kind();
 
-// Nanoseconds that a block waits for another before it takes it for lost; 0: for ever. FASTRNN_CUDA_WAIT_SECONDS,
-// or 20 seconds. Throws std::runtime_error for anything but a number that is not negative.
+// The nanoseconds after which a block that waits for another one gives up; 0: never. FASTRNN_CUDA_WAIT_SECONDS sets
+// them, the default is 20 seconds. Throws std::runtime_error if it is not a number or negative.
 uint64_t longest_wait();
 
 }  // namespace fastrnn::cuda

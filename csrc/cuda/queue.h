@@ -5,7 +5,7 @@
 #include "cuda/check.h"
 #include "cuda/gemm.h"
 #include "cuda/layer.h"
-#include "cuda/persistent.h"
+#include "cuda/persistent/persistent.h"
 
 namespace fastrnn::cuda {
 
@@ -14,11 +14,11 @@ __global__ void __launch_bounds__(128)
     for_each_index(const __grid_constant__ Body body, int64_t depth, int64_t rows, int64_t columns) {
   const int64_t first_row = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y;
   const int64_t first_column = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const int64_t row_step = static_cast<int64_t>(gridDim.y) * blockDim.y;
-  const int64_t column_step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  const int64_t row_stride = static_cast<int64_t>(gridDim.y) * blockDim.y;
+  const int64_t column_stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = blockIdx.z; i < depth; i += gridDim.z) {
-    for (int64_t row = first_row; row < rows; row += row_step) {
-      for (int64_t column = first_column; column < columns; column += column_step) body(i, row, column);
+    for (int64_t row = first_row; row < rows; row += row_stride) {
+      for (int64_t column = first_column; column < columns; column += column_stride) body(i, row, column);
     }
   }
 }
@@ -29,8 +29,8 @@ constexpr cudaDataType_t kBlasType = std::is_same_v<T, double>  ? CUDA_R_64F
                                      : std::is_same_v<T, fp16>  ? CUDA_R_16F
                                                                 : CUDA_R_16BF;
 
-// The device would not start a launch that it could hold when it was asked: a context that has only a part of the
-// device now, a limit of a partition.
+// The device refused a launch although it said before that the launch fits. This happens when the context has only a
+// part of the device now, or when a partition has a limit.
 struct LaunchRefused {
   cudaError_t error;
 };
@@ -40,16 +40,16 @@ inline bool is_refusal(cudaError_t error) {
          error == cudaErrorNotSupported;
 }
 
-// The stream of a context, with its cuBLAS handle set up for one layer.
+// The stream of a context. Its cuBLAS handle is set up for one layer.
 class Queue {
  public:
-  // A workspace of our own is safe in a captured graph and gives the same bits whatever other streams do.
-  // 32 MiB is what cuBLAS advises.
+  // A workspace of its own is safe in a captured graph, and the bits do not depend on other streams. cuBLAS
+  // advises 32 MiB.
   static constexpr int64_t kBlasBytes = 32 << 20;
 
   Queue(const Context& context, void* blas_workspace) : context_(context) {
     check(cublasGetMathMode(context.blas, &math_mode_), "cublasGetMathMode");
-    // The compute type of a product says whether it may use tf32. Sums are in float throughout.
+    // The compute type of a product says whether it may use tf32. All sums are in float.
     check(cublasSetMathMode(context.blas,
                             static_cast<cublasMath_t>(CUBLAS_DEFAULT_MATH |
                                                       CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)),
@@ -58,7 +58,7 @@ class Queue {
   }
   ~Queue() {
     cublasSetMathMode(context_.blas, math_mode_);
-    cublasSetStream(context_.blas, context_.stream);  // goes back to the workspace of the handle
+    cublasSetStream(context_.blas, context_.stream);  // also restores the workspace of the handle
   }
   Queue(const Queue&) = delete;
   Queue& operator=(const Queue&) = delete;
@@ -111,12 +111,12 @@ class Queue {
  private:
   static void check_launch(cudaError_t error, const char* what) {
     if (!is_refusal(error)) return check(error, what);
-    cudaGetLastError();  // answered by another plan
+    cudaGetLastError();  // the caller tries another plan
     throw LaunchRefused{error};
   }
 
   static unsigned blocks(int64_t count, int64_t each) {
-    constexpr int64_t kMost = 65535;  // of y and z; threads loop over the rest
+    constexpr int64_t kMost = 65535;  // of a grid's y and z; the threads loop over the rest
     const int64_t wanted = (count + each - 1) / each;
     return static_cast<unsigned>(wanted < kMost ? wanted : kMost);
   }

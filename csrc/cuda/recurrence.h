@@ -2,9 +2,9 @@
 
 #include "core/params.h"
 
-// The recurrence of one layer on a device: what is left when the inputs' share of the gates has been computed
-// as one product over all rows (csrc/cuda/layer.cu), and before the gate gradients are multiplied into the
-// gradients of the weights and of x. Each tier computes it its own way.
+// The recurrence of one layer on a device. Before it, one product over all rows computes the inputs' share of the
+// gates; after it, products of the gate gradients give the gradients of the weights and of x
+// (csrc/cuda/layer_passes.h). Each kind of plan computes the recurrence in its own way.
 
 namespace fastrnn::cuda {
 
@@ -18,8 +18,8 @@ struct DeviceRows {
   const int64_t* offsets;
 };
 
-// Pointers are to device memory. GH = gates * H; S = activations saved per unit; C = states beside h, U = unit
-// vectors; R = rows in all.
+// Pointers are to device memory. GH = gates * H, S = saved activations of a unit, C = states beside h, U = unit
+// vectors, R = number of rows.
 template <class T>
 struct Recurrence {
   DeviceRows rows;
@@ -44,7 +44,7 @@ struct BackwardRecurrence {
   Weights<T> weights[2];         // W_hh [GH, H], unit [H]
   const T* h0;                   // [D, B, H] or null (zeros)
   const T* c0[kMostCellStates];  // [D, B, H] or null (zeros)
-  // What the forward wrote.
+  // The forward wrote these.
   const T* y;                     // [R, D*H]
   const Real<T>* s;               // [D, R, S*H]
   const Real<T>* c;               // [D, R, C*H]
@@ -53,7 +53,7 @@ struct BackwardRecurrence {
   const T* dcn[kMostCellStates];  // [D, B, H] or null (zeros)
   T* dgx;                         // [R, D*GH]: gradients of the inputs' shares of the gates
   T* dgh;  // [R, D*GH]: of the hidden state's shares; dgx itself unless the cell has a split gate
-  T* du;   // [R, D*U*H]: gradients of the unit vectors, a step's share of them
+  T* du;   // [R, D*U*H]: each step's share of the gradients of the unit vectors
   T* dh0;  // [D, B, H] or null (not wanted)
   T* dc0[kMostCellStates];  // [D, B, H] or null (not wanted)
 };

@@ -16,19 +16,6 @@
 
 namespace fastrnn::torch_ops {
 
-const c10::TypedOperatorHandle<LayerFunction>& layer_operator() {
-  static const auto op = find_operator<LayerFunction>("fastrnn::layer");
-  return op;
-}
-const c10::TypedOperatorHandle<LayerFunction>& forward_operator() {
-  static const auto op = find_operator<LayerFunction>("fastrnn::layer_forward");
-  return op;
-}
-const c10::TypedOperatorHandle<LayerBackwardFunction>& backward_operator() {
-  static const auto op = find_operator<LayerBackwardFunction>("fastrnn::layer_backward");
-  return op;
-}
-
 namespace {
 
 using torch::autograd::Node;
@@ -45,12 +32,12 @@ auto make_node(Args&&... args) {
   }
 }
 
-variable_list list_inputs(const Tensor& x, at::TensorList hx, at::TensorList weights) {
+variable_list list_inputs(const LayerArgs& args) {
   variable_list inputs;
-  inputs.reserve(1 + hx.size() + weights.size());
-  inputs.push_back(x);
-  inputs.insert(inputs.end(), hx.begin(), hx.end());
-  inputs.insert(inputs.end(), weights.begin(), weights.end());
+  inputs.reserve(1 + args.hx.size() + args.weights.size());
+  inputs.push_back(args.x);
+  inputs.insert(inputs.end(), args.hx.begin(), args.hx.end());
+  inputs.insert(inputs.end(), args.weights.begin(), args.weights.end());
   return inputs;
 }
 
@@ -69,16 +56,15 @@ class LayerNode : public Node {
   // inputs: x, hx, weights; edges: to what the node gives gradients of; stand_ins: for an input that may be
   // changed, or be an inference tensor, until somebody asks for a graph of the derivative, what is taken in its
   // place until then.
-  LayerNode(torch::autograd::edge_list edges, const variable_list& inputs, size_t states,
-            const optional<Tensor>& batch_sizes, const std::string& cell, bool bidirectional,
-            bool batch_first, StandIns stand_ins = {})
+  LayerNode(torch::autograd::edge_list edges, const LayerArgs& args, const variable_list& inputs,
+            StandIns stand_ins = {})
       : Node(std::move(edges)),
         count_(inputs.size()),
-        states_(states),
-        cell_(cell),
-        bidirectional_(bidirectional),
-        batch_first_(batch_first),
-        packed_(batch_sizes.has_value()),
+        states_(args.hx.size()),
+        cell_(args.cell),
+        bidirectional_(args.bidirectional),
+        batch_first_(args.batch_first),
+        packed_(args.packed()),
         stand_ins_(std::move(stand_ins)) {
     saved_.reserve(count_ + 4);
     stand_ins_.resize(count_);
@@ -86,7 +72,8 @@ class LayerNode : public Node {
       save(stand_ins_[i].defined() && inputs[i].is_inference() ? Tensor() : inputs[i]);
     }
     // A clone of an inference tensor is none.
-    save(packed_ && batch_sizes->is_inference() ? batch_sizes->clone() : batch_sizes.value_or(Tensor()));
+    save(packed_ && args.batch_sizes->is_inference() ? args.batch_sizes->clone()
+                                                     : args.batch_sizes.value_or(Tensor()));
   }
 
   // After the arguments.
@@ -102,10 +89,13 @@ class LayerNode : public Node {
   // All that was saved, and the arguments of the layer in it.
   struct Unpacked {
     variable_list all;
-    at::TensorList inputs, hx, weights, rest;
+    at::TensorList inputs, rest;
     optional<Tensor> batch_sizes;
-    const Tensor& x() const { return inputs[0]; }
   };
+  LayerArgs args_of(const Unpacked& u) const {
+    return {u.inputs[0],    u.batch_sizes, u.inputs.slice(1, states_), u.inputs.slice(1 + states_), cell_,
+            bidirectional_, batch_first_};
+  }
   Unpacked unpack(bool use_stand_ins) {
     Unpacked result;
     result.all.reserve(saved_.size());
@@ -127,14 +117,12 @@ class LayerNode : public Node {
   void arrange(Unpacked& u) const {
     const at::TensorList all(u.all);
     u.inputs = all.slice(0, count_);
-    u.hx = u.inputs.slice(1, states_);
-    u.weights = u.inputs.slice(1 + states_);
     u.rest = all.slice(count_ + 1);
     if (packed_) u.batch_sizes = all[count_];
   }
 
   const size_t count_, states_;
-  const std::string cell_;
+  const int cell_;
   const bool bidirectional_, batch_first_, packed_;
   std::vector<torch::autograd::SavedVariable> saved_;  // inputs, batch_sizes, the rest
   StandIns stand_ins_;                                 // one for each input, undefined for most
@@ -145,12 +133,9 @@ class LayerNode : public Node {
 class LayerDoubleBackward : public LayerNode {
  public:
   // given: which results of the layer had a gradient; these are what is saved after the arguments.
-  LayerDoubleBackward(torch::autograd::edge_list edges, const variable_list& inputs, size_t states,
-                      const optional<Tensor>& batch_sizes, const std::string& cell, bool bidirectional,
-                      bool batch_first, std::vector<bool> given, c10::List<bool> wanted)
-      : LayerNode(std::move(edges), inputs, states, batch_sizes, cell, bidirectional, batch_first),
-        given_(std::move(given)),
-        wanted_(std::move(wanted)) {}
+  LayerDoubleBackward(torch::autograd::edge_list edges, const LayerArgs& args, const variable_list& inputs,
+                      std::vector<bool> given, c10::List<bool> wanted)
+      : LayerNode(std::move(edges), args, inputs), given_(std::move(given)), wanted_(std::move(wanted)) {}
 
   std::string name() const override { return "fastrnn::LayerDoubleBackward"; }
 
@@ -172,13 +157,10 @@ class LayerDoubleBackward : public LayerNode {
     };
     for (const auto i : c10::irange(gradients)) view(count_ + 1 + i, i);
     for (const auto i : c10::irange(count_)) view(i, gradients + i);
-    variable_list grads(given_.size());
+    c10::List<optional<Tensor>> grads;
     size_t next = 0;
-    for (const auto i : c10::irange(given_.size())) {
-      if (given_[i]) grads[i] = u.rest[next++];
-    }
-    const variable_list outputs = differentiable_backward(grads, u.x(), u.batch_sizes, u.hx, u.weights, cell_,
-                                                          bidirectional_, batch_first_, wanted_);
+    for (const bool given : given_) grads.push_back(given ? optional<Tensor>(u.rest[next++]) : std::nullopt);
+    const variable_list outputs = differentiable_backward(args_of(u), {grads, {}, wanted_});
     variable_list used, used_seeds;
     for (const auto i : c10::irange(outputs.size())) {
       if (!seeds[i].defined() || !outputs[i].requires_grad()) continue;
@@ -205,13 +187,9 @@ class LayerDoubleBackward : public LayerNode {
 class LayerBackward : public LayerNode {
  public:
   // Saved after the arguments is what layer_backward takes as `saved`, or nothing with checkpoint_gates.
-  LayerBackward(const variable_list& inputs, size_t states, const optional<Tensor>& batch_sizes,
-                const std::string& cell, bool bidirectional, bool batch_first, bool checkpoint_gates)
-      : LayerNode(torch::autograd::collect_next_edges(inputs), inputs, states, batch_sizes, cell,
-                  bidirectional, batch_first,
-                  checkpoint_gates
-                      ? StandIns()
-                      : make_stand_ins(inputs, states, batch_sizes, cell, bidirectional, batch_first)),
+  LayerBackward(const LayerArgs& args, const variable_list& inputs, bool checkpoint_gates)
+      : LayerNode(torch::autograd::collect_next_edges(inputs), args, inputs,
+                  checkpoint_gates ? StandIns() : make_stand_ins(args, inputs)),
         checkpoint_gates_(checkpoint_gates) {}
 
   std::string name() const override { return "fastrnn::LayerBackward"; }
@@ -221,7 +199,7 @@ class LayerBackward : public LayerNode {
     args.collect(saved_, /*is_output=*/true);
     for (const size_t number : {count_, states_}) args.collect(number);
     for (const bool flag : {bidirectional_, batch_first_, packed_, checkpoint_gates_}) args.collect(flag);
-    args.collect(cell_);
+    args.collect(static_cast<size_t>(cell_));
   }
   variable_list apply_with_saved(const variable_list& grads,
                                  torch::dynamo::autograd::SwapSavedVariables& swap) override {
@@ -236,36 +214,28 @@ class LayerBackward : public LayerNode {
     return differentiate(grads, !at::GradMode::is_enabled() && are_plain(grads));
   }
 
-  static size_t count_results(const Tensor& x, bool packed, const std::string& cell) {
-    return (x.dim() == 2 && !packed ? 1 : 2) + (find_cell(cell).has_c ? 1 : 0);
-  }
+  static size_t count_results(const LayerArgs& args) { return args.info().states.size() + !args.is_step(); }
   // Of what layer_forward returned, what layer_backward takes: of a step that saves nothing its result.
-  static at::TensorList saved_of(at::TensorList outputs, const Tensor& x, bool packed,
-                                 const std::string& cell) {
-    const size_t results = count_results(x, packed, cell);
-    const bool only_y = x.dim() == 2 && !packed && find_cell(cell).saved == 0;
-    return only_y ? outputs.slice(0, 1) : outputs.slice(results);
+  static at::TensorList saved_of(at::TensorList outputs, const LayerArgs& args) {
+    const bool only_y = args.is_step() && args.info().saved == 0;
+    return only_y ? outputs.slice(0, 1) : outputs.slice(count_results(args));
   }
 
  private:
   // torch.nn's layers let be changed what their backward does not need, so that a buffer for the input can be
   // used again while the weights are frozen, or an optimizer can step.
-  static StandIns make_stand_ins(const variable_list& inputs, size_t states,
-                                 const optional<Tensor>& batch_sizes, const std::string& cell,
-                                 bool bidirectional, bool batch_first) {
+  static StandIns make_stand_ins(const LayerArgs& args, const variable_list& inputs) {
     if (!are_plain(inputs)) return {};
     Which wanted = 0;
     for (const auto i : c10::irange(inputs.size())) wanted |= Which{inputs[i].requires_grad()} << i;
-    const at::TensorList all(inputs);
-    const Which kept = kept_for_backward(inputs[0], batch_sizes, all.slice(1, states), all.slice(1 + states),
-                                         bidirectional, batch_first, wanted);
+    const Which kept = kept_for_backward(args, wanted);
     StandIns stand_ins(inputs.size());
     for (const auto i : c10::irange(inputs.size())) {
       if (kept >> i & 1) continue;
-      const bool is_weight = i > states;
+      const bool is_weight = i > args.hx.size();
       if (is_weight) {
         stand_ins[i] = inputs[i];  // which others hold as well
-      } else if (i == 1 && find_cell(cell).reads_h) {
+      } else if (i == 1 && args.info().reads_h) {
         stand_ins[i] = inputs[i].clone();
       } else {  // its form, in the memory of one number
         stand_ins[i] =
@@ -285,20 +255,19 @@ class LayerBackward : public LayerNode {
     given.reserve(grads.size());
     for (const Tensor& grad : grads) given.push_back(grad.defined() ? optional<Tensor>(grad) : std::nullopt);
 
+    const LayerArgs args = args_of(u);
     variable_list again;
     if (checkpoint_gates_) {
       at::AutoDispatchBelowADInplaceOrView below_autograd;
-      again = forward_operator().call(u.x(), u.batch_sizes, u.hx, u.weights, cell_, bidirectional_,
-                                      batch_first_, /*save=*/true);
+      again = call_layer_forward(args, /*save=*/true);
     }
-    const at::TensorList saved = checkpoint_gates_ ? saved_of(again, u.x(), packed_, cell_) : u.rest;
+    const at::TensorList saved = checkpoint_gates_ ? saved_of(again, args) : u.rest;
     // create_graph=True, or a derivative in forward mode of this one, is a matter of autograd. Otherwise its
     // fallback would only box the arguments.
     std::optional<at::AutoDispatchBelowADInplaceOrView> below_autograd;
     if (!at::GradMode::is_enabled() && !torch::autograd::isFwGradDefinedTensorList(grads))
       below_autograd.emplace();
-    variable_list found = backward_operator().call(given, u.x(), u.batch_sizes, u.hx, u.weights, cell_,
-                                                   bidirectional_, batch_first_, saved, wanted);
+    variable_list found = call_layer_backward(args, {given, saved, wanted});
     variable_list result(count_);
     size_t next = 0;
     for (const auto i : c10::irange(count_)) {
@@ -311,96 +280,66 @@ class LayerBackward : public LayerNode {
 };
 
 // layer and layer_forward: with `save` the result has what the backward needs too, without derivatives.
-variable_list record_forward(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
-                             at::TensorList weights, const std::string& cell, bool bidirectional,
-                             bool batch_first, bool checkpoint_gates, bool save) {
-  const variable_list inputs = list_inputs(x, hx, weights);
+variable_list record_forward(const LayerArgs& args, bool checkpoint_gates, bool save) {
+  const variable_list inputs = list_inputs(args);
   if (torch::autograd::isFwGradDefinedTensorList(inputs)) {
-    check_layer(x, batch_sizes, hx, weights, cell, bidirectional, batch_first);
-    return differentiable_forward(x, batch_sizes, hx, weights, cell, bidirectional, batch_first, save);
+    check_layer(args);
+    return differentiable_forward(args, save);
   }
   const bool needed = torch::autograd::compute_requires_grad(inputs);
   at::AutoDispatchBelowADInplaceOrView below_autograd;
-  variable_list outputs = forward_operator().call(x, batch_sizes, hx, weights, cell, bidirectional,
-                                                  batch_first, save || (needed && !checkpoint_gates));
+  variable_list outputs = call_layer_forward(args, save || (needed && !checkpoint_gates));
   if (!needed) return outputs;
 
-  const auto node = make_node<LayerBackward>(inputs, hx.size(), batch_sizes, cell, bidirectional, batch_first,
-                                             checkpoint_gates);
-  const bool packed = batch_sizes.has_value();
-  const size_t results = LayerBackward::count_results(x, packed, cell);
+  const auto node = make_node<LayerBackward>(args, inputs, checkpoint_gates);
+  const size_t results = LayerBackward::count_results(args);
   for (const auto i : c10::irange(results)) torch::autograd::set_history(outputs[i], node);
   if (!checkpoint_gates) {
-    const at::TensorList saved = LayerBackward::saved_of(outputs, x, packed, cell);
+    const at::TensorList saved = LayerBackward::saved_of(outputs, args);
     for (const Tensor& tensor : saved) node->save(tensor, /*is_output=*/&tensor == outputs.data());
   }
   if (!save) outputs.resize(results);
   return outputs;
 }
 
-variable_list layer(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
-                    at::TensorList weights, const std::string& cell, bool bidirectional, bool batch_first,
-                    bool checkpoint_gates) {
-  return record_forward(x, batch_sizes, hx, weights, cell, bidirectional, batch_first, checkpoint_gates,
-                        false);
+variable_list layer(const LayerArgs& args, bool checkpoint_gates) {
+  return record_forward(args, checkpoint_gates, false);
 }
 
-variable_list layer_forward(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
-                            at::TensorList weights, const std::string& cell, bool bidirectional,
-                            bool batch_first, bool save) {
-  return record_forward(x, batch_sizes, hx, weights, cell, bidirectional, batch_first, false, save);
-}
+variable_list layer_forward(const LayerArgs& args, bool save) { return record_forward(args, false, save); }
 
-variable_list layer_backward(const c10::List<optional<Tensor>>& grads, const Tensor& x,
-                             const optional<Tensor>& batch_sizes, at::TensorList hx, at::TensorList weights,
-                             const std::string& cell, bool bidirectional, bool batch_first,
-                             at::TensorList saved, c10::List<bool> wanted) {
-  const variable_list inputs = list_inputs(x, hx, weights);
+variable_list layer_backward(const LayerArgs& args, const BackwardArgs& backward) {
+  const variable_list inputs = list_inputs(args);
   variable_list given;
   std::vector<bool> is_given;
-  variable_list all_grads;
-  for (const optional<Tensor> grad : grads) {
+  for (const optional<Tensor> grad : backward.grads) {
     is_given.push_back(grad.has_value() && grad->defined());
-    all_grads.push_back(grad.value_or(Tensor()));
     if (is_given.back()) given.push_back(*grad);
   }
   variable_list sources = given;
   sources.insert(sources.end(), inputs.begin(), inputs.end());
-  if (torch::autograd::isFwGradDefinedTensorList(sources)) {
-    return differentiable_backward(all_grads, x, batch_sizes, hx, weights, cell, bidirectional, batch_first,
-                                   wanted);
-  }
+  if (torch::autograd::isFwGradDefinedTensorList(sources)) return differentiable_backward(args, backward);
   const bool needed = torch::autograd::compute_requires_grad(sources);
   at::AutoDispatchBelowADInplaceOrView below_autograd;
-  variable_list outputs = backward_operator().call(grads, x, batch_sizes, hx, weights, cell, bidirectional,
-                                                   batch_first, saved, wanted);
+  variable_list outputs = call_layer_backward(args, backward);
   if (!needed) return outputs;
-  const auto node = make_node<LayerDoubleBackward>(torch::autograd::collect_next_edges(sources), inputs,
-                                                   hx.size(), batch_sizes, cell, bidirectional, batch_first,
-                                                   std::move(is_given), std::move(wanted));
+  const auto node = make_node<LayerDoubleBackward>(torch::autograd::collect_next_edges(sources), args, inputs,
+                                                   std::move(is_given), backward.wanted);
   for (const Tensor& grad : given) node->save(grad);
   for (Tensor& output : outputs) torch::autograd::set_history(output, node);
   return outputs;
 }
 
-// torch.autograd.grad(is_grads_batched=True) maps over gradients with a vmap of its own, older than torch.func's.
-variable_list map_backward(const c10::List<optional<Tensor>>& grads, const Tensor& x,
-                           const optional<Tensor>& batch_sizes, at::TensorList hx, at::TensorList weights,
-                           const std::string& cell, bool bidirectional, bool batch_first,
-                           at::TensorList /*saved*/, c10::List<bool> wanted) {
-  variable_list given;
-  for (const optional<Tensor> grad : grads) given.push_back(grad.value_or(Tensor()));
-  return differentiable_backward(given, x, batch_sizes, hx, weights, cell, bidirectional, batch_first,
-                                 wanted);
-}
-
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fastrnn, Batched, m) { m.impl("layer_backward", map_backward); }
+// torch.autograd.grad(is_grads_batched=True) maps over gradients with a vmap of its own, older than torch.func's.
+TORCH_LIBRARY_IMPL(fastrnn, Batched, m) {
+  m.impl("layer_backward", as_layer_backward<differentiable_backward>);
+}
 TORCH_LIBRARY_IMPL(fastrnn, Autograd, m) {
-  m.impl("layer", layer);
-  m.impl("layer_forward", layer_forward);
-  m.impl("layer_backward", layer_backward);
+  m.impl("layer", as_layer<layer>);
+  m.impl("layer_forward", as_layer<layer_forward>);
+  m.impl("layer_backward", as_layer_backward<layer_backward>);
 }
 
 }  // namespace fastrnn::torch_ops

@@ -59,19 +59,17 @@ void with_context(const F& run) {
 }  // namespace
 
 template <class T>
-void Cuda::forward(const cpu::CellKernels& cell, const ForwardParams<T>& p) const {
-  with_context<T>(
-      [&](const cuda::Context& context) { cuda::find_kernels<T>(cell.name).forward(p, context); });
+void Cuda::forward(int cell, const ForwardParams<T>& p) const {
+  with_context<T>([&](const cuda::Context& context) { cuda::kernels_of<T>(cell).forward(p, context); });
 }
 
 template <class T>
-void Cuda::backward(const cpu::CellKernels& cell, const BackwardParams<T>& p) const {
-  with_context<T>(
-      [&](const cuda::Context& context) { cuda::find_kernels<T>(cell.name).backward(p, context); });
+void Cuda::backward(int cell, const BackwardParams<T>& p) const {
+  with_context<T>([&](const cuda::Context& context) { cuda::kernels_of<T>(cell).backward(p, context); });
 }
 
-cuda::Plan plan_on_device(const cuda::Problem& problem) {
-  const auto plan = [&]<class T>() { return cuda::find_kernels<T>(problem.cell).plan(problem); };
+cuda::Plan plan_on_device(int cell, const cuda::Problem& problem) {
+  const auto plan = [&]<class T>() { return cuda::kernels_of<T>(cell).plan(problem); };
   switch (problem.math) {
     case cuda::Math::fp64:
       return plan.operator()<double>();
@@ -84,9 +82,9 @@ cuda::Plan plan_on_device(const cuda::Problem& problem) {
   }
 }
 
-#define FASTRNN_DTYPE(T)                                                                  \
-  template void Cuda::forward<T>(const cpu::CellKernels&, const ForwardParams<T>&) const; \
-  template void Cuda::backward<T>(const cpu::CellKernels&, const BackwardParams<T>&) const;
+#define FASTRNN_DTYPE(T)                                              \
+  template void Cuda::forward<T>(int, const ForwardParams<T>&) const; \
+  template void Cuda::backward<T>(int, const BackwardParams<T>&) const;
 FASTRNN_DTYPE(float)
 FASTRNN_DTYPE(double)
 FASTRNN_DTYPE(fp16)

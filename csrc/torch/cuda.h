@@ -4,7 +4,6 @@
 #include <c10/cuda/CUDAGuard.h>
 
 #include "core/params.h"
-#include "cpu/dispatch.h"
 #include "cuda/plan.h"
 
 namespace fastrnn::torch_ops {
@@ -12,20 +11,20 @@ namespace fastrnn::torch_ops {
 // The CUDA side of csrc/torch/layer.cpp: the device of x, its current stream, scratch memory from torch.
 class Cuda {
  public:
-  static constexpr bool computes = true, has_half = true, copies_y = false;
+  static constexpr bool computes = true, has_half = true;
   explicit Cuda(const at::Tensor& x) : guard_(x.device()) {}
 
   // Defined for float, double, fp16 and bf16. No call waits for the device.
   template <class T>
-  void forward(const cpu::CellKernels& cell, const ForwardParams<T>& p) const;
+  void forward(int cell, const ForwardParams<T>& p) const;
   template <class T>
-  void backward(const cpu::CellKernels& cell, const BackwardParams<T>& p) const;
+  void backward(int cell, const BackwardParams<T>& p) const;
 
  private:
   const c10::cuda::CUDAGuard guard_;
 };
 
 // How the current device computes a problem: a plan whose blocks it says it can hold at once.
-cuda::Plan plan_on_device(const cuda::Problem& problem);
+cuda::Plan plan_on_device(int cell, const cuda::Problem& problem);
 
 }  // namespace fastrnn::torch_ops

@@ -8,13 +8,15 @@
 
 #include <array>
 #include <cstdlib>
+#include <optional>
 #include <set>
 
 #include "cpu/dispatch.h"
 #include "cpu/threads/core_latency.h"
+#include "cuda/persistent/tiling.h"
 #include "cuda/plan.h"
-#include "cuda/tiling.h"
 #include "torch/layer.h"
+#include "torch/operators.h"
 #ifdef FASTRNN_CUDA
 #include "cuda/device.h"
 #include "torch/cuda.h"
@@ -23,6 +25,8 @@
 namespace py = pybind11;
 namespace cpu = fastrnn::cpu;
 namespace cuda = fastrnn::cuda;
+namespace cells = fastrnn::cells;
+namespace ops = fastrnn::torch_ops;
 
 namespace {
 
@@ -49,33 +53,39 @@ cuda::Math find_math(const std::string& name) {
 }
 
 py::dict describe(const cuda::Problem& problem, const cuda::Plan& p) {
-  const int units =
-      p.row_warps * cuda::warp_rows(cpu::find_cell(problem.cell).gates, problem.backward).units();
-  std::vector<int> refused;
-  for (int tier = 2; tier > p.tier; --tier) {
-    if (p.refused >> tier & 1) refused.push_back(tier);
+  const int units = p.row_warps * cuda::warp_rows(problem.cell->gates.size(), problem.backward).units();
+  std::vector<std::string> refused;
+  for (const cuda::Kind kind : {cuda::Kind::cluster, cuda::Kind::grid}) {
+    if (kind > p.kind && p.refused & cuda::bit_of(kind)) refused.push_back(cuda::name_of(kind));
   }
   using namespace py::literals;
-  return py::dict("tier"_a = p.tier, "reason"_a = p.reason, "refused"_a = refused,
-                  "directions"_a = p.directions, "groups"_a = p.groups, "blocks"_a = p.blocks,
+  return py::dict("kind"_a = cuda::name_of(p.kind), "reason"_a = p.reason, "refused"_a = refused,
+                  "directions"_a = p.directions, "block_groups"_a = p.block_groups, "blocks"_a = p.blocks,
                   "row_warps"_a = p.row_warps, "k_warps"_a = p.k_warps, "units_of_block"_a = units,
                   "tiles"_a = p.tiles, "tile_batch"_a = p.tile_batch, "shared_bytes"_a = p.shared_bytes);
 }
 
 py::dict plan(const std::string& cell, const std::string& math, bool backward, bool projected, int64_t T,
               int64_t B, int64_t H, int D, int sms, int capability, int64_t shared_bytes,
-              const std::array<int, cuda::kMostCluster>& clusters, int tier, const std::set<int>& fitting) {
-  const cuda::Problem problem{cell, find_math(math), backward, projected, T, B, H, D};
+              const std::array<int, cuda::kMostCluster>& clusters, const std::optional<std::string>& kind,
+              const std::set<std::string>& fitting) {
+  const cuda::Problem problem{
+      cells::kCells[ops::find_cell(cell)], find_math(math), backward, projected, T, B, H, D};
   const cuda::Device device{sms, capability, shared_bytes, clusters};
-  const auto fits = [&](const cuda::Plan& plan) { return fitting.count(plan.tier) > 0; };
-  return describe(problem, cuda::find_plan(problem, device, tier, 0, fits));
+  const std::optional<cuda::Kind> forced = kind ? cuda::find_kind(*kind) : std::nullopt;
+  if (kind && !forced) {
+    throw std::invalid_argument(std::string("kind: expected ") + cuda::kKindNames + ", got '" + *kind + "'");
+  }
+  const auto fits = [&](const cuda::Plan& plan) { return fitting.count(cuda::name_of(plan.kind)) > 0; };
+  return describe(problem, cuda::find_plan(problem, device, forced, 0, fits));
 }
 
 #ifdef FASTRNN_CUDA
 py::dict plan_here(const std::string& cell, const std::string& math, bool backward, bool projected, int64_t T,
                    int64_t B, int64_t H, int D) {
-  const cuda::Problem problem{cell, find_math(math), backward, projected, T, B, H, D};
-  return describe(problem, fastrnn::torch_ops::plan_on_device(problem));
+  const int index = ops::find_cell(cell);
+  const cuda::Problem problem{cells::kCells[index], find_math(math), backward, projected, T, B, H, D};
+  return describe(problem, ops::plan_on_device(index, problem));
 }
 
 py::dict device() {
@@ -85,6 +95,41 @@ py::dict device() {
                   "clusters"_a = here.clusters);
 }
 #endif
+
+// A CellInfo as Python has it (fastrnn/cells.py).
+py::dict describe(const cells::CellInfo& cell) {
+  const auto name_of = [](cells::Kind kind) {
+    switch (kind) {
+      case cells::Kind::input_matrix:
+        return "input_matrix";
+      case cells::Kind::state_matrix:
+        return "state_matrix";
+      case cells::Kind::input_bias:
+        return "input_bias";
+      case cells::Kind::state_bias:
+        return "state_bias";
+      case cells::Kind::unit_vector:
+        return "unit_vector";
+      case cells::Kind::projection:
+        return "projection";
+    }
+    return "";
+  };
+  const auto needs_of = [](cells::Needs needs) {
+    return needs == cells::Needs::always ? "always" : needs == cells::Needs::bias ? "bias" : "projection";
+  };
+  using namespace py::literals;
+  py::list parameters;
+  for (const cells::Parameter& p : cell.parameters) {
+    parameters.append(py::dict("symbol"_a = p.symbol, "name"_a = p.name, "kind"_a = name_of(p.kind),
+                               "needs"_a = needs_of(p.needs)));
+  }
+  return py::dict("name"_a = cell.name, "layer"_a = cell.layer,
+                  "gates"_a = std::vector<std::string>(cell.gates.begin(), cell.gates.end()),
+                  "saved"_a = cell.saved, "whole_gates"_a = cell.whole_gates, "reads_h"_a = cell.reads_h,
+                  "states"_a = std::vector<std::string>(cell.states.begin(), cell.states.end()),
+                  "parameters"_a = parameters, "nonlinearity"_a = cell.nonlinearity);
+}
 
 // What holds an operator's argument between Python and the operator.
 template <class T>
@@ -99,8 +144,8 @@ struct Held<at::TensorList> {
 // A call of an operator through torch's dispatcher, as torch.ops makes it, but with arguments of types that the
 // compiler knows. torch.ops finds them out in every call: 2.4 us, which is more than a small step takes.
 template <class Result, class... Args>
-auto call_of(const char* name, Result (*)(Args...)) {
-  const auto op = fastrnn::torch_ops::find_operator<Result(Args...)>(name);
+auto call_of(const char* name, Result (*)(Args...) /*its type*/) {
+  const auto op = ops::find_operator<Result(Args...)>(name);
   return torch::wrap_pybind_function_no_gil(
       [op](typename Held<Args>::type... args) { return op.call(args...); });
 }
@@ -125,15 +170,16 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cells",
       [] {
-        std::vector<std::string> names;
-        for (const cpu::CellKernels& cell : cpu::cells()) names.push_back(cell.name);
-        return names;
+        py::list all;
+        for (const cells::CellInfo* cell : cells::kCells) all.append(describe(*cell));
+        return all;
       },
-      "Names of the registered cells.");
-  m.def("rnn", call_of("fastrnn::rnn", &fastrnn::torch_ops::rnn),
+      "What there is to know of each cell: csrc/cells/cell_info.h says what the fields are.");
+  m.def("rnn", call_of("fastrnn::rnn", static_cast<ops::RnnFunction*>(nullptr)),
         "torch.ops.fastrnn.rnn, all arguments given.");
-  m.def("cell", call_of("fastrnn::cell", &fastrnn::torch_ops::cell_step), "torch.ops.fastrnn.cell.");
-  m.def("check_storage", &fastrnn::torch_ops::check_storage, py::arg("tensor"), py::arg("name"),
+  m.def("cell", call_of("fastrnn::cell", static_cast<ops::CellFunction*>(nullptr)),
+        "torch.ops.fastrnn.cell.");
+  m.def("check_storage", &ops::check_storage, py::arg("tensor"), py::arg("name"), py::arg("suffix") = "",
         "RuntimeError if the storage of the tensor is too small for it.");
   m.def(
       "core_round_trip", &cpu::core_round_trip,
@@ -141,8 +187,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan", &plan, py::kw_only(), py::arg("cell"), py::arg("math"), py::arg("backward") = false,
         py::arg("projected") = false, py::arg("T"), py::arg("B"), py::arg("H"), py::arg("D") = 1,
         py::arg("sms"), py::arg("capability"), py::arg("shared_bytes"), py::arg("clusters"),
-        py::arg("tier") = -1, py::arg("fitting") = std::set<int>{1, 2},
-        "How a GPU would compute a recurrence, if it can hold the blocks of the tiers that are `fitting`: "
+        py::arg("kind") = py::none(), py::arg("fitting") = std::set<std::string>{"grid", "cluster"},
+        "How a GPU would compute a recurrence, if it can hold the blocks of the kinds that are `fitting`: "
         "csrc/cuda/plan.h says what the fields are.");
 #ifdef FASTRNN_CUDA
   m.def("plan_here", &plan_here, py::kw_only(), py::arg("cell"), py::arg("math"), py::arg("backward") = false,
@@ -150,8 +196,13 @@ PYBIND11_MODULE(_C, m) {
         "How the current GPU computes a recurrence, of which it was asked what fits.");
   m.def("device", &device, "What a plan depends on, of the current GPU: csrc/cuda/plan.h says what.");
 #endif
-  m.def("forced_cuda_tier", &cuda::forced_tier,
-        "The tier that FASTRNN_CUDA_TIER names, or -1. RuntimeError if it names none.");
+  m.def(
+      "forced_cuda_plan",
+      [] {
+        const auto kind = cuda::forced_kind();
+        return kind ? std::optional<std::string>(cuda::name_of(*kind)) : std::nullopt;
+      },
+      "The kind of plan that FASTRNN_CUDA_PLAN names, or None. RuntimeError for a name that is no kind.");
   m.def("longest_cuda_wait", &cuda::longest_wait,
         "Nanoseconds that a block waits for another, by FASTRNN_CUDA_WAIT_SECONDS; 0: for ever.");
 }

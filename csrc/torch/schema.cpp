@@ -1,0 +1,100 @@
+#include "torch/schema.h"
+
+#include <c10/util/irange.h>
+#include <torch/library.h>
+
+#include <sstream>
+
+namespace fastrnn::torch_ops {
+
+int find_cell(const std::string& name) {
+  for (const auto i : c10::irange(cells::kCellCount)) {
+    if (name == cells::kCells[i]->name) return i;
+  }
+  std::string known;
+  for (const CellInfo* cell : cells::kCells) known += (known.empty() ? "" : ", ") + std::string(cell->name);
+  TORCH_CHECK_VALUE(false, "cell: expected one of ", known, ", got '", name, "'");
+}
+
+namespace {
+
+// As messages list them: W_ih, W_hh[, b_ih, b_hh][, W_hr].
+std::string list_parameters(const CellInfo& cell) {
+  std::ostringstream text;
+  cells::Needs open = cells::Needs::always;
+  for (const cells::Parameter& parameter : cell.parameters) {
+    const bool changes = parameter.needs != open;
+    if (changes && open != cells::Needs::always) text << "]";
+    if (changes && parameter.needs != cells::Needs::always) text << "[";
+    if (parameter.symbol != cell.parameters[0].symbol) text << ", ";
+    text << parameter.symbol;
+    open = parameter.needs;
+  }
+  if (open != cells::Needs::always) text << "]";
+  return text.str();
+}
+
+}  // namespace
+
+WeightLayout weight_layout(const CellInfo& cell, at::TensorList weights, bool bidirectional, int64_t layers) {
+  const int64_t D = bidirectional ? 2 : 1, count = static_cast<int64_t>(weights.size());
+  for (const bool bias : {true, false}) {
+    for (const bool projected : {false, true}) {
+      if ((bias && !cell.can(cells::Needs::bias)) || (projected && !cell.can(cells::Needs::projection))) {
+        continue;
+      }
+      const int64_t each = cell.count_parameters(bias, projected);
+      if (each * layers * D == count) return {cell, D, each, bias, projected};
+    }
+  }
+  TORCH_CHECK(false, "weights: expected ", list_parameters(cell), " for each of ", layers, " layer(s) and ",
+              D, " direction(s), got ", count, " tensors");
+}
+
+namespace {
+
+using LayerFunction = variable_list(const Tensor&, const optional<Tensor>&, at::TensorList, at::TensorList,
+                                    const std::string&, bool, bool, bool);
+using LayerBackwardFunction = variable_list(const c10::List<optional<Tensor>>&, const Tensor&,
+                                            const optional<Tensor>&, at::TensorList, at::TensorList,
+                                            const std::string&, bool, bool, at::TensorList, c10::List<bool>);
+
+variable_list call(const c10::TypedOperatorHandle<LayerFunction>& op, const LayerArgs& args, bool flag) {
+  return op.call(args.x, args.batch_sizes, args.hx, args.weights, args.info().name, args.bidirectional,
+                 args.batch_first, flag);
+}
+
+}  // namespace
+
+variable_list call_layer(const LayerArgs& args, bool checkpoint_gates) {
+  static const auto op = find_operator<LayerFunction>("fastrnn::layer");
+  return call(op, args, checkpoint_gates);
+}
+variable_list call_layer_forward(const LayerArgs& args, bool save) {
+  static const auto op = find_operator<LayerFunction>("fastrnn::layer_forward");
+  return call(op, args, save);
+}
+variable_list call_layer_backward(const LayerArgs& args, const BackwardArgs& backward) {
+  static const auto op = find_operator<LayerBackwardFunction>("fastrnn::layer_backward");
+  return op.call(backward.grads, args.x, args.batch_sizes, args.hx, args.weights, args.info().name,
+                 args.bidirectional, args.batch_first, backward.saved, backward.wanted);
+}
+
+TORCH_LIBRARY(fastrnn, m) {
+  m.def(
+      "rnn(Tensor input, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str cell, bool has_biases, int "
+      "num_layers, float dropout, bool train, bool bidirectional, bool batch_first, bool "
+      "checkpoint_gates=False) -> Tensor[]");
+  m.def("cell(Tensor input, Tensor[] hx, Tensor[] weights, str cell) -> Tensor[]");
+  m.def(
+      "layer(Tensor x, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str cell, bool bidirectional, "
+      "bool batch_first, bool checkpoint_gates=False) -> Tensor[]");
+  m.def(
+      "layer_forward(Tensor x, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str cell, bool "
+      "bidirectional, bool batch_first, bool save) -> Tensor[]");
+  m.def(
+      "layer_backward(Tensor?[] grads, Tensor x, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str "
+      "cell, bool bidirectional, bool batch_first, Tensor[] saved, bool[] wanted) -> Tensor[]");
+}
+
+}  // namespace fastrnn::torch_ops

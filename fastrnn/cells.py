@@ -1,0 +1,84 @@
+"""What there is to know of each cell beside its equations, as its kernels have it (csrc/cells/)."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from . import _C
+
+__all__ = ["CELLS", "CellInfo", "Parameter"]
+
+
+class Parameter(NamedTuple):
+    """A parameter of a layer, one for each direction.
+
+    Attributes:
+        symbol: in equations and messages, `W_ih`
+        name: in modules, before `_l0` and `_reverse`: `weight_ih`
+        kind: its shape and use, with G gates, H units, I inputs and P projected units:
+            `input_matrix` `[G*H, I]`, `state_matrix` `[G*H, P]`, `input_bias` and `state_bias` `[G*H]`,
+            `unit_vector` `[H]`, `projection` `[P, H]`
+        needs: which layers have it: `always`, those with `bias`, or those with a `projection`
+    """
+
+    symbol: str
+    name: str
+    kind: str
+    needs: str
+
+
+class CellInfo(NamedTuple):
+    """A cell.
+
+    Attributes:
+        name: as the operators call it
+        layer: the class of its layer
+        gates: their letters, in the order of their rows in the weights
+        saved: how many numbers a unit keeps of a step for the backward, beside the states
+        whole_gates: the first so many gates use only the sum of their shares from input and state
+        reads_h: whether the state before a step is used beside its product with W_hh
+        states: their letters, h first
+        parameters: in the order in which the operators take them
+        nonlinearity: of an Elman RNN, else None
+    """
+
+    name: str
+    layer: str
+    gates: tuple[str, ...]
+    saved: int
+    whole_gates: int
+    reads_h: bool
+    states: tuple[str, ...]
+    parameters: tuple[Parameter, ...]
+    nonlinearity: str | None
+
+    @property
+    def can_project(self) -> bool:
+        return any(p.needs == "projection" for p in self.parameters)
+
+    def parameters_of(self, bias: bool, projected: bool) -> tuple[Parameter, ...]:
+        """Those that a layer has."""
+        there = {"always": True, "bias": bias, "projection": projected}
+        return tuple(p for p in self.parameters if there[p.needs])
+
+    def shape_of(self, parameter: Parameter, I: int, H: int, P: int) -> tuple[int, ...]:
+        """The shape of a parameter; P = H without a projection."""
+        GH = len(self.gates) * H
+        return {
+            "input_matrix": (GH, I),
+            "state_matrix": (GH, P),
+            "input_bias": (GH,),
+            "state_bias": (GH,),
+            "unit_vector": (H,),
+            "projection": (P, H),
+        }[parameter.kind]
+
+
+def _read(row) -> CellInfo:
+    parameters = tuple(Parameter(**p) for p in row["parameters"])
+    return CellInfo(
+        **row | {"gates": tuple(row["gates"]), "states": tuple(row["states"]), "parameters": parameters}
+    )
+
+
+CELLS: Mapping[str, CellInfo] = MappingProxyType({row["name"]: _read(row) for row in _C.cells()})

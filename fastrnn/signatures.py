@@ -1,0 +1,33 @@
+"""Types in the signatures of the functions and layers."""
+
+from collections.abc import Sequence
+from typing import TypeAlias, TypedDict, TypeVar
+
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+__all__ = ["LayerOptions", "Lengths", "Pair", "RNNOptions", "TensorOrPacked", "TensorOrPackedT"]
+
+TensorOrPacked: TypeAlias = Tensor | PackedSequence
+TensorOrPackedT = TypeVar("TensorOrPackedT", Tensor, PackedSequence)  # the result has the type of the input
+Pair: TypeAlias = tuple[Tensor, Tensor]  # the states h and c of an LSTM
+Lengths: TypeAlias = Tensor | Sequence[int] | None
+
+
+class LayerOptions(TypedDict, total=False):
+    """The options of `fastrnn.functional.lstm` and `gru` that do not change the type of the results."""
+
+    bias: bool
+    num_layers: int
+    dropout: float
+    training: bool
+    bidirectional: bool
+    batch_first: bool
+    lengths: Lengths
+    checkpoint_gates: bool
+
+
+class RNNOptions(LayerOptions, total=False):
+    """Those of `fastrnn.functional.rnn`."""
+
+    nonlinearity: str

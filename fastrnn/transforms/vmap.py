@@ -1,0 +1,127 @@
+"""torch.vmap over the operators of fastrnn.
+
+If only sequences are mapped, the mapped dimension becomes part of the batch, and the kernels run once. If
+weights are mapped, or if gradients of weights are wanted for each example, the kernels run once for each
+example.
+"""
+
+import torch
+from torch import Tensor
+
+from ..cells import CELLS
+
+_ops = torch.ops.fastrnn
+
+
+class _Batch:
+    """Where the batch is in the tensors of a call, and how the batches of N examples become one.
+
+    A time-major or packed layer has the rows of a step side by side: the N rows of one sequence become
+    neighbours. A batch-major layer has the rows of a sequence side by side: the N batches follow each other.
+    So nothing that a layer saves for its backward moves in memory.
+    """
+
+    def __init__(self, N, x, x_dim, batch_sizes, sizes_dim, cell, batch_first):
+        if sizes_dim is not None:
+            raise ValueError("batch_sizes: vmap cannot map over the lengths of packed sequences")
+        flat = x.dim() - (x_dim is not None) == 2
+        step = flat and batch_sizes is None
+        self.N = N
+        self.outer = batch_first and not flat
+        rows, states = (0 if flat or self.outer else 1), (0 if step else 1)
+        num_states, saves_gates = len(CELLS[cell].states), CELLS[cell].saved > 0
+        self.x, self.states = rows, states
+        self.results = [rows, *[states] * (num_states - step)]
+        self.saved = [*[1] * (saves_gates + (num_states > 1)), rows]
+        self.sizes = batch_sizes
+        if batch_sizes is not None:
+            keys = torch._C.DispatchKey
+            plain = torch._C.DispatchKeySet(keys.FuncTorchDynamicLayerFrontMode)
+            plain = plain | torch._C.DispatchKeySet(keys.FuncTorchDynamicLayerBackMode)
+            with torch._C._ExcludeDispatchKeyGuard(plain):  # or a level of torch.func wraps the sizes
+                self.sizes = batch_sizes * N
+
+    def fold(self, tensor, mapped, dim):
+        """`tensor` with all batches in dimension `dim`. `mapped`: its mapped dimension, or None."""
+        if tensor is None:
+            return None
+        to = dim if self.outer else dim + 1
+        if mapped is None:
+            tensor = tensor.unsqueeze(to).expand(*tensor.shape[:to], self.N, *tensor.shape[to:])
+        else:
+            tensor = tensor.movedim(mapped, to)
+        return tensor.flatten(dim, dim + 1)
+
+    def fold_all(self, tensors, mapped, dims):
+        return [self.fold(*args) for args in zip(tensors, mapped, dims, strict=False)]
+
+    def unfold_all(self, tensors, dims):
+        """The inverse of `fold`, and the mapped dimension of each result."""
+        dims = dims[: len(tensors)]
+        split = []
+        for t, dim in zip(tensors, dims, strict=True):
+            n = t.shape[dim] // self.N
+            split.append(t.unflatten(dim, (self.N, n) if self.outer else (n, self.N)))
+        return split, [dim if self.outer else dim + 1 for dim in dims]
+
+
+def _each(N, in_dims, call, *lists):
+    """The stacked results of call(*lists) for each of the N examples, and their mapped dimensions."""
+
+    def select(item, dim, n):
+        if isinstance(item, (list, tuple)):
+            return [select(i, d, n) for i, d in zip(item, dim, strict=True)]
+        return item.select(dim, n) if isinstance(item, Tensor) and dim is not None else item
+
+    results = [call(*map(select, lists, in_dims, [n] * len(lists))) for n in range(N)]
+    return [torch.stack(alike) for alike in zip(*results, strict=True)], [0] * len(results[0])
+
+
+def _map_forward(op):
+    """The rule of fastrnn::layer and of fastrnn::layer_forward."""
+
+    def rule(info, in_dims, x, batch_sizes, hx, weights, cell, bidirectional, batch_first, flag=False):
+        x_dim, sizes_dim, hx_dims, weight_dims = in_dims[:4]
+        batch = _Batch(info.batch_size, x, x_dim, batch_sizes, sizes_dim, cell, batch_first)
+        rest = (cell, bidirectional, batch_first, flag)
+        if any(dim is not None for dim in weight_dims):
+            return _each(batch.N, in_dims[:4], lambda *args: op(*args, *rest), x, batch_sizes, hx, weights)
+        hx = batch.fold_all(hx, hx_dims, [batch.states] * len(hx))
+        results = op(batch.fold(x, x_dim, batch.x), batch.sizes, hx, weights, *rest)
+        return batch.unfold_all(results, batch.results + batch.saved)
+
+    return rule
+
+
+def _map_backward(
+    info, in_dims, grads, x, batch_sizes, hx, weights, cell, bidirectional, batch_first, saved, wanted
+):
+    grad_dims, x_dim, sizes_dim, hx_dims, weight_dims, *_, saved_dims, _ = in_dims
+    batch = _Batch(info.batch_size, x, x_dim, batch_sizes, sizes_dim, cell, batch_first)
+
+    def call(grads, x, batch_sizes, hx, weights, saved):
+        rest = (cell, bidirectional, batch_first, saved, wanted)
+        return _ops.layer_backward(grads, x, batch_sizes, hx, weights, *rest)
+
+    if any(dim is not None for dim in weight_dims) or any(wanted[1 + len(hx) :]):
+        dims = (*in_dims[:5], saved_dims)
+        return _each(batch.N, dims, call, grads, x, batch_sizes, hx, weights, saved)
+    results = call(
+        batch.fold_all(grads, grad_dims, batch.results),
+        batch.fold(x, x_dim, batch.x),
+        batch.sizes,
+        batch.fold_all(hx, hx_dims, [batch.states] * len(hx)),
+        weights,
+        batch.fold_all(saved, saved_dims, batch.saved),
+    )
+    return batch.unfold_all(results, [batch.x] * wanted[0] + [batch.states] * len(hx))
+
+
+def register():
+    """Register the rules. The operators fastrnn::rnn and fastrnn::cell are composed of these operators."""
+    torch.library.register_vmap("fastrnn::layer", _map_forward(_ops.layer.default))
+    torch.library.register_vmap("fastrnn::layer_forward", _map_forward(_ops.layer_forward.default))
+    torch.library.register_vmap("fastrnn::layer_backward", _map_backward)
+
+
+register()
