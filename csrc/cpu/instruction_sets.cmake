@@ -1,5 +1,6 @@
 # The instruction sets that code of the CPU is compiled for, and the flags for each. The extension, tests/csrc and
-# benchmarks/csrc include this file. Code with OpenMP needs find_package(OpenMP) before the function is called.
+# benchmarks/csrc include this file.
+find_package(OpenMP REQUIRED)
 set(FASTRNN_ISAS baseline)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   list(APPEND FASTRNN_ISAS avx2 avx512 avx512_bf16)

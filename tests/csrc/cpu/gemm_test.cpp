@@ -181,12 +181,12 @@ class SameBits {
 
 // Numbers [rows, columns], stored row after row, or k-pack after k-pack of all rows.
 template <class T>
-struct Left {
+struct LeftMatrix {
   int64_t rows, columns;
   bool transposed;
   std::vector<T> data;
 
-  Left(int64_t rows, int64_t columns, bool transposed)
+  LeftMatrix(int64_t rows, int64_t columns, bool transposed)
       : rows(rows),
         columns(columns),
         transposed(transposed),
@@ -194,6 +194,7 @@ struct Left {
 
   int64_t row_stride() const { return transposed ? kKPack<T> : columns; }
   int64_t k_stride() const { return transposed ? rows * kKPack<T> : kKPack<T>; }
+  LeftFactor<T> first_rows(int64_t M) const { return {data.data(), M, columns, row_stride(), k_stride()}; }
   double operator()(int64_t m, int64_t k) const {
     return exact(data[m * row_stride() + k / kKPack<T> * k_stride() + k % kKPack<T>]);
   }
@@ -208,7 +209,7 @@ void test_tiles() {
     for (int rows = 1; rows <= max_mr(nv); ++rows) {
       for (const int64_t K : {1, 2, 3, 8, 33}) {
         for (int last = 1; last <= L; ++last) {
-          const Left<T> A(rows, K, random_below(2));
+          const LeftMatrix<T> A(rows, K, random_below(2));
           const int64_t ldb = nv * L + L * random_below(2);
           auto B = random_numbers<T>(k_packs<T>(K) * ldb * kKPack<T>);
           const auto at_b = [&](int64_t k, int64_t n) {
@@ -268,6 +269,8 @@ void expect_panel(const Case& c, const Panels<T>& panels, int64_t p, const Expec
   if (!output.untouched_around(c.M, 0, whole ? width : size)) fail(c, "changed memory outside", 0, 0);
 }
 
+Order random_order() { return random_below(2) ? Order::ascending : Order::descending; }
+
 constexpr int64_t kHeights[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 25, 100};
 constexpr int64_t kMostRows = 100;
 
@@ -290,26 +293,30 @@ template <class T>
 void test_packed(int64_t units, int G, int64_t K) {
   const int64_t N = G * units;
   const bool transposed = random_below(3) == 0;
-  const Left<T> A(kMostRows, K, transposed);
+  const LeftMatrix<T> A(kMostRows, K, transposed);
   const auto W = random_numbers<T>(N * K);
   const Expected expected(kMostRows, N, K, A, [&](int64_t k, int64_t n) { return exact(W[n * K + k]); });
   SameBits<T> bits(kMostRows, N);
   for_each_panels<T>(units, G, K, [&](const Panels<T>& panels) {
-    std::vector<Real<T>> all(panels.padded_width() * k_packs<T>(K)), one(panels.width(0) * k_packs<T>(K));
-    for (int64_t p = 0; p < panels.count(); ++p) {
-      pack_transposed(panels, p, W.data(), K, all.data() + panels.offset(p) * k_packs<T>(K));
-    }
+    PackedMatrix<T> all{panels, K}, one{.panels = panels, .K = K, .single_panel = true};
+    std::vector<Real<T>> all_data(all.size()), one_data(panels.width(0) * one.rows());
+    all.data = all_data.data(), one.data = one_data.data();
+    for (int64_t p = 0; p < panels.count(); ++p) pack_transposed(all, p, W.data());
     for (const int64_t M : kHeights) {
       const int64_t p = random_below(panels.count());
-      const bool alone = random_below(4) == 0;
-      if (alone) pack_transposed(panels, p, W.data(), K, one.data());
+      const bool single = random_below(4) == 0;
+      if (single) pack_transposed(one, p, W.data());
       PrefetchList prefetch_list(M);
       if (random_below(2)) prefetch_list.add(A.data.data(), std::min(K, A.columns), A.row_stride());
       const Case c{"packed weights", name_of<T>(), M, N, K, panels.U};
       expect_panel(c, panels, p, expected, &bits, [&](const Destination<Real<T>>& to) {
-        multiply_packed(panels, p, random_below(2), M, K, A.data.data(), A.row_stride(), A.k_stride(),
-                        alone ? one.data() : all.data(), alone, to, kc_of(K),
-                        random_below(2) ? &prefetch_list : nullptr);
+        multiply_packed<T>({.A = A.first_rows(M),
+                            .B = single ? one : all,
+                            .panel = p,
+                            .order = random_order(),
+                            .to = to,
+                            .kc = kc_of(K),
+                            .prefetch_list = random_below(2) ? &prefetch_list : nullptr});
       });
     }
   });
@@ -319,15 +326,14 @@ void test_packed(int64_t units, int G, int64_t K) {
 template <class T>
 void test_unpacked(int64_t units, int G, int64_t K) {
   const int64_t N = G * units, rows = 8;
-  const Left<T> A(rows, K, false);
+  const LeftMatrix<T> A(rows, K, false);
   const auto W = random_numbers<T>(N * K);
   const Expected expected(rows, N, K, A, [&](int64_t k, int64_t n) { return exact(W[n * K + k]); });
   for_each_panels<T>(units, G, K, [&](const Panels<T>& panels) {
     const int64_t M = 1 + random_below(rows), p = random_below(panels.count());
     const auto plus = static_cast<Plus>(random_below(3));
     Output<T> output(M, panels.width(p), plus);
-    multiply_unpacked(panels, p, M, K, A.data.data(), A.row_stride(), W.data(),
-                      output.destination(0, kLanes<Real<T>>));
+    multiply_unpacked(A.first_rows(M), W.data(), panels, p, output.destination(0, kLanes<Real<T>>));
     const Case c{"weights as they stand", name_of<T>(), M, N, K, panels.U};
     const int64_t size = panels.size(p);
     for (int64_t m = 0; m < M; ++m) {
@@ -343,19 +349,20 @@ void test_unpacked(int64_t units, int G, int64_t K) {
 
 template <class T>
 void test_rows(int64_t units, int64_t K) {
-  const Left<T> A(kMostRows, K, false);
+  const LeftMatrix<T> A(kMostRows, K, false);
   const auto W = random_numbers<T>(K * units);
   const Expected expected(kMostRows, units, K, A,
                           [&](int64_t k, int64_t n) { return exact(W[k * units + n]); });
   SameBits<T> bits(kMostRows, units);
   for_each_panels<T>(units, 1, K, [&](const Panels<T>& panels) {
-    std::vector<Real<T>> packed(panels.padded_width() * k_packs<T>(K));
+    PackedMatrix<T> packed{panels, K};
+    std::vector<Real<T>> packed_data(packed.size());
+    packed.data = packed_data.data();
+    const auto row = [&](int64_t k) { return W.data() + k * units; };
     for (int64_t p = 0; p < panels.count(); ++p) {
       for (int i = 0; i < panels.micropanels(p); ++i) {
         for (int64_t k = 0; k < K; k += kKPack<T>) {
-          pack_micropanel_row(
-              panels, p, panels.micropanel(p, i), K, k, [&](int64_t row) { return W.data() + row * units; },
-              packed.data() + panels.offset(p) * k_packs<T>(K));
+          pack_micropanel_row(packed, p, panels.micropanel(p, i), k, row);
         }
       }
     }
@@ -363,15 +370,23 @@ void test_rows(int64_t units, int64_t K) {
       const int64_t p = random_below(panels.count());
       const Case c{"packed rows", name_of<T>(), M, units, K, panels.U};
       expect_panel(c, panels, p, expected, &bits, [&](const Destination<Real<T>>& to) {
-        multiply_packed(panels, p, random_below(2), M, K, A.data.data(), A.row_stride(), A.k_stride(),
-                        packed.data(), false, to, kc_of(K));
+        multiply_packed<T>({.A = A.first_rows(M),
+                            .B = packed,
+                            .panel = p,
+                            .order = random_order(),
+                            .to = to,
+                            .kc = kc_of(K)});
       });
       if constexpr (kKPack<T> == 1) {
         if (panels.last(p) < kLanes<T>) continue;
         const Case in_place{"rows as they stand", name_of<T>(), M, units, K, panels.U};
         expect_panel(in_place, panels, p, expected, &bits, [&](const Destination<Real<T>>& to) {
-          multiply_panel(M, K, A.data.data(), A.row_stride(), A.k_stride(), W.data() + panels.first(p), units,
-                         panels.nv(p), to, kc_of(K), static_cast<const T*>(nullptr), nullptr);
+          multiply_micropanel<T>({.A = A.first_rows(M),
+                                  .B = W.data() + panels.first(p),
+                                  .ldb = units,
+                                  .nv = panels.nv(p),
+                                  .to = to,
+                                  .kc = kc_of(K)});
         });
       }
     }
@@ -379,6 +394,9 @@ void test_rows(int64_t units, int64_t K) {
 }
 
 // ---- gradients of weights: left^T right, sums over rows ----
+
+Update random_update() { return random_below(2) ? Update::replace : Update::add; }
+Plus plus_of(Update update) { return update == Update::add ? Plus::result : Plus::none; }
 
 template <class T>
 void test_weight_product(int64_t left_units, int64_t right_units, int64_t K) {
@@ -405,17 +423,17 @@ void test_weight_product(int64_t left_units, int64_t right_units, int64_t K) {
       for (const ChunkFactor<T>* factor : {&left, &right}) {
         if (factor->packed) factor->pack(K, {0, middle}), factor->pack(K, {middle, K});
       }
-      const bool add = random_below(2);
-      Output<T> output(left_units, right_units, add ? Plus::result : Plus::none);
+      const Update update = random_update();
+      Output<T> output(left_units, right_units, plus_of(update));
       const GradientSum<T> sum{const_cast<T*>(left_rows.data()), output.destination(0, L).C,
                                left_units * right_units};
       const WeightProduct<T> product{left, right, sum};
-      for (int64_t task = 0; task < product.tasks(); ++task) product.multiply(K, task, add);
+      for (int64_t task = 0; task < product.tasks(); ++task) product.multiply(K, task, update);
       const Case c{"a gradient of weights", name_of<T>(), left_units, right_units, K, block_vectors};
       for (int64_t m = 0; m < left_units; ++m) {
         for (int64_t n = 0; n < right_units; ++n) {
           expect_element(c, expected, n, output, m, n);
-          if (!add) bits.expect(c, m, n, output.at(m, n));
+          if (update == Update::replace) bits.expect(c, m, n, output.at(m, n));
         }
       }
       if (!output.untouched_around(left_units, 0, right_units)) fail(c, "changed memory outside", 0, 0);
@@ -429,10 +447,10 @@ void test_bias_gradient(int64_t units, int64_t K) {
   const Expected expected(
       1, units, K, [](int64_t, int64_t) { return 1.0; },
       [&](int64_t k, int64_t n) { return exact(gradient[k * units + n]); });
-  const bool add = random_below(2);
-  Output<T> output(1, units, add ? Plus::result : Plus::none);
+  const Update update = random_update();
+  Output<T> output(1, units, plus_of(update));
   const int64_t first = random_below(units), end = first + 1 + random_below(units - first);
-  sum_rows(K, gradient.data(), units, {first, end}, output.destination(0, 1).C, add);
+  sum_rows<T>({gradient.data(), K, units, {first, end}, output.destination(0, 1).C, update});
   const Case c{"a gradient of biases", name_of<T>(), 1, units, K, first};
   for (int64_t n = first; n < end; ++n) expect_element(c, expected, n, output, 0, n);
   if (!output.untouched_around(1, first, end)) fail(c, "changed memory outside", 0, first);
