@@ -14,6 +14,7 @@ import torch.utils.checkpoint
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from .layers import RecurrentLayer
 from .signatures import Lengths, TensorOrPackedT, typed_as
 from .transforms.fx import Leaf
 
@@ -21,7 +22,7 @@ __all__ = ["Stateful"]
 
 
 LayerT = TypeVar("LayerT", bound=torch.nn.Module)
-RecurrentT = TypeVar("RecurrentT", bound=torch.nn.RNNBase | torch.nn.RNNCellBase)
+RecurrentT = TypeVar("RecurrentT", bound=torch.nn.RNNBase | torch.nn.RNNCellBase | RecurrentLayer)
 
 # Plain attributes of Stateful: torch.nn.Module registers none of them, even if the value is a Parameter.
 _STATE = ("state", "_state", "_examples", "_region")

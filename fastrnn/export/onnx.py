@@ -1,6 +1,7 @@
 """How both exporters of torch.onnx write fastrnn's operators. What users need is in fastrnn/onnx.py."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,11 @@ __all__ = ["translation_table"]
 
 # ONNX's operators, which have the names of torch.nn's layers: the order of their gates, by the letters of the
 # cells, and their attributes.
-_OPERATORS = {"LSTM": ("iofg", {}), "GRU": ("zrn", {"linear_before_reset": 1}), "RNN": ("h", {})}
+_OPERATORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "LSTM": ("iofg", {}),
+    "GRU": ("zrn", {"linear_before_reset": 1}),
+    "RNN": ("h", {}),
+}
 _ACTIVATIONS = {"tanh": "Tanh", "relu": "Relu"}  # of an RNN, by its nonlinearity
 
 _INT32, _INT64, _BOOL = 6, 7, 9  # ONNX's numbers of these dtypes
