@@ -134,7 +134,7 @@ def _check(cell, dtype, dropout=0.0, training=False):
     """Refuse what ONNX's operators cannot do. dtype: its name in the exporter, or None if that is unknown."""
     name = _operator_of(CELLS[cell])
     if dtype not in (None, "FLOAT", "DOUBLE", "FLOAT16", "HALF"):
-        raise NotImplementedError(f"dtype: ONNX's {name} does not take {dtype}")
+        raise NotImplementedError(f"dtype: ONNX's {name} has none of {dtype}")
     if dropout and training:
         raise NotImplementedError(f"dropout: ONNX's {name} has no dropout: export in eval mode")
 
