@@ -152,7 +152,7 @@ def describe_device(flush_l2: bool) -> dict:
 
 
 def describe_plans(problem: Problem) -> str:
-    """The kinds of plan for forward and, for training, backward on this device."""
+    """The kinds of plan on this device: of the forward, and in training of the backward."""
     plans = make_plans(
         problem.cell,
         problem.shape.T,

@@ -52,9 +52,9 @@ def parse_arguments() -> argparse.Namespace:
     problem.add_argument("--dtype", choices=dtypes, default="fp32", help=f"{', '.join(dtypes)} (%(default)s)")
     problem.add_argument("--bidirectional", action="store_true")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="to plan for (%(default)s)")
-    device = parser.add_argument_group("the GPU to plan for, this machine's unless given")
-    device.add_argument("--sms", type=size, help="streaming multiprocessors: 132 of an H200")
-    device.add_argument("--capability", type=capability, help="compute capability: 9.0 of an H200")
+    device = parser.add_argument_group("the GPU to plan for; default: that of this machine")
+    device.add_argument("--sms", type=size, help="streaming multiprocessors; an H200 has 132")
+    device.add_argument("--capability", type=capability, help="compute capability; an H200 has 9.0")
     args = parser.parse_args()
     if args.plan:
         missing = [f"--{name}" for name in ("hidden", "batch") if getattr(args, name) is None]
@@ -74,9 +74,9 @@ def check_device(parser: argparse.ArgumentParser, args: argparse.Namespace):
     else:
         args.gpu = Gpu(args.sms, args.capability) if args.sms and args.capability else None
         if args.gpu is None and not torch.cuda.is_available():
-            parser.error("no GPU here: give --sms and --capability of the one to plan for, or --device cpu")
+            parser.error("no GPU here: give --sms and --capability of the GPU to plan for, or --device cpu")
         if args.gpu is None and (args.sms or args.capability):
-            parser.error("--sms and --capability: give both, or neither for the GPU that is here")
+            parser.error("--sms and --capability: give both, or neither for the GPU of this machine")
 
 
 def print_cpu_plan(args: argparse.Namespace):
@@ -128,7 +128,7 @@ def main():
             print_cpu_plan(args)
         else:
             print_plan(args)
-    except RuntimeError as error:  # of what FASTRNN_CUDA_PLAN or FASTRNN_CPU_PLAN names
+    except RuntimeError as error:  # FASTRNN_CUDA_PLAN or FASTRNN_CPU_PLAN names what cannot be
         sys.exit(f"error: {error}")
 
 

@@ -1,4 +1,4 @@
-"""How a GPU or this machine's CPU would compute a layer. `python -m fastrnn --plan` prints it.
+"""How a GPU or the CPU of this machine would compute a layer. `python -m fastrnn --plan` prints it.
 
 The plan of a GPU needs no GPU: every machine can compute it for every GPU.
 """
@@ -9,7 +9,7 @@ import torch
 
 from . import _C
 
-# How products are computed, as csrc/cuda/plan.h calls it, by what is asked for.
+# The names that csrc/cuda/plan.h has for the ways to compute products.
 MATHS = {"fp64": "fp64", "fp32": "ieee", "tf32": "tf32", "fp16": "fp16", "bf16": "bf16"}
 # The same by torch's names.
 TORCH_DTYPES = {"float64": "fp64", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
@@ -29,7 +29,8 @@ SHARED_KIB = {
 # clusters of 8 on 120 of its 132 SMs, and GPCs of 16 and 18 SMs
 # (https://github.com/accel-sim/gpu-app-collection/pull/87, https://github.com/NVIDIA/cutlass/issues/1921).
 GPCS = {((9, 0), 132): (18, 18, 18, 16, 16, 16, 16, 14)}
-# Of others: full GPCs and a rest, as CUTLASS reckons (get_max_cta_occupancy of its tile schedulers).
+# Other GPUs have full GPCs and one with the rest, as CUTLASS assumes (get_max_cta_occupancy of its tile
+# schedulers).
 MOST_SMS_OF_A_GPC = 18
 MOST_CLUSTER = 16  # blocks; csrc/cuda/plan.h
 
@@ -40,7 +41,7 @@ TRIES, NEVER = 5, 2**63 - 1
 
 @dataclass(frozen=True)
 class Gpu:
-    """What the plan depends on: streaming multiprocessors and compute capability."""
+    """The properties that a plan depends on: streaming multiprocessors and compute capability."""
 
     sms: int
     capability: tuple[int, int]
@@ -52,7 +53,7 @@ class Gpu:
 
     @property
     def clusters(self) -> list[int]:
-        """How many clusters of 1, 2, .. 16 blocks run at once, one block an SM; none before 9.0."""
+        """How many clusters of 1, 2, .. 16 blocks run at once, one block an SM. None before 9.0."""
         if self.capability < (9, 0):
             return [0] * MOST_CLUSTER
         full, rest = divmod(self.sms, MOST_SMS_OF_A_GPC)
@@ -70,9 +71,11 @@ def make_plans(
     gpu: Gpu | None = None,
     projected: bool = False,
 ) -> dict[str, dict]:
-    """The plans of forward and backward, fields as in csrc/cuda/plan.h. FASTRNN_CUDA_PLAN forces a kind.
+    """The plans of forward and backward, with the fields of csrc/cuda/plan.h.
 
-    gpu: None is the one that is here. A build with CUDA asks it what fits; for others a table says so.
+    FASTRNN_CUDA_PLAN forces a kind of plan.
+
+    gpu: None means the GPU of this machine. A build with CUDA asks it what fits. Others use a table.
     """
     problem = dict(cell=cell, math=MATHS[dtype], projected=projected, T=T, B=B, H=H, D=D)
     passes = {"forward": False, "backward": True}

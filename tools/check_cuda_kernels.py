@@ -1,12 +1,12 @@
-"""Checks what the compiler made of the persistent CUDA kernels, by the rules of the table RULES.
+"""Checks the machine code of the persistent CUDA kernels by the rules of the table RULES.
 
     python tools/check_cuda_kernels.py [OBJECT ...]
 
-looks at the objects below build/ unless some are given, and prints each rule that a kernel breaks. Needs
-cuobjdump, which is in the CUDA toolkit or comes with the Triton of a CUDA build of torch.
+It reads the given objects, or all objects below build/, and prints each rule that a kernel breaks. It needs
+cuobjdump, which is part of the CUDA toolkit and of the Triton in a CUDA build of torch.
 
-The number of registers has no rule: blocks of 256 threads may have all 255 that a thread can address, so a
-kernel that needs more shows as one that uses the stack.
+There is no rule for the number of registers. A thread in a block of 256 may have all 255 registers that it
+can address. A kernel that needs more uses the stack, and there is a rule for that.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ class Instruction:
     at: int
     name: str
     operands: list[str]
-    guarded: bool  # by a predicate
+    guarded: bool  # has a predicate
 
     def registers(self, operand: int, count: int = 1) -> range:
-        """Those that an operand names, `count` in a row from the first."""
+        """The registers of an operand: `count` in a row, from the one that it names."""
         found = REGISTER.match(self.operands[operand]) if operand < len(self.operands) else None
         return range(int(found[1]), int(found[1]) + count) if found else range(0)
 
@@ -77,14 +77,14 @@ class Instruction:
 
     @cached_property
     def read(self) -> set[int]:
-        """The registers that operands name, alone or as a pair."""
+        """The registers that the operands name, single or in pairs."""
         sources = self.operands if self.name.startswith(("ST", "RED")) else self.operands[1:]
         found = re.findall(r"\bR(\d+)(\.64)?", " ".join(sources))
         return {int(first) + second for first, pair in found for second in range(1 + bool(pair))}
 
     @property
     def target(self) -> int | None:
-        """Where a branch goes."""
+        """The address that a branch goes to."""
         found = re.search(r"0x([0-9a-f]+)", self.operands[-1]) if self.name.startswith("BRA") else None
         return int(found[1], 16) if found else None
 
@@ -113,7 +113,7 @@ class Kernel:
 
     @cached_property
     def time_loop(self) -> list[Instruction]:
-        """From the target of a branch back to the branch: the longest such stretch with a product in it."""
+        """The longest stretch from the target of a branch back to the branch that has a product in it."""
         addresses = [i.at for i in self.code]
         loops = (
             self.code[bisect_left(addresses, i.target) : k + 1]
@@ -124,7 +124,7 @@ class Kernel:
 
     @cached_property
     def before_wait(self) -> list[Instruction]:
-        """Of the time loop: what is done whatever the first poll for the other blocks says."""
+        """The part of the time loop that does not depend on the first poll for the other blocks."""
         polled = False
         for k, instruction in enumerate(self.time_loop):
             polled |= instruction.name.startswith(POLLS[self.kind])
@@ -133,12 +133,12 @@ class Kernel:
         return []
 
     def products(self, code: Iterable[Instruction]) -> list[Instruction]:
-        """Those that multiply weights: matrix instructions, or, in full float32, multiply-adds."""
+        """The instructions that multiply weights: matrix instructions, or multiply-adds in full float32."""
         name = MATRIX.get(self.math, "FFMA")
         return [i for i in code if (i.name == name if self.math in MATRIX else i.name.startswith(name))]
 
 
-# ---- the rules: what is wrong with a kernel, or nothing ----
+# ---- the rules: each returns what is wrong with a kernel, or None ----
 
 
 def uses_local_memory(kernel: Kernel) -> str | None:
@@ -147,7 +147,7 @@ def uses_local_memory(kernel: Kernel) -> str | None:
 
 
 def wrong_products(kernel: Kernel) -> str | None:
-    """Too few of the instructions that the math is for, in the time loop, or any of another."""
+    """The time loop has too few instructions of the math, or the kernel has instructions of another math."""
     expected = WEIGHT_WORDS // 4 * BATCH_TILES[kernel.kind] if kernel.math in MATRIX else 8 * WEIGHT_WORDS
     found = len(kernel.products(kernel.time_loop))
     others = {i.name for i in kernel.code if i.name.startswith("HMMA")} - {MATRIX.get(kernel.math)}
@@ -157,10 +157,10 @@ def wrong_products(kernel: Kernel) -> str | None:
 
 
 def loads_weights_again(kernel: Kernel) -> str | None:
-    """In the time loop: a factor of a product does not come, if by way of other registers, from before it.
+    """A product in the time loop has no operand from before the loop, not even through other registers.
 
-    Of a matrix instruction that is the second operand, of a multiply-add either factor; other multiply-adds
-    in the loop have none, so only so many have to.
+    In a matrix instruction the second operand must be from before; in a multiply-add either factor. The loop
+    also has multiply-adds for other purposes, so only the expected number must follow this rule.
     """
     loop = kernel.time_loop
     writers: dict[int, list[int]] = {}
@@ -172,7 +172,7 @@ def loads_weights_again(kernel: Kernel) -> str | None:
         places = writers.get(register)
         if not places:
             return True
-        # The last before, or, of what goes round the loop, the last of all.
+        # The last writer before; if there is none, the last writer of the previous iteration.
         writer = loop[places[bisect_left(places, at) - 1]]
         sources = [o for o in writer.operands[1:] if REGISTER.match(o) or ZERO.match(o)]
         if not writer.name.startswith(MOVES) or not sources or moves == 0:
@@ -200,7 +200,7 @@ def loads_weights_again(kernel: Kernel) -> str | None:
 
 
 def find_use(registers: Iterable[int], code: list[Instruction], start: int) -> Instruction | None:
-    """What reads one of the registers on a way through the code from `start`, before it is written again."""
+    """An instruction that reads one of the registers, on a path from `start` that does not write it first."""
     registers = set(registers)
     places = {i.at: k for k, i in enumerate(code)}
     ways, seen = [start], set()
@@ -222,7 +222,7 @@ def find_use(registers: Iterable[int], code: list[Instruction], start: int) -> I
 
 
 def waits_for_loads(kernel: Kernel) -> str | None:
-    """Loads that are issued before the wait for the other blocks are to be under way during it."""
+    """An instruction before the wait for the other blocks uses a load, which must be under way then."""
     window = kernel.before_wait
     for at, load in enumerate(window):
         if not load.name.startswith("LDG") or load.name == POLLS["grid"]:
@@ -234,8 +234,8 @@ def waits_for_loads(kernel: Kernel) -> str | None:
 
 
 def loads_after_wait(kernel: Kernel) -> str | None:
-    """After the wait for the other blocks come only loads of what they wrote, in a grid, and, two iterations
-    ahead, of a row."""
+    """There are wrong loads after the wait for the other blocks. Only two are right: of what these blocks
+    wrote, in a grid; and of a row, for two iterations ahead."""
     after = kernel.time_loop[len(kernel.before_wait) :]
     loads = [i for i in after if i.name.startswith("LDG") and "STRONG" not in i.name]
     wrong = [i for i in loads if not i.name.startswith("LDG.E.64")]
@@ -243,7 +243,7 @@ def loads_after_wait(kernel: Kernel) -> str | None:
 
 
 def empties_the_cache(kernel: Kernel) -> str | None:
-    """The blocks of a cluster meet in shared memory: nothing has to leave the first-level cache."""
+    """A cluster empties the first-level cache. It need not: its blocks meet in shared memory."""
     emptied = [i for i in kernel.time_loop if i.name.startswith("CCTL")]
     return f"{emptied[0].name} at {emptied[0].at:#x}" if kernel.kind == "cluster" and emptied else None
 
@@ -310,7 +310,7 @@ def name_kernel(arch: str, name: str) -> Kernel | None:
 
 
 def check(cuobjdump: str, path: Path) -> tuple[set[tuple], list[str]]:
-    """The architecture and key of each kernel in an object, and what is wrong."""
+    """The architecture and key of each kernel in an object, and the complaints."""
     seen, complaints = set(), []
     for kernel in read_kernels(cuobjdump, path):
         seen.add((kernel.arch, *kernel.key))
@@ -324,7 +324,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python tools/check_cuda_kernels.py", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("objects", nargs="*", type=Path, help="instead of those below build/")
+    parser.add_argument("objects", nargs="*", type=Path, help="default: all below build/")
     objects = parser.parse_args().objects or sorted((ROOT / "build").glob("**/persistent.cu.o"))
     cuobjdump = find_cuobjdump()
     if not objects or not cuobjdump:

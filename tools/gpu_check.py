@@ -1,11 +1,10 @@
-"""All that only a GPU can tell: builds, checks and times fastrnn, and leaves what it finds.
+"""Builds, tests and times fastrnn on a GPU, and writes a report.
 
     make gpu-check        or        python tools/gpu_check.py [--stages STAGES] [--out FOLDER]
 
-It takes the Python that runs it with the torch that is installed there, and downloads nothing. One call is
-under ten minutes. Several calls, each with some of the stages, leave one report if they have one folder. In
-it `report.md` is to be read first; the other files are what it is made from. Where there is no GPU the check
-says so and is done.
+It uses the Python that runs it, with the torch that is installed there, and downloads nothing. One call takes
+less than ten minutes. Several calls, each with some of the stages, write one report if they use the same
+folder. Read `report.md` first; it is made from the other files. Without a GPU the check says so and ends.
 """
 
 from __future__ import annotations
@@ -48,25 +47,25 @@ from tools.gpu_run import (
     write_whole,
 )
 
-SECONDS = 540  # of a call, in all
-SCRATCH = ROOT / "build/gpu-check"  # which the next call finds
+SECONDS = 540  # of a whole call
+SCRATCH = ROOT / "build/gpu-check"  # kept for the next call
 CONFORMANCE = SCRATCH / "conformance"
-LAST_LINES = 25  # of what failed, on the terminal
-FACT_SECONDS, TEST_SECONDS, MODE_SECONDS = 20, 60, 90  # after which it hangs
-SHARD_TESTS = 250  # of a process, about
+LAST_LINES = 25  # of a failure, on the terminal
+FACT_SECONDS, TEST_SECONDS, MODE_SECONDS = 20, 60, 90  # after which an item hangs
+SHARD_TESTS = 250  # about, of a process
 WIDTH = 8  # programs at the same time
 SANITIZER_TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-# Seconds that a kernel waits for another block: not long, as that may be in vain.
+# Seconds that a kernel waits for another block: few, because the other block may never come.
 WAIT = "FASTRNN_CUDA_WAIT_SECONDS"
 TESTS_FAILED, NO_TESTS = 1, 5  # exit statuses of pytest
 
 
 @dataclass
 class Command:
-    """Programs that run one after the other, as long as they succeed.
+    """Programs that run one after the other. The first failure ends the command.
 
     needs: packages and programs
-    patience: seconds after which it hangs
+    patience: seconds after which a program hangs
     """
 
     name: str
@@ -77,7 +76,7 @@ class Command:
 
 
 class Check:
-    """One call: runs commands within the time that the stage has, and keeps what becomes of them."""
+    """One call: runs commands within the time of their stage, and keeps their outcomes."""
 
     def __init__(self, results: Results, env: dict[str, str], scratch: Path = SCRATCH):
         self.results, self.env, self.scratch = results, env, scratch
@@ -112,7 +111,7 @@ class Check:
         return Outcome(command.name, status, time.monotonic() - start, output)
 
     def run_worker(self, command: Command, record: Callable[[str, str, str], None], well=(0,)) -> Outcome:
-        """well: the exit statuses after which it has gone through all its items"""
+        """well: the exit statuses of a worker that has gone through all its items"""
         start = time.monotonic()
         if hindrance := self.hindrance(command):
             return Outcome(command.name, hindrance)
@@ -140,16 +139,16 @@ def describe_end(code: int | str) -> str:
 
 
 def is_here(name: str | Path, path: str) -> bool:
-    """A package or a program."""
+    """Whether a package or a program is here."""
     package = isinstance(name, str) and importlib.util.find_spec(name) is not None
     return package or shutil.which(name, path=path) is not None
 
 
-# ---- the stages: each returns whether the next may follow ----
+# ---- the stages: each returns whether the next one may follow ----
 
 
 def build(check: Check) -> bool:
-    """The extension for the device that is here, and beside it the primitives of the kernels."""
+    """Builds the extension for the device of this machine, and the program that tests the primitives."""
     import torch
 
     major, minor = torch.cuda.get_device_capability()
@@ -186,7 +185,7 @@ def tests(check: Check) -> bool:
     def run(command: Command) -> Outcome:
         return check.run_worker(command, journal.add, well=(0, TESTS_FAILED, NO_TESTS))
 
-    # First those that look at the whole device. This process also notes what other tests there are.
+    # The tests that look at the whole device come first. Their process also notes the names of all others.
     alone = check.add(run(pytest_command(journal, "alone on the device", "tests", "cuda and alone")))
     found = journal.read().items()
     left = Counter(name.split("::")[0] for name, entry in found if entry["status"] == NOT_RUN)
@@ -215,7 +214,7 @@ def pytest_command(journal: Journal, name: str, tests: str, marks: str, shard: s
 
 
 def benchmarks(check: Check) -> bool:
-    """A process for each mode; where that leaves nothing, one for each of its shapes."""
+    """Runs a process for each mode. If that gives no results, it runs one for each shape of the mode."""
     from benchmarks.problems import MODES, modes_of
     from benchmarks.results import merge
 
@@ -242,7 +241,7 @@ def benchmarks(check: Check) -> bool:
 
 
 def sanitizers(check: Check) -> bool:
-    """On the primitives of the kernels, where nothing of torch is in the way."""
+    """Runs the sanitizers on the primitives of the kernels, without torch."""
     check.results.forget(check.stage)
     commands = []
     for tool in SANITIZER_TOOLS:
@@ -255,7 +254,7 @@ def sanitizers(check: Check) -> bool:
 
 @dataclass
 class Stage:
-    """seconds: at most; reserved: that the stages before leave for it."""
+    """seconds: the most that it may take; reserved: seconds that the stages before leave for it."""
 
     run: Callable[[Check], bool]
     seconds: float
@@ -299,13 +298,13 @@ def stage_names(text: str) -> list[str]:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python tools/gpu_check.py", description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--out", type=Path, default=ROOT / "out/gpu-check", help="where results go (%(default)s)")
+    add("--out", type=Path, default=ROOT / "out/gpu-check", help="folder of the results (%(default)s)")
     add(
         "--stages",
         type=stage_names,
         default=list(STAGES),
-        help=f"some of {','.join(NAMES)}, which run in this order; all unless given. The report is always "
-        "written; 'report' alone writes it again, also where there is no GPU",
+        help=f"some of {','.join(NAMES)}, in this order; default: all. The report is always written. "
+        "'report' alone writes it again, and needs no GPU",
     )
     return parser.parse_args()
 
@@ -323,10 +322,10 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("no GPU: nothing is checked")
         return 0
-    # What a shell runs in the background ignores interrupts, and so would the programs.
+    # A process in the background of a shell ignores interrupts, and so would the programs that it starts.
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, stop_all)
-    # What was installed with this Python is beside it.
+    # Programs that were installed with this Python are in the same folder.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], "/usr/local/cuda/bin"])
     if nvcc := shutil.which("nvcc", path=path):
         path = os.pathsep.join([path, str(Path(nvcc).resolve().parents[1] / "compute-sanitizer")])

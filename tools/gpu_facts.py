@@ -1,9 +1,9 @@
-"""What an engineer needs to know of a GPU, in under a minute: a worker of `gpu_run.run_worker`.
+"""Finds what an engineer needs to know about a GPU, in under a minute: a worker of `gpu_run.run_worker`.
 
     python tools/gpu_facts.py FACTS.json CONFORMANCE.log UNTIL
 
-The most telling facts come first, each is written as soon as it is known, and at UNTIL (seconds since 1970)
-it stops. What it has not come to stands in the file under "left out".
+The most important facts come first. The program writes each fact as soon as it is known, and stops at UNTIL
+(seconds since 1970). The facts that it did not reach are in the file under "left out".
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tools.gpu_isolation import lost_context
 from tools.gpu_run import LOST, NOT_RUN, beat, read_json, write_whole
 
-# The most telling first.
+# The most important ones first.
 CELLS = ("lstm", "gru")
 DTYPES = {"bf16": "bfloat16", "tf32": "tf32", "fp16": "float16", "ieee": "float32"}
 HIDDEN = (256, 1024, 512, 64, 768)
@@ -37,7 +37,7 @@ KINDS = ("cluster", "grid", "stepwise")  # of plans
 PASSES = ("forward", "backward")
 STEPS = (128, 512)
 TIMES = 5
-AHEAD = 400_000  # cycles that the device waits first, so that it does not wait for the host afterwards
+AHEAD = 400_000  # cycles that the device waits first, so that it never waits for the host
 PROFILED = 6  # rows whose kernels are timed
 SMI = (
     "driver_version clocks.sm clocks.mem clocks.max.sm clocks.max.mem power.limit temperature.gpu "
@@ -49,7 +49,7 @@ Row = tuple[str, str, int, int]  # cell, dtype, H, B
 
 
 def rows() -> list[Row]:
-    """Of the table of times, in an order in which each stretch has something of all."""
+    """The rows of the table of times. The first rows already have some of every cell, dtype and size."""
     factors = (CELLS, tuple(DTYPES), HIDDEN, BATCH)
     places = sorted(product(*(range(len(values)) for values in factors)), key=sum)
     return [tuple(values[i] for values, i in zip(factors, place, strict=True)) for place in places]
@@ -87,7 +87,7 @@ def read_device() -> dict:
 
 
 def read_clocks() -> dict | str:
-    """Also the driver, as nvidia-smi has them."""
+    """Clocks and driver, from nvidia-smi."""
     if not shutil.which("nvidia-smi"):
         return "nvidia-smi is not here"
     return parse_smi(output_of("nvidia-smi", f"--query-gpu={','.join(SMI)}", "--format=csv,noheader"))
@@ -120,14 +120,14 @@ def output_of(*command: str) -> str:
 
 
 def read_clusters() -> dict:
-    """How many clusters of each size the device holds at once, and what blocks may have."""
+    """The number of clusters of each size that the device holds at once, and the limits of blocks."""
     from fastrnn import _C
 
     return _C.device()
 
 
 def read_rounds(log: str) -> dict[str, float]:
-    """Nanoseconds, from what the conformance program has printed."""
+    """Nanoseconds, from the output of the conformance program."""
     return {
         name: float(number)
         for name, number in re.findall(r"^timing\s+(.+?)\s*:\s*([\d.e+]+)\s*ns", log, re.MULTILINE)
@@ -143,14 +143,14 @@ def make_problem(row: Row, T: int, training: bool):
 
 
 def read_plans() -> dict[str, str]:
-    """The kinds of the plans that are chosen, of forward and backward."""
+    """The kinds of plan for forward and backward."""
     from benchmarks.cuda import describe_plans
 
     return {name_row(row): describe_plans(make_problem(row, STEPS[-1], True)) for row in rows()}
 
 
 class Layer:
-    """A row's layer, of cuDNN or of fastrnn, with what it is given."""
+    """The layer of a row, of cuDNN or of fastrnn, with its input."""
 
     def __init__(self, row: Row, who: str, T: int, training: bool):
         import torch
@@ -191,7 +191,7 @@ def forced_plan(who: str):
 
 
 def time_row(row: Row, who: str) -> dict:
-    """Of forward and backward: microseconds a step, and of a call what is left without its steps."""
+    """For forward and backward: microseconds of a step, and of the rest of a call."""
     found = {}
     for name in PASSES:
         try:
@@ -208,7 +208,7 @@ def split_time(short: float, long: float) -> dict[str, float]:
 
 
 def time_pass(row: Row, who: str, T: int, backward: bool) -> float:
-    """Microseconds by the device's clock, a median."""
+    """The median of the microseconds by the clock of the device."""
     import torch
 
     layer = Layer(row, who, T, training=backward)
@@ -229,7 +229,7 @@ def time_pass(row: Row, who: str, T: int, backward: bool) -> float:
 
 
 def time_kernels(row: Row, who: str) -> list[dict]:
-    """All that runs on the device in a forward and a backward, the longest first."""
+    """The kernels that run on the device in a forward and a backward, the longest first."""
     import torch
 
     layer = Layer(row, who, STEPS[-1], training=True)
@@ -259,13 +259,13 @@ def add_fact(path: Path, name: str, value: object):
 
 
 def record_end(path: Path, name: str, status: str, output: str):
-    """Of a fact that hangs or ends the process."""
+    """Records a fact that hung or ended the process."""
     if status != NOT_RUN:
         add_fact(path, name, {"error": f"{status}; the last words: {output.strip()[-300:]}"})
 
 
 def learn(facts: Facts, path: Path, until: float, lost: Callable[[], str] = lost_context) -> int:
-    """Exit status: LOST if the context is, which the fact that was asked for last has done."""
+    """Finds the facts and returns the exit status. LOST: the last fact has lost the CUDA context."""
     if not path.is_file():
         write_whole(path, {"known": {}, "left out": list(facts)})
     for name in read_json(path)["left out"]:
@@ -290,4 +290,4 @@ if __name__ == "__main__":
     path, conformance, until = sys.argv[1:]
     status = learn(list_facts(Path(conformance)), Path(path), float(until))
     sys.stdout.flush()
-    os._exit(status)  # nothing waits for what a lost context holds
+    os._exit(status)  # do not wait for what a lost context holds

@@ -1,7 +1,7 @@
-"""A pytest plugin that lets a kernel that traps cost one test: a worker of `gpu_run.run_worker`.
+"""A pytest plugin: a kernel that traps costs only one test. It is used in a worker of `gpu_run.run_worker`.
 
-It notes what becomes of each test in the journal that GPU_CHECK_JOURNAL names, leaves out the tests that are
-noted there, and ends the process once the CUDA context is lost, in which all that comes after would fail too.
+It notes the outcome of each test in the journal that GPU_CHECK_JOURNAL names, and leaves out the tests that
+are noted there. It ends the process when the CUDA context is lost, because all later tests would fail too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ JOURNAL, SHARD = "GPU_CHECK_JOURNAL", "GPU_CHECK_SHARD"  # "1/3" is every third 
 
 
 def lost_context() -> str:
-    """What CUDA says of an error that stays; nothing where there is none."""
+    """The message of an error that CUDA cannot recover from; empty if there is none."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return ""
@@ -34,7 +34,7 @@ class Isolation:
         self.index, self.count = map(int, shard.split("/"))
         self.reports = []
 
-    @pytest.hookimpl(tryfirst=True)  # before -m, so that the journal has the name of every test of a GPU
+    @pytest.hookimpl(tryfirst=True)  # before -m, so that the journal has every test of a GPU
     def pytest_collection_modifyitems(self, config, items):
         noted = self.journal.read()
         chosen = []

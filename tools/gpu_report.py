@@ -1,4 +1,4 @@
-"""The page that a person reads first, from the files that tools/gpu_check.py leaves. Any of them may be
+"""Writes the page that a person reads first, from the files of tools/gpu_check.py. Any of these files may be
 missing, and any fact in them."""
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def write_report(folder: Path) -> Path:
     ):
         try:
             parts += describe(*found)
-        except Exception as error:  # of facts that are not as they should be, which the others must not miss
+        except Exception as error:  # a bad fact must not hide the others
             parts.append(f"{describe.__name__}: {type(error).__name__}: {error}")
     (folder / REPORT).write_text("\n\n".join(parts) + "\n")
     return folder / REPORT
 
 
 def value(known: dict, name: str) -> dict:
-    """Of a fact; nothing where it is not known."""
+    """The value of a fact; empty if it is not known."""
     found = known.get(name)
     return found if isinstance(found, dict) and "error" not in found else {}
 
@@ -68,7 +68,7 @@ def bullets(lines: Iterable[str]) -> str:
 
 
 def quote(output: str) -> str:
-    """The first and the last lines, indented, which is code."""
+    """The first and the last lines, indented as code."""
     lines = output.strip().splitlines()
     if len(lines) > LINES:
         lines = [*lines[: LINES // 3], "...", *lines[-LINES * 2 // 3 :]]
@@ -133,7 +133,7 @@ def describe_rounds(found: dict) -> list[str]:
 
 
 def describe_benchmarks(folder: Path) -> list[str]:
-    """The regimes beside their goals; the whole report of the benchmark goes into a file of its own."""
+    """The regimes and their goals. The whole report of the benchmark goes into its own file."""
     data = read_json(folder / BENCHMARKS)
     if not data:
         return []
@@ -162,8 +162,8 @@ def describe_steps(known: dict) -> list[str]:
     if not lines:
         return []
     text = (
-        "Forward / backward, without what a call costs; with the product of the inputs, which are as many as "
-        "units. Plan: the kinds that fastrnn chooses, how many times as fast as cuDNN in the last column."
+        "Forward / backward. The cost of a call is left out; the product of the inputs is included (as many "
+        "inputs as units). Plan: the kinds that fastrnn chooses. Last column: their speed relative to cuDNN."
     )
     columns = ("cell", "dtype", "H", "B", *KINDS, CUDNN, "plan", f"vs {CUDNN}")
     return ["## Microseconds a step", text, table(columns, sorted(lines, key=lambda line: line[:2]))]
@@ -191,7 +191,7 @@ def describe_kernels(known: dict) -> list[str]:
 
 
 def describe_errors(known: dict) -> list[str]:
-    """Of facts that could not be found; not of plans that cannot compute a row."""
+    """The errors of facts, except those of plans that cannot compute a row."""
     names: dict[str, list[str]] = {}
     for name, found in known.items():
         parts = [found, *(found.get(p) for p in PASSES)] if isinstance(found, dict) else []

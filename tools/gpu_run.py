@@ -1,8 +1,8 @@
-"""Runs programs for tools/gpu_check.py within a time limit, and keeps what they leave in few, small files.
+"""Runs programs for tools/gpu_check.py within a time limit, and keeps their results in few, small files.
 
-A worker is a program that goes through items (tests, facts) and notes each as it comes. It keeps the one that
-it is at in the file that GPU_CHECK_PULSE names, and ends with the exit status LOST where the CUDA context is
-of no more use. It is then started again, as after a hang or a crash, and goes on behind that item.
+A worker is a program that goes through items (tests, facts) and notes each result at once. It writes its
+current item to the file that GPU_CHECK_PULSE names. It ends with the exit status LOST when the CUDA context
+is lost. Then it is started again, as after a hang or a crash, and goes on after that item.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HUNG, NO_TIME = "hung", "no time left"
 NOT_RUN = "not run"
 WELL = {"passed", "skipped", NOT_RUN}  # of a test
 
-# All that a folder of results has, and how large what grows may get: together under 16 MB.
+# The files in a folder of results, and the limits of those that grow: together under 16 MB.
 OUTCOMES, FACTS, TESTS, LOG = "outcomes.json", "facts.json", "tests.jsonl", "log.txt"
 BENCHMARKS, BENCHMARKS_REPORT, REPORT = "benchmarks.json", "benchmarks.md", "report.md"
 FILES = (REPORT, OUTCOMES, FACTS, TESTS, LOG, BENCHMARKS, BENCHMARKS_REPORT)
@@ -40,7 +40,7 @@ _stopping = threading.Event()
 
 
 def cut_middle(text: str, size: int) -> str:
-    """The first and the last of `text`, in `size` bytes or a few more."""
+    """The beginning and the end of `text`, in about `size` bytes."""
     data = text.encode(errors="replace")
     if len(data) <= size:
         return text
@@ -53,7 +53,7 @@ def last_bytes(text: str, size: int) -> str:
 
 
 def write_whole(path: Path, data: object):
-    """JSON that a reader finds old or new, never half."""
+    """Writes JSON in one step: a reader finds the old file or the new one, never half of it."""
     new = path.with_suffix(".new")
     new.write_text(json.dumps(data, indent=1) + "\n")
     os.replace(new, path)
@@ -64,13 +64,13 @@ def read_json(path: Path) -> dict:
 
 
 def beat(item: str = ""):
-    """Of a worker: says which item it is at; none between two."""
+    """Called by a worker: notes its current item; empty between two items."""
     if path := os.environ.get(PULSE):
         Path(path).write_text(item)
 
 
 class Journal:
-    """What became of each test, in lines of JSON that several processes append; the last of a test counts."""
+    """The outcome of each test: lines of JSON from several processes. The last line of a test counts."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -79,7 +79,7 @@ class Journal:
         full = self.path.is_file() and self.path.stat().st_size > TESTS_BYTES
         entry = {"name": name, "status": status, "seconds": round(seconds, 2)}
         entry["output"] = "" if full else cut_middle(output, OUTPUT_BYTES)
-        with open(self.path, "ab", buffering=0) as file:  # one write, which no other process gets into
+        with open(self.path, "ab", buffering=0) as file:  # one write, which no other process can interrupt
             file.write(f"{json.dumps(entry)}\n".encode())
 
     def read(self) -> dict[str, dict]:
@@ -87,7 +87,7 @@ class Journal:
         for line in self.path.read_text().splitlines() if self.path.is_file() else ():
             try:
                 entry = json.loads(line)
-            except ValueError:  # of a process that was killed while it wrote
+            except ValueError:  # the process was killed while it wrote
                 continue
             found[entry["name"]] = entry
         return found
@@ -106,14 +106,14 @@ class Outcome:
 
 
 class Results:
-    """The folder that results go to. What other calls have left there stays."""
+    """The folder of the results. It keeps the results of other calls."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
     def forget(self, stage: str, *files: str):
-        """What an earlier call has found in that stage."""
+        """Removes what an earlier call found in that stage."""
         outcomes = read_json(self.folder / OUTCOMES)
         outcomes[stage] = []
         write_whole(self.folder / OUTCOMES, outcomes)
@@ -140,15 +140,15 @@ def run_program(
     pulse: Path | None = None,
     patience: float = math.inf,
 ) -> tuple[int | str, str]:
-    """Exit status, or NO_TIME or HUNG if it had to be stopped, and output, which is in `log` meanwhile.
+    """Returns the exit status, or NO_TIME or HUNG if it was stopped, and the output (first in `log`).
 
-    It hangs if `pulse` has not been touched for `patience` seconds. At `end` it is interrupted first: pytest
-    then still writes what it has.
+    The program hangs if it does not touch `pulse` for `patience` seconds. At `end` it gets an interrupt
+    first: then pytest can still write its results.
     """
     if time.monotonic() >= end or _stopping.is_set():
         return NO_TIME, ""
-    # In a group of its own, so that its children are stopped with it, but in the session of this process, so
-    # that it does not outlive that unseen.
+    # The program has its own process group, so that its children are stopped with it. It stays in the session
+    # of this process, so that it does not outlive it.
     group = {"process_group": 0} if sys.version_info >= (3, 11) else {"preexec_fn": os.setpgrp}
     with open(log, "w+", errors="replace") as out:
         print("$", *arguments, file=out, flush=True)
@@ -168,7 +168,7 @@ def run_program(
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(10)
         kill(process)
-        with contextlib.suppress(subprocess.TimeoutExpired):  # of one that even a kill does not end
+        with contextlib.suppress(subprocess.TimeoutExpired):  # even a kill may not end it
             process.wait(10)
         _running.discard(process)
         out.seek(0)
@@ -177,13 +177,13 @@ def run_program(
 
 
 def kill(process: subprocess.Popen):
-    """With what is left of its children."""
+    """Kills a process and its children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def stop_all(signum, frame):
-    """Of a signal that ends this process: what it has started ends, too."""
+    """Handles a signal that ends this process: ends the programs that it has started, too."""
     _stopping.set()
     for process in list(_running):
         kill(process)
@@ -198,9 +198,9 @@ def run_worker(
     patience: float,
     record: Callable[[str, str, str], None],
 ) -> tuple[int | str, str]:
-    """Until it has gone through all its items. As `run_program`.
+    """Runs a worker until it has gone through all its items. Returns what `run_program` returns.
 
-    record: is given the name, the status and the output of an item that hangs or ends the process
+    record: called with the name, the status and the output of an item that hangs or ends the process
     """
     pulse = log.with_suffix(".pulse")
     output = ""
@@ -211,7 +211,7 @@ def run_worker(
         item = pulse.read_text()
         if code == LOST:
             continue
-        if not item:  # in none of them, so it would end the same way again
+        if not item:  # it was at no item, so it would end in the same way again
             return code, output
         if code == NO_TIME:
             record(item, NOT_RUN, NO_TIME)

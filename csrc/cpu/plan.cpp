@@ -35,7 +35,8 @@ Plan plan_direction(const Problem& p, int most_threads) {
   const int64_t B = p.sizes.B, GH = p.gates * p.sizes.H, P = p.sizes.P;
   const int threads = static_cast<int>(std::clamp<int64_t>(work_of(p) / kThreadWork, 1, most_threads));
   if (threads == 1) {
-    return {1, 0, most_threads == 1 ? "there is no second thread" : "it is too little work for a second thread"};
+    return {1, 0,
+            most_threads == 1 ? "there is no second thread" : "it is too little work for a second thread"};
   }
   // A single step uses each weight once, so it is best packed by the thread that multiplies it.
   if (p.sizes.T == 1) return {threads, 0, "a single step reads each weight once"};
