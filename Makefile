@@ -41,6 +41,7 @@ lint: $(VENV)/dev
 	ruff format --check
 	clang-format --dry-run --Werror $(CPP)
 	python tools/check_includes.py
+	mypy
 
 format: $(VENV)/dev
 	ruff check --fix

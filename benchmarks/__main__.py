@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cpuinfo import get_cpu_info
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -137,9 +138,7 @@ class Run:
 
     def pytest_benchmark_update_machine_info(self, machine_info):
         del machine_info["node"]  # the host name is private
-        machine_info.update(
-            describe_machine(self.threads), cpu=machine_info["cpu"].get("brand_raw", "unknown CPU")
-        )
+        machine_info.update(describe_machine(self.threads))
         if self.device == "cuda":
             machine_info["gpu"] = cuda.describe_device(self.flush_l2)
 
@@ -166,6 +165,7 @@ def describe_machine(threads: int) -> dict:
         [sys.executable, "-m", "fastrnn"], check=True, capture_output=True, text=True
     ).stdout
     return {
+        "cpu": get_cpu_info().get("brand_raw", "unknown CPU"),
         "cores": cores(),
         "threads": threads,
         "torch": torch.__version__,

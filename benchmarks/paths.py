@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from cpuinfo import get_cpu_info
 from rich.console import Console
 from rich.progress import track
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
@@ -193,11 +192,7 @@ def main():
     args.json.parent.mkdir(parents=True, exist_ok=True)
     problems = [(*path, cell, sizes) for path in PATHS for sizes in args.shapes for cell in args.cells]
     console = Console()
-    machine = {
-        "cpu": get_cpu_info().get("brand_raw", "unknown CPU"),
-        "python_version": platform.python_version(),
-        **describe_machine(args.threads),
-    }
+    machine = {"python_version": platform.python_version(), **describe_machine(args.threads)}
     measured = [measure(*problem) for problem in track(problems, console=console)]
     data = {"machine_info": machine, "paths": measured}
     args.json.write_text(json.dumps(data, indent=1) + "\n")

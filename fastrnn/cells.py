@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import _C
 
@@ -74,7 +74,7 @@ class CellInfo(NamedTuple):
         }[parameter.kind]
 
 
-def _read(row) -> CellInfo:
+def _read(row: dict[str, Any]) -> CellInfo:
     parameters = tuple(Parameter(**p) for p in row["parameters"])
     return CellInfo(
         **row | {"gates": tuple(row["gates"]), "states": tuple(row["states"]), "parameters": parameters}

@@ -132,7 +132,7 @@ def convert(module: M, *, subclasses: bool = False) -> M:
             try:
                 _set_class(m, _TO_FAST.get(old) or _rebase(old))
                 switched.add(m)
-                if isinstance(m, torch.nn.RNNBase):
+                if isinstance(m, modules._Layer):
                     m._take_over()
             except TypeError as error:  # of a metaclass, or of an __init_subclass__ that wants arguments
                 left.append(_name(path, m, f"a subclass that cannot be derived from ({error})"))

@@ -1,17 +1,17 @@
 """The base of layers whose cells torch.nn does not have."""
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.fx import Proxy
 from torch.nn import Parameter
-from torch.nn.utils.rnn import PackedSequence
 
 from .cells import CELLS
 from .functional import run_sequence
 from .modules import gather
 from .sequences import Options
+from .signatures import Lengths, TensorOrPacked, typed_as
 from .transforms.fx import Leaf, forward_error
 
 __all__ = ["RecurrentLayer"]
@@ -91,11 +91,11 @@ class RecurrentLayer(Leaf):
 
     def forward(
         self,
-        input: Tensor | PackedSequence,
+        input: TensorOrPacked,
         hx: Tensor | tuple[Tensor, ...] | None = None,
-        lengths: Tensor | Sequence[int] | None = None,
+        lengths: Lengths = None,
         return_all_states: bool = False,
-    ):
+    ) -> tuple[Any, ...]:
         """Run the layer over a sequence, as LSTM.forward.
 
         hx: initial states, a Tensor `[L*D, B, P]` or, for a cell of several states, a tuple of such
@@ -117,6 +117,11 @@ class RecurrentLayer(Leaf):
             self.checkpoint_gates,
         )
         return run_sequence(input, hx, gather(self, self._names), options, lengths, return_all_states)
+
+    if TYPE_CHECKING:
+
+        @typed_as(forward)
+        def __call__(self) -> None: ...
 
     def extra_repr(self) -> str:
         text = f"{self.input_size}, {self.hidden_size}"

@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .cells import CELLS
 from .functional import name_rnn, run_sequence, run_step
 from .sequences import Options
-from .signatures import Lengths, Pair, TensorOrPacked, TensorOrPackedT
+from .signatures import Lengths, Pair, TensorOrPacked, TensorOrPackedT, typed_as
 from .transforms.fx import INSTALLED, Leaf, forward_error
 
 if TYPE_CHECKING:  # what the classes of layers and cells are mixed with
@@ -130,7 +130,8 @@ class _Layer(Leaf, RNNBase, metaclass=_Class):
         own = {name for c in cls.__mro__ if c.__module__ != torch.nn.RNNBase.__module__ for name in vars(c)}
         if own & _METHODS:
             cls._has_own_methods = True
-            cls._script_rows = None  # TorchScript, whose code calls none of them, refuses
+            # TorchScript, whose code calls none of them, refuses.
+            cls._script_rows = None  # type: ignore[assignment, method-assign]
 
     def __setattr__(self, name, value):
         super().__setattr__(name, value)
@@ -149,8 +150,8 @@ class _Layer(Leaf, RNNBase, metaclass=_Class):
 
     def _has_its_sizes(self):
         """Whether the sizes are those of the weights; they may be changed afterwards."""
-        W_ih, W_hh, width = *self._flat_weights[:2], self.proj_size or self.hidden_size
-        return (W_ih.shape[-1], W_hh.shape[-1]) == (self.input_size, width)
+        sizes = [weight.shape[-1] for weight in self._flat_weights[:2] if weight is not None]
+        return sizes == [self.input_size, self.proj_size or self.hidden_size]
 
     def _run_with_own_methods(self, input, hx, lengths, return_all_states):
         """`_run` that calls _METHODS as torch.nn's forward does."""
@@ -162,7 +163,7 @@ class _Layer(Leaf, RNNBase, metaclass=_Class):
         if unbatched:
             x = x.unsqueeze(batch_dim)
         if hx is None:
-            B = int(batch_sizes[0]) if packed else x.shape[batch_dim]
+            B = x.shape[batch_dim] if batch_sizes is None else int(batch_sizes[0])
             LD = self.num_layers * (1 + self.bidirectional)
             hx = x.new_zeros(LD, B, self.proj_size or self.hidden_size)
             others = len(CELLS[self.mode.lower()].states) - 1
@@ -316,7 +317,9 @@ class _TwoStateLayer(_Layer):
         return self._run(input, hx, lengths, return_all_states)
 
     if TYPE_CHECKING:
-        __call__ = forward
+
+        @typed_as(forward)
+        def __call__(self) -> None: ...
 
 
 class _OneStateLayer(_Layer):
@@ -359,7 +362,9 @@ class _OneStateLayer(_Layer):
         return self._run(input, hx, lengths, return_all_states)
 
     if TYPE_CHECKING:
-        __call__ = forward
+
+        @typed_as(forward)
+        def __call__(self) -> None: ...
 
 
 def _in_place_of(forward):
@@ -367,7 +372,7 @@ def _in_place_of(forward):
     type for each argument, and a function in the body of the layer's class, which it finds by __wrapped__."""
 
     def mark(script):
-        copy = types.FunctionType(forward.__code__, forward.__globals__, argdefs=forward.__defaults__)
+        copy: Any = types.FunctionType(forward.__code__, forward.__globals__, argdefs=forward.__defaults__)
         functools.update_wrapper(copy, forward)
         copy.__qualname__ = script.__qualname__
         copy.__signature__ = inspect.signature(forward)  # inspect would follow __wrapped__
@@ -505,7 +510,9 @@ class LSTMCell(_Cell, torch.nn.LSTMCell):
             return self._run(input, hx)
 
     if TYPE_CHECKING:
-        __call__ = forward
+
+        @typed_as(forward)
+        def __call__(self) -> None: ...
 
 
 class GRUCell(_Cell, torch.nn.GRUCell):
@@ -522,7 +529,9 @@ class GRUCell(_Cell, torch.nn.GRUCell):
             return self._run(input, hx)
 
     if TYPE_CHECKING:
-        __call__ = forward
+
+        @typed_as(forward)
+        def __call__(self) -> None: ...
 
 
 class RNNCell(_Cell, torch.nn.RNNCell):
@@ -543,4 +552,6 @@ class RNNCell(_Cell, torch.nn.RNNCell):
             return self._run(input, hx)
 
     if TYPE_CHECKING:
-        __call__ = forward
+
+        @typed_as(forward)
+        def __call__(self) -> None: ...

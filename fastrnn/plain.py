@@ -1,6 +1,9 @@
 """The operators in torch's own operations, for tensors that torch.nn's modules take and kernels do not."""
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from .reference import CELLS, rnn
 from .sequences import Options
@@ -47,4 +50,4 @@ def _rnn(x, batch_sizes, states, weights, *options):
     )
 
 
-OPERATORS = {"cell": _cell, "rnn": _rnn}
+OPERATORS: dict[str, Callable[..., list[Tensor]]] = {"cell": _cell, "rnn": _rnn}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ class Rows(NamedTuple):
         order: `[n]`, the sequences that have a step at all, the longest first
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # in place of tuple.index
     batch_sizes: Tensor
     order: Tensor
 
@@ -83,7 +83,7 @@ def rows_in_graph(lengths: Tensor, B: int, T: int, batch_first: bool) -> tuple[T
             "lengths: expected one larger than 0 in what torch.compile, torch.export or torch.jit.trace has "
             "made, got none"
         )
-    return tuple(rows)
+    return rows.index, rows.batch_sizes, rows.order
 
 
 @rows_in_graph.register_fake
@@ -150,7 +150,8 @@ class _TimeMajor:
         order: these among all sequences of the input, `[B]`, or None if they are all and in their order
     """
 
-    batch_sizes = order = None
+    batch_sizes: Tensor | None = None
+    order: Tensor | None = None
 
     def __init__(self, input):
         self.x, self.B = input, input.shape[1]
@@ -216,8 +217,9 @@ class _Packed(_TimeMajor):
 
     def __init__(self, input):
         self.input = input
-        self.x, self.batch_sizes, self.order, self.restored = input
-        self.B = self.batch_sizes[0] if torch.jit.is_tracing() else int(self.batch_sizes[0])
+        self.x, batch_sizes, self.order, self.restored = input
+        self.batch_sizes = batch_sizes
+        self.B = batch_sizes[0] if torch.jit.is_tracing() else int(batch_sizes[0])
 
     def take(self, state):
         return state if self.order is None else state.index_select(1, self.order)
@@ -367,7 +369,7 @@ def _run_layer_by_steps(x, batch_sizes, states, weights, options):
     every, last = [], []
     for d in range(D):
         now = [s[d] for s in states]
-        of_steps = [None] * len(rows)
+        of_steps: list[Any] = [None] * len(rows)
         for t in range(len(rows) - 1, -1, -1) if d else range(len(rows)):
             n = len(rows[t])
             of_direction = weights[d * each : (d + 1) * each]
@@ -377,8 +379,8 @@ def _run_layer_by_steps(x, batch_sizes, states, weights, options):
         join = torch.cat if packed else torch.stack
         every.append([join(s) for s in zip(*of_steps, strict=True)])
         last.append(now)
-    every = [torch.stack(s, -2) for s in zip(*every, strict=True)]
-    return every[0].flatten(-2), [torch.stack(s) for s in zip(*last, strict=True)], every
+    of_both = [torch.stack(s, -2) for s in zip(*every, strict=True)]
+    return of_both[0].flatten(-2), [torch.stack(s) for s in zip(*last, strict=True)], of_both
 
 
 def _sizes_of_steps(x, batch_sizes):

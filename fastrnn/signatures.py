@@ -1,12 +1,12 @@
 """Types in the signatures of the functions and layers."""
 
-from collections.abc import Sequence
-from typing import TypeAlias, TypedDict, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypedDict, TypeVar
 
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["LayerOptions", "Lengths", "Pair", "RNNOptions", "TensorOrPacked", "TensorOrPackedT"]
+__all__ = ["LayerOptions", "Lengths", "Pair", "RNNOptions", "TensorOrPacked", "TensorOrPackedT", "typed_as"]
 
 TensorOrPacked: TypeAlias = Tensor | PackedSequence
 TensorOrPackedT = TypeVar("TensorOrPackedT", Tensor, PackedSequence)  # the result has the type of the input
@@ -31,3 +31,12 @@ class RNNOptions(LayerOptions, total=False):
     """Those of `fastrnn.functional.rnn`."""
 
     nonlinearity: str
+
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+
+def typed_as(function: FunctionT) -> Callable[[object], FunctionT]:
+    """Declare a function of the type of `function` for type checkers: __call__ of a module, as its forward.
+    After `__call__ = forward` pyright would still show the type that torch.nn.Module declares."""
+    return lambda declared: function

@@ -12,17 +12,17 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.utils.checkpoint
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map
 
+from .layers import RecurrentLayer
+from .signatures import Lengths, TensorOrPackedT, typed_as
 from .transforms.fx import Leaf
 
 __all__ = ["Stateful"]
 
 
 LayerT = TypeVar("LayerT", bound=torch.nn.Module)
-RecurrentT = TypeVar("RecurrentT", bound=torch.nn.RNNBase | torch.nn.RNNCellBase)
-TensorOrPackedT = TypeVar("TensorOrPackedT", Tensor, PackedSequence)
+RecurrentT = TypeVar("RecurrentT", bound=torch.nn.RNNBase | torch.nn.RNNCellBase | RecurrentLayer)
 
 # Plain attributes of Stateful: torch.nn.Module registers none of them, even if the value is a Parameter.
 _STATE = ("state", "_state", "_examples", "_region")
@@ -128,7 +128,7 @@ class Stateful(_Kept, Leaf, Generic[LayerT]):
         self: Stateful[RecurrentT],
         input: TensorOrPackedT,
         *,
-        lengths: Tensor | Sequence[int] | None = None,
+        lengths: Lengths = None,
         return_all_states: Literal[False] = False,
     ) -> TensorOrPackedT: ...
     @overload
@@ -136,7 +136,7 @@ class Stateful(_Kept, Leaf, Generic[LayerT]):
         self: Stateful[RecurrentT],
         input: TensorOrPackedT,
         *,
-        lengths: Tensor | Sequence[int] | None = None,
+        lengths: Lengths = None,
         return_all_states: Literal[True],
     ) -> tuple[TensorOrPackedT, Any]: ...
     @overload
@@ -188,7 +188,9 @@ class Stateful(_Kept, Leaf, Generic[LayerT]):
         return (output, *more) if more else output
 
     if TYPE_CHECKING:
-        __call__ = forward
+
+        @typed_as(forward)
+        def __call__(self) -> None: ...
 
     @property
     def state(self) -> Any:

@@ -6,13 +6,11 @@
 
 #include "core/params.h"
 #include "cpu/range.h"
+#include "cpu/tuning.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
-// Up to this many rows in all, packing the weights costs more than it saves.
-constexpr int64_t kUnpackedRows = 8;
-// Rows of a step that are multiplied before their cells are computed.
-constexpr int64_t kRowBlock = 48;
+using tuning::kRowBlock;
 
 // The steps of a direction in the order of its recurrence.
 struct Direction {
@@ -21,13 +19,10 @@ struct Direction {
   int64_t time(int64_t i) const { return reverse ? T - 1 - i : i; }
 };
 
-// Sequences of a single step beyond which a chunk has no more of them: they do not depend on each other, and
-// scratch memory is for those of one chunk.
-constexpr int64_t kStepRows = 2048;
-
-// The sequences that chunks have: all, or of a single step so many at a time.
+// The sequences that chunks have: all, or of a single step so many at a time, because they do not depend on each
+// other.
 inline int64_t sequences_in_chunk(const Rows& rows) {
-  return rows.T == 1 ? std::min(rows.B, kStepRows) : rows.B;
+  return rows.T == 1 ? std::min(rows.B, tuning::kStepSequences) : rows.B;
 }
 
 // Steps [begin, end) in time, of all sequences, or one step of some. Buffers that hold one chunk are time-major,

@@ -1,162 +1,145 @@
 #pragma once
 
-#include <array>
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <type_traits>
 
 #include "cells/registry.h"
 #include "cpu/chunks.h"
+#include "cpu/direction_base.h"
 #include "cpu/gemm/gemm.h"
 #include "cpu/gemm/gemv.h"
 #include "cpu/gemm/math.h"
 #include "cpu/plan.h"
 #include "cpu/threads/team.h"
-#include "cpu/workspace.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
-// The forward of one direction. A chunk of steps at a time: the gates' shares from the input as one
-// product over all rows of the chunk, then step after step the product with W_hh and, panel by panel as it
-// leaves the tile, the cell.
+// The forward of one direction. A chunk of steps at a time: the gates' shares from the input as one product over
+// all rows of the chunk, then step after step the product with W_hh and, panel by panel as it leaves the tile, the
+// cell.
 template <class Cell, class T>
-class Forward {
-  using V = Vector<Real<T>>;
-  static constexpr int G = Cell::gates, C = Cell::cell_states, U = Cell::unit_vectors;
-  static constexpr int L = kLanes<Real<T>>;
+class Forward : DirectionBase<Cell, T, ForwardParams<T>> {
+  using Base = DirectionBase<Cell, T, ForwardParams<T>>;
+  using Base::C, Base::G, Base::L, Base::U;
+  using Base::direction_, Base::plan_, Base::steal_, Base::d_, Base::p_, Base::w_, Base::projected_;
+  using Base::R_, Base::H_padded_, Base::P_padded_;
+  using Base::take, Base::step_panels, Base::order_of, Base::for_each_batch;
+  using typename Base::V;
   // Between steps the states are Real. What the products read is T: the same numbers, or rounded ones.
   static constexpr bool kRounded = !std::is_same_v<T, Real<T>>;
 
  public:
   Forward(const ForwardParams<T>& params, int d, const Plan& plan, const Resources& resources)
-      : p(params),
-        d(d),
-        direction{p.rows.T, d == 1},
-        plan(plan),
-        steal(params.rows.B >= kStolenRows),
-        packed(p.rows.total() > kUnpackedRows),
-        w(p.weights[d]),
-        projected(w.W_hr != nullptr),
-        saves(p.s != nullptr || p.y_copy != nullptr),
-        panels(make_panels<T>(p.H, G, plan.step_rows(p.rows.B), p.P, plan.step_threads())),
-        out_panels(make_panels<T>(p.P, 1, plan.step_rows(p.rows.B), p.H, plan.step_threads())),
-        H_padded(ceil_div(p.H, L) * L),
-        P_padded(ceil_div(p.P, L) * L),
-        workspace(resources) {
-    const int64_t B = p.rows.B, width = panels.padded_width();
-    chunk_steps =
-        steps_in_chunk(p.rows, std::max<int64_t>(kChunkBytes / (width * sizeof(Real<T>)), kRowBlock));
-    // Short enough that a slow thread is not waited for long.
-    if (plan.by_batch()) chunk_steps = std::min(chunk_steps, ceil_div(p.rows.T, kLeastChunks));
-    if (packed) {
-      used_once = !plan.by_batch() && chunk_steps >= p.rows.T;
-      const int64_t columns = used_once ? plan.threads * panels.width(0) : width;
-      W_ih = workspace.take<Real<T>>(columns * k_packs<T>(p.I));
-      W_hh = workspace.take<Real<T>>(width * k_packs<T>(p.P));
-      if (projected) W_hr = workspace.take<Real<T>>(out_panels.padded_width() * k_packs<T>(p.H));
+      : Base(params, d, plan, resources),
+        packed_(R_ > tuning::kUnpackedRows),
+        saves_(p_.s != nullptr || p_.y_copy != nullptr),
+        panels_(step_panels(p_.H, G, p_.P)),
+        W_ih_{panels_, p_.I},
+        W_hh_{panels_, p_.P},
+        W_hr_{step_panels(p_.P, 1, p_.H), p_.H} {
+    const int64_t B = p_.rows.B, width = panels_.padded_width();
+    chunk_steps_ = steps_in_chunk(
+        p_.rows, std::max<int64_t>(tuning::kForwardChunkBytes / (width * sizeof(Real<T>)), kRowBlock));
+    if (plan_.by_batch()) chunk_steps_ = std::min(chunk_steps_, ceil_div(p_.rows.T, tuning::kLeastChunks));
+    if (packed_) {
+      used_once_ = !plan_.by_batch() && chunk_steps_ >= p_.rows.T;
+      take(W_ih_.data, used_once_ ? plan_.threads * panels_.width(0) * W_ih_.rows() : W_ih_.size());
+      take(W_hh_.data, W_hh_.size());
+      if (projected_) take(W_hr_.data, W_hr_.size());
     }
     // Vectors of units may be read from up to one vector past these.
-    b_x = workspace.take<Real<T>>(width + L);
-    if (cells::has_split_gate<Cell>) b_h = workspace.take<Real<T>>(width + L);
-    gx = workspace.take<Real<T>>(chunk_steps * sequences_in_chunk(p.rows) * width + L);
-    h[0] = workspace.take<T>(B * P_padded);
-    h[1] = workspace.take<T>(B * P_padded);
-    if (kRounded && !projected) h_real = workspace.take<Real<T>>(B * P_padded);
-    if (C > 0) c = workspace.take<Real<T>>(C * B * H_padded);
-    if (projected) m = workspace.take<T>(B * H_padded);
+    take(b_x_, width + L);
+    if (cells::has_split_gate<Cell>) take(b_h_, width + L);
+    take(gx_, chunk_steps_ * sequences_in_chunk(p_.rows) * width + L);
+    take(h_[0], B * P_padded_);
+    take(h_[1], B * P_padded_);
+    if (kRounded && !projected_) take(h_real_, B * P_padded_);
+    if (C > 0) take(c_, C * B * H_padded_);
+    if (projected_) take(m_, B * H_padded_);
   }
 
   void run(Team& team) {
-    pack(team);
-    if (plan.by_batch()) {
-      team.for_each(panels.count(), steal, false, [&](int64_t k) {
-        pack_for_input(k, panel_of(W_ih, k, p.I));
-        pack_for_steps(k);
-      });
-      const Range all{0, panels.count()}, all_out{0, out_panels.count()};
-      const int64_t chunks = ceil_div(p.rows.T, chunk_steps);
-      team.for_each_chain(plan.batch_groups, chunks, [&](int64_t group, int64_t number) {
-        const Range batch = plan.batch_group(group, p.rows.B);
-        const int64_t i0 = number * chunk_steps, i1 = std::min(i0 + chunk_steps, p.rows.T);
-        const Chunk chunk = chunk_of(p.rows, direction, i0, i1, {0, p.rows.B});
-        input_gates(chunk, all, batch, {w.W_ih, W_ih});
-        for (int64_t i = i0; i < i1; ++i) {
-          step(chunk, i, all, batch);
-          if (projected) project(i, all_out, batch);
-        }
-      });
+    prepare(team);
+    if (plan_.by_batch()) {
+      run_by_batch(team);
     } else {
-      const int64_t sequences = sequences_in_chunk(p.rows);
-      for (int64_t b = 0; b < p.rows.B; b += sequences) {
-        run_by_units(team, {b, std::min(b + sequences, p.rows.B)});
-      }
+      for_each_batch([&](Range batch) { run_by_units(team, batch); });
     }
     write_final(team);
   }
 
  private:
+  void run_by_batch(Team& team) {
+    team.for_each(panels_.count(), steal_, Order::ascending, [&](int64_t panel) {
+      pack_for_input(panel, W_ih_);
+      pack_for_steps(panel);
+    });
+    const Range all{0, panels_.count()}, all_out{0, W_hr_.panels.count()};
+    const int64_t chunks = ceil_div(p_.rows.T, chunk_steps_);
+    team.for_each_chain(plan_.batch_groups, chunks, [&](int64_t group, int64_t number) {
+      const Range batch = plan_.batch_group(group, p_.rows.B);
+      const int64_t i0 = number * chunk_steps_, i1 = std::min(i0 + chunk_steps_, p_.rows.T);
+      const Chunk chunk = chunk_of(p_.rows, direction_, i0, i1, {0, p_.rows.B});
+      input_gates(chunk, all, batch, W_ih_);
+      for (int64_t i = i0; i < i1; ++i) {
+        step(chunk, i, all, batch);
+        if (projected_) project(i, all_out, batch);
+      }
+    });
+  }
+
   void run_by_units(Team& team, Range batch) {
-    for (int64_t i0 = 0; i0 < p.rows.T; i0 += chunk_steps) {
-      const int64_t i1 = std::min(i0 + chunk_steps, p.rows.T);
-      const Chunk chunk = chunk_of(p.rows, direction, i0, i1, batch);
+    PackedMatrix<T> W = W_ih_;
+    if (used_once_) {
+      // Each panel is used by the thread that packs it, and each thread has room for one.
+      W.single_panel = true;
+      W.data += team.rank * panels_.width(0) * W.rows();
+    }
+    for (int64_t i0 = 0; i0 < p_.rows.T; i0 += chunk_steps_) {
+      const int64_t i1 = std::min(i0 + chunk_steps_, p_.rows.T);
+      const Chunk chunk = chunk_of(p_.rows, direction_, i0, i1, batch);
       const bool first = i0 == 0 && batch.begin == 0;
-      team.for_each(panels.count(), steal, false, [&](int64_t k) {
+      team.for_each(panels_.count(), steal_, Order::ascending, [&](int64_t panel) {
         // W_hh comes last, so the cache has it when the steps begin.
-        Real<T>* panel =
-            used_once ? W_ih + team.rank * panels.width(0) * k_packs<T>(p.I) : panel_of(W_ih, k, p.I);
-        if (first || used_once) pack_for_input(k, panel);
-        input_gates(chunk, {k, k + 1}, batch, {w.W_ih, used_once ? panel : W_ih, used_once});
-        if (first) pack_for_steps(k);
+        if (first || used_once_) pack_for_input(panel, W);
+        input_gates(chunk, {panel, panel + 1}, batch, W);
+        if (first) pack_for_steps(panel);
       });
       for (int64_t i = i0; i < i1; ++i) {
-        fetch_written(h_before(i), p.rows.B * P_padded);
-        team.for_each(panels.count(), steal, descending(i),
-                      [&](int64_t k) { step(chunk, i, {k, k + 1}, batch); });
-        if (projected) {
-          team.for_each(out_panels.count(), steal, descending(i),
-                        [&](int64_t k) { project(i, {k, k + 1}, batch); });
+        fetch_written(h_before(i), p_.rows.B * P_padded_);
+        team.for_each(panels_.count(), steal_, order_of(i),
+                      [&](int64_t panel) { step(chunk, i, {panel, panel + 1}, batch); });
+        if (projected_) {
+          team.for_each(W_hr_.panels.count(), steal_, order_of(i),
+                        [&](int64_t panel) { project(i, {panel, panel + 1}, batch); });
         }
       }
     }
   }
 
-  static constexpr int64_t kLeastChunks = 8;
-  // Rows whose cells are computed at a time: all their gates, then all their outputs. An output waits for its
-  // gates, and a processor looks no further ahead than over two LSTM cells; nor does it read past many stores.
-  static constexpr int kCellRows = 8;
-  // About what a core's second-level cache holds.
-  static constexpr int64_t kChunkBytes = 1 << 20;
-
-  // Weights as a product takes them.
-  struct StepWeights {
-    const T* rows;
-    const Real<T>* packed;  // unless only few rows are multiplied: all its panels, or
-    bool alone = false;     // one of them
-  };
-
-  Real<T>* panel_of(Real<T>* first, int64_t i, int64_t K) const {
-    return packed ? first + panels.offset(i) * k_packs<T>(K) : nullptr;
+  void pack_for_input(int64_t panel, const PackedMatrix<T>& W) {
+    if (packed_) pack_transposed(W, panel, w_.W_ih);
+    pack_biases(panels_, panel, w_.b_ih, w_.b_hh, Cell::whole_gates, b_x_, b_h_);
   }
-  void pack_for_input(int64_t i, Real<T>* panel) {
-    if (packed) pack_transposed(panels, i, w.W_ih, p.I, panel);
-    pack_biases(panels, i, w.b_ih, w.b_hh, Cell::whole_gates, b_x, b_h);
-  }
-  void pack_for_steps(int64_t i) {
-    if (packed) pack_transposed(panels, i, w.W_hh, p.P, panel_of(W_hh, i, p.P));
+  void pack_for_steps(int64_t panel) {
+    if (packed_) pack_transposed(W_hh_, panel, w_.W_hh);
   }
 
-  void pack(Team& team) {
-    if (packed && projected) {
-      team.for_each(out_panels.count(), steal, false, [&](int64_t i) {
-        pack_transposed(out_panels, i, w.W_hr, p.H, W_hr + out_panels.offset(i) * k_packs<T>(p.H));
-      });
+  void prepare(Team& team) {
+    if (packed_ && projected_) {
+      team.for_each(W_hr_.panels.count(), steal_, Order::ascending,
+                    [&](int64_t panel) { pack_transposed(W_hr_, panel, w_.W_hr); });
     }
     // Both buffers: a packed sequence that starts later finds its initial state in whichever is read then.
-    team.for_each_share(p.rows.B, [&](Range rows) {
+    team.for_each_share(p_.rows.B, [&](Range rows) {
       for (int64_t b = rows.begin; b < rows.end; ++b) {
-        for (T* buffer : h) initial_state(p.h0, b, p.P, buffer + b * P_padded);
-        if (h_real) initial_state(p.h0, b, p.P, h_real + b * P_padded);
-        for (int k = 0; k < C; ++k) initial_state(p.c0[k], b, p.H, c + (k * p.rows.B + b) * H_padded);
+        for (T* buffer : h_) initial_state(p_.h0, b, p_.P, buffer + b * P_padded_);
+        if (h_real_) initial_state(p_.h0, b, p_.P, h_real_ + b * P_padded_);
+        for (int state = 0; state < C; ++state) {
+          initial_state(p_.c0[state], b, p_.H, c_ + (state * p_.rows.B + b) * H_padded_);
+        }
       }
     });
   }
@@ -164,103 +147,115 @@ class Forward {
   template <class S>
   void initial_state(const T* given, int64_t b, int64_t size, S* state) const {
     if (given) {
-      copy(state, given + (d * p.rows.B + b) * size, size);
+      copy(state, given + (d_ * p_.rows.B + b) * size, size);
     } else {
       std::memset(state, 0, size * sizeof(S));
     }
   }
 
-  void multiply(const Panels<T>& of, int64_t i, bool descending, int64_t M, int64_t K, const T* A,
-                int64_t a_row, const StepWeights& B, const Destination<Real<T>>& to,
-                PrefetchList* prefetch_list = nullptr) const {
-    if (packed) {
-      multiply_packed(of, i, descending, M, K, A, a_row, kKPack<T>, B.packed, B.alone, to, kc_of(K),
-                      prefetch_list);
+  // A product with the weights W, packed unless only few rows are multiplied.
+  FASTRNN_INLINE void multiply(const T* W, const PanelProduct<T>& product) const {
+    if (packed_) {
+      multiply_packed(product);
     } else {
-      multiply_unpacked(of, i, M, K, A, a_row, B.rows, to);
+      multiply_unpacked(product.A, W, product.B.panels, product.panel, product.to);
     }
   }
 
-  void input_gates(const Chunk& chunk, Range own, Range batch, const StepWeights& W) {
-    const int64_t width = panels.padded_width();
+  void input_gates(const Chunk& chunk, Range own, Range batch, const PackedMatrix<T>& W) {
+    const int64_t width = panels_.padded_width();
     chunk.for_each_run(
         batch, [&](int64_t row, int64_t stride, int64_t chunk_row, int64_t chunk_stride, int64_t count) {
-          for (int64_t i = own.begin; i < own.end; ++i) {
-            multiply(
-                panels, i, false, count, p.I, p.x + row * p.I, stride * p.I, W,
-                {gx + chunk_row * width + panels.offset(i), chunk_stride * width, L, b_x + panels.offset(i)});
+          for (int64_t panel = own.begin; panel < own.end; ++panel) {
+            const int64_t column = panels_.offset(panel);
+            multiply(w_.W_ih,
+                     {.A = {.data = p_.x + row * p_.I, .M = count, .K = p_.I, .row_stride = stride * p_.I},
+                      .B = W,
+                      .panel = panel,
+                      .to = {gx_ + chunk_row * width + column, chunk_stride * width, L, b_x_ + column},
+                      .kc = kc_of(p_.I)});
           }
         });
   }
 
-  // Back and forth: weights that do not all fit the cache are found in it where the last step ended.
-  bool descending(int64_t i) const { return !plan.by_batch() && i % 2 == 1; }
-  const T* h_before(int64_t i) const { return h[i % 2]; }
-  T* h_after(int64_t i) const { return h[(i + 1) % 2]; }
+  const T* h_before(int64_t i) const { return h_[i % 2]; }
+  T* h_after(int64_t i) const { return h_[(i + 1) % 2]; }
   Range present(int64_t i, Range batch) const {
-    return {batch.begin, std::min(batch.end, p.rows.n(direction.time(i)))};
+    return {batch.begin, std::min(batch.end, p_.rows.n(direction_.time(i)))};
   }
 
   // Step i of the recurrence: the hidden state after it, or what the projection takes.
   void step(const Chunk& chunk, int64_t i, Range own, Range batch) {
-    const int64_t t = direction.time(i);
+    const int64_t t = direction_.time(i);
     const Range rows = present(i, batch);
-    T* out = projected ? m : h_after(i);
+    T* out = projected_ ? m_ : h_after(i);
     alignas(64) Real<T> gh[(kRowBlock * kPanelVectors + 1) * L];
-    for (int64_t k = own.begin; k < own.end; ++k) {
+    for (int64_t panel = own.begin; panel < own.end; ++panel) {
       for (int64_t b0 = rows.begin; b0 < rows.end; b0 += kRowBlock) {
         const Range block{b0, std::min(b0 + kRowBlock, rows.end)};
-        PrefetchList prefetch_list(block.end - b0);
-        if (saves && !projected && prefetch_pays(p.P, block.end - b0)) add_results(t, b0, k, prefetch_list);
-        const Real<T>* gx_block = gx + (chunk.row(t) + b0) * panels.padded_width() + panels.offset(k);
-        Destination<Real<T>> to{gh, panels.width(k), L};
-        if (!cells::has_split_gate<Cell>) to.plus = gx_block, to.plus_stride = panels.padded_width();
-        multiply(panels, k, descending(i), block.end - b0, p.P, h_before(i) + b0 * P_padded, P_padded,
-                 {w.W_hh, W_hh}, to, &prefetch_list);
-        for (int j = 0; j < panels.u(k); ++j) cells(t, k, j, block, gx_block, gh, h_before(i), out);
+        const int64_t count = block.end - b0;
+        PrefetchList prefetch_list(count);
+        if (saves_ && !projected_ && prefetch_pays(p_.P, count)) add_results(t, b0, panel, prefetch_list);
+        const Real<T>* gx_block = gx_ + (chunk.row(t) + b0) * panels_.padded_width() + panels_.offset(panel);
+        Destination<Real<T>> to{gh, panels_.width(panel), L};
+        if (!cells::has_split_gate<Cell>) to.plus = gx_block, to.plus_stride = panels_.padded_width();
+        multiply(w_.W_hh,
+                 {.A = {.data = h_before(i) + b0 * P_padded_, .M = count, .K = p_.P, .row_stride = P_padded_},
+                  .B = W_hh_,
+                  .panel = panel,
+                  .order = order_of(i),
+                  .to = to,
+                  .kc = kc_of(p_.P),
+                  .prefetch_list = &prefetch_list});
+        for (int j = 0; j < panels_.u(panel); ++j) {
+          cells(t, panel, j, block, gx_block, gh, h_before(i), out);
+        }
       }
     }
   }
 
-  // What the cells of panel i write for the backward, from sequence b on.
-  void add_results(int64_t t, int64_t b, int64_t i, PrefetchList& prefetch_list) const {
-    const int64_t R = p.rows.total(), row = p.rows.row(t, b);
-    const int64_t unit = panels.first(i), n = panels.size(i);
+  // What the cells of a panel write for the backward, from sequence b on.
+  void add_results(int64_t t, int64_t b, int64_t panel, PrefetchList& prefetch_list) const {
+    const int64_t row = p_.rows.row(t, b);
+    const int64_t unit = panels_.first(panel), n = panels_.size(panel);
     const auto add = [&](const auto* rows, int64_t size) {
-      prefetch_list.add(rows + unit, n, p.rows.stride_b * size);
+      prefetch_list.add(rows + unit, n, p_.rows.stride_b * size);
     };
-    for (const T* y : {p.y, p.y_copy}) {
-      if (y) add(y + (row * p.D + d) * p.P, p.D * p.P);
+    for (const T* y : {p_.y, p_.y_copy}) {
+      if (y) add(y + (row * p_.D + d_) * p_.P, p_.D * p_.P);
     }
-    for (int k = 0; p.c && k < C; ++k) add(p.c + ((d * R + row) * C + k) * p.H, C * p.H);
-    for (int k = 0; p.s && k < Cell::saved; ++k) {
-      add(p.s + ((d * R + row) * Cell::saved + k) * p.H, Cell::saved * p.H);
+    for (int state = 0; p_.c && state < C; ++state) {
+      add(p_.c + ((d_ * R_ + row) * C + state) * p_.H, C * p_.H);
+    }
+    for (int saved = 0; p_.s && saved < Cell::saved; ++saved) {
+      add(p_.s + ((d_ * R_ + row) * Cell::saved + saved) * p_.H, Cell::saved * p_.H);
     }
   }
 
-  // Vector j of panel i. gx, gh: the panel's columns of the gates' shares, from row `rows.begin` on. Without a
+  // Vector j of a panel. gx, gh: the panel's columns of the gates' shares, from row `rows.begin` on. Without a
   // split gate only their sum is wanted, and that is gh.
-  void cells(int64_t t, int64_t i, int j, Range rows, const Real<T>* gx, const Real<T>* gh, const T* h_prev,
-             T* out) {
-    const int64_t unit = panels.first(i) + j * L, n = std::min<int64_t>(L, p.H - unit);
-    const int64_t gate = panels.size(i);  // from one gate to the next
-    const int64_t R = p.rows.total(), row = p.rows.row(t, rows.begin);
+  void cells(int64_t t, int64_t panel, int j, Range rows, const Real<T>* gx, const Real<T>* gh,
+             const T* h_prev, T* out) {
+    const int64_t unit = panels_.first(panel) + j * L, n = std::min<int64_t>(L, p_.H - unit);
+    const int64_t gate = panels_.size(panel);  // from one gate to the next
+    const int64_t row = p_.rows.row(t, rows.begin);
     V bias_h[G], u[std::max(U, 1)];
-    for (int k = 0; k < U; ++k) u[k] = load_upto(w.unit[k] + unit, n);
+    for (int vector = 0; vector < U; ++vector) u[vector] = load_upto(w_.unit[vector] + unit, n);
     for (int g = Cell::whole_gates; g < G; ++g) {
-      bias_h[g] = load(b_h + panels.offset(i) + j * L + g * gate);
+      bias_h[g] = load(b_h_ + panels_.offset(panel) + j * L + g * gate);
     }
     // Positions that go from row to row: this loop is short, and index arithmetic would be half of it.
     gx += j * L;
     gh += j * L;
-    int64_t at_h = rows.begin * P_padded + unit, at_c = rows.begin * H_padded + unit;
-    int64_t at_y = (row * p.D + d) * p.P + unit;
-    int64_t at_saved_c = (d * R + row) * C * p.H + unit, at_saved = (d * R + row) * Cell::saved * p.H + unit;
-    const int64_t c_size = p.rows.B * H_padded;  // of a state
+    int64_t at_h = rows.begin * P_padded_ + unit, at_c = rows.begin * H_padded_ + unit;
+    int64_t at_y = (row * p_.D + d_) * p_.P + unit;
+    int64_t at_saved_c = (d_ * R_ + row) * C * p_.H + unit;
+    int64_t at_saved = (d_ * R_ + row) * Cell::saved * p_.H + unit;
+    const int64_t c_size = p_.rows.B * H_padded_;  // of a state
     const auto compute = [&](auto count) __attribute__((always_inline)) {
       constexpr int N = decltype(count)::value;
       using Math = VectorMath<Real<T>>;
-      V s[N][std::max(Cell::saved, 1)], c_state[N][std::max(C, 1)];
+      V s[N][std::max(Cell::saved, 1)], c[N][std::max(C, 1)];
 #pragma GCC unroll 8
       for (int r = 0; r < N; ++r) {
         V x[G], h[G];
@@ -269,57 +264,70 @@ class Forward {
           h[g] = load(gh + g * gate);
           if (g >= Cell::whole_gates) h[g] += bias_h[g];
         }
-        for (int k = 0; k < C; ++k) c_state[r][k] = load(c + k * c_size + at_c + r * H_padded);
-        if constexpr (cells::has_split_gate<Cell>) {
-          Cell::template activate<Math>(x, h, u, s[r], c_state[r]);
-        } else {
-          Cell::template activate<Math>(h, u, s[r], c_state[r]);
+        for (int state = 0; state < C; ++state) {
+          c[r][state] = load(c_ + state * c_size + at_c + r * H_padded_);
         }
-        gx += panels.padded_width();
-        gh += panels.width(i);
+        if constexpr (cells::has_split_gate<Cell>) {
+          Cell::template activate<Math>(x, h, u, s[r], c[r]);
+        } else {
+          Cell::template activate<Math>(h, u, s[r], c[r]);
+        }
+        gx += panels_.padded_width();
+        gh += panels_.width(panel);
       }
 #pragma GCC unroll 8
       for (int r = 0; r < N; ++r) {
         // With a projection h_prev has other units; no such cell uses it here.
-        const V h_old = projected ? V{} : kRounded ? load(h_real + at_h) : load(h_prev + at_h);
+        const V h_old = projected_ ? V{} : kRounded ? load(h_real_ + at_h) : load(h_prev + at_h);
         V h_out;
-        Cell::template output<Math>(s[r], u, h_old, c_state[r], h_out);
+        Cell::template output<Math>(s[r], u, h_old, c[r], h_out);
         store(out + at_c, h_out);
-        if (kRounded && !projected) store(h_real + at_h, h_out);
-        if (!projected) store_upto(p.y + at_y, h_out, n);
-        if (!projected && p.y_copy) store_upto(p.y_copy + at_y, h_out, n);
-        for (int k = 0; k < C; ++k) store(c + k * c_size + at_c, c_state[r][k]);
-        for (int k = 0; p.c && k < C; ++k) store_upto(p.c + at_saved_c + k * p.H, c_state[r][k], n);
-        if (Cell::saved > 0 && p.s) {
-          for (int k = 0; k < Cell::saved; ++k) store_upto(p.s + at_saved + k * p.H, s[r][k], n);
+        if (kRounded && !projected_) store(h_real_ + at_h, h_out);
+        if (!projected_) store_upto(p_.y + at_y, h_out, n);
+        if (!projected_ && p_.y_copy) store_upto(p_.y_copy + at_y, h_out, n);
+        for (int state = 0; state < C; ++state) store(c_ + state * c_size + at_c, c[r][state]);
+        for (int state = 0; p_.c && state < C; ++state) {
+          store_upto(p_.c + at_saved_c + state * p_.H, c[r][state], n);
         }
-        at_h += P_padded;
-        at_c += H_padded;
-        at_y += p.rows.stride_b * p.D * p.P;
-        at_saved_c += p.rows.stride_b * C * p.H;
-        at_saved += p.rows.stride_b * Cell::saved * p.H;
+        if (Cell::saved > 0 && p_.s) {
+          for (int saved = 0; saved < Cell::saved; ++saved) {
+            store_upto(p_.s + at_saved + saved * p_.H, s[r][saved], n);
+          }
+        }
+        at_h += P_padded_;
+        at_c += H_padded_;
+        at_y += p_.rows.stride_b * p_.D * p_.P;
+        at_saved_c += p_.rows.stride_b * C * p_.H;
+        at_saved += p_.rows.stride_b * Cell::saved * p_.H;
       }
     };
+    using tuning::kCellRows;  // all their gates, then all their outputs
     int64_t b = rows.begin;
     for (; b + kCellRows <= rows.end; b += kCellRows) compute(std::integral_constant<int, kCellRows>{});
     for (; b < rows.end; ++b) compute(std::integral_constant<int, 1>{});
   }
 
   void project(int64_t i, Range own, Range batch) {
-    const int64_t t = direction.time(i);
+    const int64_t t = direction_.time(i);
     const Range rows = present(i, batch);
+    const Panels<T>& panels = W_hr_.panels;
     alignas(64) Real<T> block[kRowBlock * kPanelVectors * L];
-    for (int64_t k = own.begin; k < own.end; ++k) {
-      const int64_t width = out_panels.width(k), unit = out_panels.first(k);
+    for (int64_t panel = own.begin; panel < own.end; ++panel) {
+      const int64_t width = panels.width(panel), unit = panels.first(panel);
       for (int64_t b0 = rows.begin; b0 < rows.end; b0 += kRowBlock) {
         const int64_t b1 = std::min(b0 + kRowBlock, rows.end);
-        multiply(out_panels, k, descending(i), b1 - b0, p.H, m + b0 * H_padded, H_padded, {w.W_hr, W_hr},
-                 {block, width, L});
+        multiply(w_.W_hr,
+                 {.A = {.data = m_ + b0 * H_padded_, .M = b1 - b0, .K = p_.H, .row_stride = H_padded_},
+                  .B = W_hr_,
+                  .panel = panel,
+                  .order = order_of(i),
+                  .to = {block, width, L},
+                  .kc = kc_of(p_.H)});
         for (int64_t b = b0; b < b1; ++b) {
-          const int64_t n = std::min(width, p.P - unit);
-          copy(h_after(i) + b * P_padded + unit, block + (b - b0) * width, n);
-          for (T* y : {p.y, p.y_copy}) {
-            if (y) copy(y + (p.rows.row(t, b) * p.D + d) * p.P + unit, block + (b - b0) * width, n);
+          const int64_t n = std::min(width, p_.P - unit);
+          copy(h_after(i) + b * P_padded_ + unit, block + (b - b0) * width, n);
+          for (T* y : {p_.y, p_.y_copy}) {
+            if (y) copy(y + (p_.rows.row(t, b) * p_.D + d_) * p_.P + unit, block + (b - b0) * width, n);
           }
         }
       }
@@ -327,46 +335,39 @@ class Forward {
   }
 
   void write_final(const Team& team) const {
-    const Range rows = team.own_share(p.rows.B);
-    int64_t steps = p.rows.T;
+    const Range rows = team.own_share(p_.rows.B);
+    int64_t steps = p_.rows.T;
     for (int64_t b = rows.begin; b < rows.end; ++b) {
-      if (p.rows.packed() && !direction.reverse) {
-        while (p.rows.n(steps - 1) <= b) --steps;  // sorted: later sequences are shorter
+      if (p_.rows.packed() && !direction_.reverse) {
+        while (p_.rows.n(steps - 1) <= b) --steps;  // sorted: later sequences are shorter
       }
-      const int64_t to = d * p.rows.B + b;
-      if (p.hn) copy(p.hn + to * p.P, h[steps % 2] + b * P_padded, p.P);
-      for (int k = 0; k < C; ++k) copy(p.cn[k] + to * p.H, c + (k * p.rows.B + b) * H_padded, p.H);
+      const int64_t to = d_ * p_.rows.B + b;
+      if (p_.hn) copy(p_.hn + to * p_.P, h_[steps % 2] + b * P_padded_, p_.P);
+      for (int state = 0; state < C; ++state) {
+        copy(p_.cn[state] + to * p_.H, c_ + (state * p_.rows.B + b) * H_padded_, p_.H);
+      }
     }
   }
 
-  const ForwardParams<T>& p;
-  const int d;
-  const Direction direction;
-  const Plan plan;
-  const bool steal, packed;
-  const Weights<T>& w;
-  const bool projected;
-  const bool saves;            // for the backward
-  const Panels<T> panels;      // gates of the hidden units
-  const Panels<T> out_panels;  // projected units
-  const int64_t H_padded, P_padded;
-  int64_t chunk_steps;
-  bool used_once = false;  // the packed W_ih: each panel by the thread that packs it
-  Workspace workspace;
-  Real<T>*W_ih = nullptr, *W_hh = nullptr, *W_hr = nullptr;  // packed
-  Real<T>*b_x, *b_h = nullptr;  // one row of panels each; what is added to either product
-  Real<T>* gx;                  // [rows of a chunk, padded_width]
-  std::array<T*, 2> h;          // [B, P_padded], read and written in turn
-  Real<T>* h_real = nullptr;    // [B, P_padded], h before it was rounded
-  Real<T>* c = nullptr;         // [C, B, H_padded]
-  T* m = nullptr;               // [B, H_padded], o tanh(c) before the projection
+  const bool packed_;
+  const bool saves_;        // for the backward
+  const Panels<T> panels_;  // gates of the hidden units
+  int64_t chunk_steps_;
+  bool used_once_ = false;  // the packed W_ih: each panel by the thread that packs it
+  PackedMatrix<T> W_ih_, W_hh_, W_hr_;
+  Real<T>*b_x_, *b_h_ = nullptr;  // one row of panels each; what is added to either product
+  Real<T>* gx_;                   // [rows of a chunk, padded_width]
+  T* h_[2];                       // [B, P_padded], read and written in turn
+  Real<T>* h_real_ = nullptr;     // [B, P_padded], h before it was rounded
+  Real<T>* c_ = nullptr;          // [C, B, H_padded]
+  T* m_ = nullptr;                // [B, H_padded], o tanh(c) before the projection
 };
 
 template <class Cell, class T>
 void forward(const ForwardParams<T>& p, const Resources& resources) {
   const int usable = usable_threads(resources.threads);
   // Two directions run side by side, each with half of the threads.
-  const bool side_by_side = p.D == 2 && usable >= 2 && work_of<Cell>(p) >= kThreadWork;
+  const bool side_by_side = p.D == 2 && usable >= 2 && work_of<Cell>(p) >= tuning::kThreadWork;
   const Plan each = make_plan<Cell>(p, side_by_side ? usable / 2 : usable);
   const int threads = side_by_side ? 2 * each.threads : each.threads;
   Forward<Cell, T> first(p, 0, each, resources);

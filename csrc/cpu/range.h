@@ -11,6 +11,9 @@ struct Range {
   int64_t begin, end;
 };
 
+// In which order panels and tasks are taken.
+enum class Order { ascending, descending };
+
 // Block i of `count` things that are cut into blocks of `size`.
 inline Range block_of(int64_t i, int64_t size, int64_t count) {
   return {i * size, std::min((i + 1) * size, count)};

@@ -1,22 +1,34 @@
 #pragma once
 
-// The gradients of weights and biases: sums over the rows of a chunk.
+// The gradients of weights, biases and vectors of a unit: sums over the rows of a chunk.
 
 #include <algorithm>
 #include <type_traits>
 
+#include "cells/registry.h"
+#include "core/params.h"
+#include "cpu/chunks.h"
 #include "cpu/gemm/gemm.h"
 #include "cpu/range.h"
+#include "cpu/threads/team.h"
+#include "cpu/tuning.h"
+#include "cpu/workspace.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
-// KC of a sum over rows. There may be thousands of rows, and one long sum would round more than torch.nn's, which
-// go step by step.
-constexpr int64_t kSummedRows = 128;
-// For a bias, which is only a sum, partial sums of fewer rows cost little; and as many of them form a longer one.
-constexpr int64_t kBiasRows = 16;
+// Whether a sum over the rows of a chunk replaces what stands there or is added to it.
+enum class Update { replace, add };
 
-// A gradient of weights while chunks are added to it: the result itself, or numbers not yet rounded to it.
+// What the steps of a chunk leave for the gradients, row after row.
+template <class T>
+struct ChunkBuffers {
+  T *dgx, *dgh;                   // [rows, GH]; one buffer unless a gate is split
+  T *dh = nullptr, *m = nullptr;  // [rows, P] and [rows, H] with a projection: dh and the cell's output
+  T* du = nullptr;                // [rows, U*H]
+  const T **x, **h;               // [rows]: where the input, and the hidden state before the step, stand
+};
+
+// A gradient while chunks are added to it: the result itself, or numbers not yet rounded to it.
 template <class T>
 struct GradientSum {
   T* result;  // null: not wanted
@@ -28,19 +40,19 @@ struct GradientSum {
 template <class T>
 struct ChunkFactor {
   Panels<T> panels;
-  const T* first;  // one row after the other, or
-  const T* const* listed;
-  Real<T>* packed;  // null: not to be packed
+  const T* rows = nullptr;           // one row after the other, or
+  const T* const* listed = nullptr;  // each where it stands
+  Real<T>* packed = nullptr;         // null: not to be packed
+
+  PackedMatrix<T> matrix(int64_t K) const { return {panels, K, packed}; }
 
   // Row after row, not panel after panel: rows that another core has written come quickest as a stream.
-  void pack(int64_t K, Range rows) const {
-    const auto row = [&](int64_t k) { return listed ? listed[k] : first + k * panels.units; };
+  void pack(int64_t K, Range block) const {
+    const PackedMatrix<T> B = matrix(K);
+    const auto row = [&](int64_t k) { return listed ? listed[k] : rows + k * panels.units; };
     const int64_t count = panels.count();
-    for (int64_t k = rows.begin; k < rows.end; k += kKPack<T>) {
-      for (int64_t i = 0; i < count; ++i) {
-        pack_micropanel_row(panels, i, Micropanel{0, panels.nv(i)}, K, k, row,
-                            packed + panels.offset(i) * k_packs<T>(K));
-      }
+    for (int64_t k = block.begin; k < block.end; k += kKPack<T>) {
+      for (int64_t p = 0; p < count; ++p) pack_micropanel_row(B, p, Micropanel{0, panels.nv(p)}, k, row);
     }
   }
 };
@@ -52,50 +64,210 @@ struct WeightProduct {
   const GradientSum<T>& to;
 
   int64_t tasks() const { return to.result ? left.panels.count() * right.panels.count() : 0; }
-  void multiply(int64_t K, int64_t task, bool add) const {
-    const int64_t block = task / right.panels.count(), i = task % right.panels.count();
+  void multiply(int64_t K, int64_t task, Update update) const {
+    const int64_t block = task / right.panels.count(), p = task % right.panels.count();
     const int64_t m = left.panels.first(block), N = right.panels.units;
-    const T* A = left.first + m;
-    int64_t a_k_stride = left.panels.units;
+    LeftFactor<T> A{
+        .data = left.rows + m, .M = left.panels.size(block), .K = K, .row_stride = kKPack<T>, .k_stride = 0};
     if (left.packed) {
-      A = reinterpret_cast<const T*>(left.packed + left.panels.offset(block) * k_packs<T>(K));
-      a_k_stride = left.panels.width(block) * kKPack<T>;
+      A.data = reinterpret_cast<const T*>(left.matrix(K).panel(block));
+      A.k_stride = left.panels.width(block) * kKPack<T>;
+    } else {
+      A.k_stride = left.panels.units;
     }
-    const Destination<Real<T>> result{to.sum + m * N + right.panels.first(i), N, right.panels.last(i)};
-    multiply_packed(right.panels, i, false, left.panels.size(block), K, A, kKPack<T>, a_k_stride,
-                    right.packed, false, add ? result.added() : result, kSummedRows);
+    const Destination<Real<T>> C{to.sum + m * N + right.panels.first(p), N, right.panels.last(p)};
+    multiply_packed<T>({.A = A,
+                        .B = right.matrix(K),
+                        .panel = p,
+                        .to = update == Update::add ? C.added() : C,
+                        .kc = tuning::kSummedRows});
   }
 };
 
-// db[m] (+)= sum_k gradient[k, m] for m in `share`; `stride` is the distance from one row of the gradient to the
-// next.
+// to[column] (+)= the sum over k of rows[k, column], for the columns of a block.
 template <class T>
-void sum_rows(int64_t K, const T* gradient, int64_t stride, Range share, Real<T>* db, bool add) {
+struct RowSum {
+  const T* rows;
+  int64_t K, stride;  // numbers from a row to the next
+  Range columns;
+  Real<T>* to;
+  Update update;
+};
+template <class T>
+void sum_rows(const RowSum<T>& s) {
   using V = Vector<Real<T>>;
   constexpr int L = kLanes<Real<T>>;
-  const auto sum_vectors = [&](auto count, int64_t m, int64_t lanes) __attribute__((always_inline)) {
+  constexpr int64_t kShort = tuning::kSummedBiasRows, kLong = kShort * kShort;
+  const int64_t K = s.K;
+  const auto sum_vectors = [&](auto count, int64_t column, int64_t lanes) __attribute__((always_inline)) {
     constexpr int N = decltype(count)::value;
     V sum[N] = {};
-    for (int j = 0; add && j < N; ++j) sum[j] = load_upto(db + m + j * L, lanes);
-    for (int64_t k0 = 0; k0 < K; k0 += kBiasRows * kBiasRows) {
+    for (int j = 0; s.update == Update::add && j < N; ++j) sum[j] = load_upto(s.to + column + j * L, lanes);
+    for (int64_t k0 = 0; k0 < K; k0 += kLong) {
       V partial[N] = {};
-      for (int64_t k1 = k0; k1 < std::min(k0 + kBiasRows * kBiasRows, K); k1 += kBiasRows) {
+      for (int64_t k1 = k0; k1 < std::min(k0 + kLong, K); k1 += kShort) {
         V shorter[N] = {};
-        for (int64_t k = k1; k < std::min(k1 + kBiasRows, K); ++k) {
-          for (int j = 0; j < N; ++j) shorter[j] += load_upto(gradient + k * stride + m + j * L, lanes);
+        for (int64_t k = k1; k < std::min(k1 + kShort, K); ++k) {
+          for (int j = 0; j < N; ++j) shorter[j] += load_upto(s.rows + k * s.stride + column + j * L, lanes);
         }
         for (int j = 0; j < N; ++j) partial[j] += shorter[j];
       }
       for (int j = 0; j < N; ++j) sum[j] += partial[j];
     }
-    for (int j = 0; j < N; ++j) store_upto(db + m + j * L, sum[j], lanes);
+    for (int j = 0; j < N; ++j) store_upto(s.to + column + j * L, sum[j], lanes);
   };
-  constexpr int kTogether = 4;  // lines of a row, which lies far from the next
-  int64_t m = share.begin;
-  for (; m + kTogether * L <= share.end; m += kTogether * L) {
-    sum_vectors(std::integral_constant<int, kTogether>{}, m, L);
+  constexpr int kTogether = tuning::kBiasVectors;
+  int64_t column = s.columns.begin;
+  for (; column + kTogether * L <= s.columns.end; column += kTogether * L) {
+    sum_vectors(std::integral_constant<int, kTogether>{}, column, L);
   }
-  for (; m < share.end; m += L) sum_vectors(std::integral_constant<int, 1>{}, m, share.end - m);
+  for (; column < s.columns.end; column += L) {
+    sum_vectors(std::integral_constant<int, 1>{}, column, s.columns.end - column);
+  }
 }
+
+// Which of several kinds of tasks a task is; `task` becomes its number among them.
+template <size_t kinds>
+size_t kind_of(const int64_t (&counts)[kinds], int64_t& task) {
+  size_t kind = 0;
+  for (; task >= counts[kind]; ++kind) task -= counts[kind];
+  return kind;
+}
+
+// All of these gradients of one direction. For each chunk of K rows its factors are packed, then its products and
+// its vectors are added; whoever calls shares the tasks among threads.
+template <class Cell, class T>
+class GradientSums {
+  static constexpr int L = kLanes<Real<T>>, U = Cell::unit_vectors;
+
+ public:
+  // most_rows: of a chunk.
+  GradientSums(const BackwardParams<T>& p, int d, const ChunkBuffers<T>& buffers, int64_t most_rows,
+               int threads, Workspace& workspace)
+      : GH_(Cell::gates * p.H), H_(p.H), buffers_(buffers) {
+    const WeightGradients<T>& dw = p.dweights[d];
+    const auto sum_of = [&](T* result, int64_t size) -> GradientSum<T> {
+      if constexpr (std::is_same_v<T, Real<T>>) {
+        return {result, result, size};
+      } else {
+        return {result, result ? workspace.take<Real<T>>(size) : nullptr, size};
+      }
+    };
+    dW_ih_ = sum_of(dw.W_ih, GH_ * p.I);
+    dW_hh_ = sum_of(dw.W_hh, GH_ * p.P);
+    dW_hr_ = sum_of(dw.W_hr, p.P * p.H);
+    db_ih_ = sum_of(dw.b_ih, GH_);
+    db_hh_ = sum_of(dw.b_hh, GH_);
+    for (int u = 0; u < U; ++u) dunit_[u] = sum_of(dw.unit[u], p.H);
+
+    const auto blocks_of = [&](int64_t units, int vectors) { return Panels<T>{units, 1, vectors, vectors}; };
+    const int block = block_vectors(threads);
+    factors_[kDgx] = {.panels = blocks_of(GH_, block), .rows = buffers.dgx};
+    factors_[kDgh] = {.panels = blocks_of(GH_, block), .rows = buffers.dgh};
+    factors_[kDh] = {.panels = blocks_of(p.P, block), .rows = buffers.dh};
+    factors_[kX] = {.panels = blocks_of(p.I, kTileVectors), .listed = buffers.x};
+    factors_[kH] = {.panels = blocks_of(p.P, kTileVectors), .listed = buffers.h};
+    factors_[kM] = {.panels = blocks_of(p.H, kTileVectors), .rows = buffers.m};
+    // How often products read their left factor. If that is seldom and its rows are near each other, packing it
+    // does not pay.
+    const auto panels_of = [](const GradientSum<T>& sum, int64_t N) {
+      return sum.result ? ceil_div(N, kTileVectors * L) : 0;
+    };
+    const int64_t ih = panels_of(dW_ih_, p.I), hh = panels_of(dW_hh_, p.P), hr = panels_of(dW_hr_, p.H);
+    const auto pays = [](int64_t times, int64_t units) {
+      const bool near = units * static_cast<int64_t>(sizeof(T)) <= tuning::kNearRowBytes;
+      return times > (kKPack<T> == 1 && near ? tuning::kSeldomRead : 0);
+    };
+    const bool one = buffers.dgx == buffers.dgh;
+    const bool packs[] = {
+        pays(ih + (one ? hh : 0), GH_), pays(one ? 0 : hh, GH_), pays(hr, p.P), ih > 0, hh > 0, hr > 0};
+    for (int i = 0; i < kFactors; ++i) {
+      ChunkFactor<T>& factor = factors_[i];
+      if (packs[i]) factor.packed = workspace.take<Real<T>>(factor.matrix(most_rows).size());
+    }
+  }
+
+  int64_t packing_tasks(int64_t K) const {
+    int64_t tasks = 0;
+    for (const ChunkFactor<T>& factor : factors_) tasks += packing_tasks(factor, K);
+    return tasks;
+  }
+  void pack(int64_t K, int64_t task) const {
+    int64_t counts[kFactors];
+    for (int i = 0; i < kFactors; ++i) counts[i] = packing_tasks(factors_[i], K);
+    const size_t i = kind_of(counts, task);
+    factors_[i].pack(K, block_of(task, kRowBlock, K));
+  }
+
+  int64_t product_tasks() const { return product(kIh).tasks() + product(kHh).tasks() + product(kHr).tasks(); }
+  void multiply(int64_t K, int64_t task, Update update) const {
+    const int64_t counts[] = {product(kIh).tasks(), product(kHh).tasks(), product(kHr).tasks()};
+    const size_t kind = kind_of(counts, task);
+    product(kind).multiply(K, task, update);
+  }
+
+  // Biases and vectors of a unit.
+  int64_t vector_tasks() const { return bias_tasks() + U * ceil_div(H_, kVectorBlock); }
+  void add_vectors(int64_t K, int64_t task, Update update) const {
+    if (task < bias_tasks()) return add_biases(K, block_of(task, kVectorBlock, GH_), update);
+    task -= bias_tasks();
+    const int64_t blocks = ceil_div(H_, kVectorBlock), u = task / blocks;
+    const Range units = block_of(task % blocks, kVectorBlock, H_);
+    if (dunit_[u].result) sum_rows<T>({buffers_.du + u * H_, K, U * H_, units, dunit_[u].sum, update});
+  }
+
+  // Rounds the sums to the results, each thread a share.
+  void write(const Team& team) const {
+    const auto round = [&](const GradientSum<T>& to) {
+      const Range share = team.own_share(to.size);
+      if (to.result) copy(to.result + share.begin, to.sum + share.begin, share.end - share.begin);
+    };
+    for (const GradientSum<T>* to : {&dW_ih_, &dW_hh_, &dW_hr_, &db_ih_, &db_hh_}) round(*to);
+    for (int u = 0; u < U; ++u) round(dunit_[u]);
+  }
+
+ private:
+  enum Factors { kDgx, kDgh, kDh, kX, kH, kM, kFactors };  // kDgh is not used if dgh is dgx
+  enum Products : size_t { kIh, kHh, kHr };
+  static constexpr int64_t kVectorBlock = tuning::kVectorBlock;
+
+  static int64_t packing_tasks(const ChunkFactor<T>& factor, int64_t K) {
+    return factor.packed ? ceil_div(K, kRowBlock) : 0;
+  }
+  // Vectors of a block of gates. An odd number of cache lines, or the block's rows would share few sets of the cache.
+  int block_vectors(int threads) const {
+    constexpr int64_t kLine = tuning::kLine, kWidth = sizeof(Real<T>);
+    const int64_t block = std::clamp(ceil_div(GH_, tuning::kGateBlocksOfThread * threads),
+                                     tuning::kLeastGateBlock, tuning::kMostGateBlock);
+    return static_cast<int>((ceil_div(block * kWidth, kLine) | 1) * kLine / (L * kWidth));
+  }
+
+  WeightProduct<T> product(size_t kind) const {
+    switch (kind) {
+      case kIh:
+        return {factors_[kDgx], factors_[kX], dW_ih_};
+      case kHh:
+        return {factors_[buffers_.dgx == buffers_.dgh ? kDgx : kDgh], factors_[kH], dW_hh_};
+      default:
+        return {factors_[kDh], factors_[kM], dW_hr_};
+    }
+  }
+
+  int64_t bias_tasks() const { return db_ih_.result || db_hh_.result ? ceil_div(GH_, kVectorBlock) : 0; }
+  void add_biases(int64_t K, Range gates, Update update) const {
+    if (db_ih_.result) sum_rows<T>({buffers_.dgx, K, GH_, gates, db_ih_.sum, update});
+    if (!db_hh_.result) return;
+    if (db_ih_.result && buffers_.dgx == buffers_.dgh) {
+      return copy(db_hh_.sum + gates.begin, db_ih_.sum + gates.begin, gates.end - gates.begin);
+    }
+    sum_rows<T>({buffers_.dgh, K, GH_, gates, db_hh_.sum, update});
+  }
+
+  const int64_t GH_, H_;
+  const ChunkBuffers<T> buffers_;
+  ChunkFactor<T> factors_[kFactors];
+  GradientSum<T> dW_ih_, dW_hh_, dW_hr_, db_ih_, db_hh_;
+  GradientSum<T> dunit_[std::max(U, 1)];
+};
 
 }  // namespace fastrnn::cpu::FASTRNN_ISA

@@ -5,6 +5,7 @@
 #include <new>
 
 #include "cpu/dispatch.h"
+#include "cpu/tuning.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
@@ -33,9 +34,9 @@ class Workspace {
   }
 
  private:
-  static constexpr size_t kLine = 64;
+  static constexpr size_t kLine = tuning::kLine;
   const Resources resources_;
-  alignas(kLine) char first_[16 << 10];
+  alignas(kLine) char first_[tuning::kStackBytes];
   size_t used_ = 0;
   // Not a std::vector: its code would be compiled for this instruction set under a name that other objects
   // share.

@@ -1,6 +1,7 @@
 """How both exporters of torch.onnx write fastrnn's operators. What users need is in fastrnn/onnx.py."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,11 @@ __all__ = ["translation_table"]
 
 # ONNX's operators, which have the names of torch.nn's layers: the order of their gates, by the letters of the
 # cells, and their attributes.
-_OPERATORS = {"LSTM": ("iofg", {}), "GRU": ("zrn", {"linear_before_reset": 1}), "RNN": ("h", {})}
+_OPERATORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "LSTM": ("iofg", {}),
+    "GRU": ("zrn", {"linear_before_reset": 1}),
+    "RNN": ("h", {}),
+}
 _ACTIVATIONS = {"tanh": "Tanh", "relu": "Relu"}  # of an RNN, by its nonlinearity
 
 _INT32, _INT64, _BOOL = 6, 7, 9  # ONNX's numbers of these dtypes
@@ -129,7 +134,7 @@ def _check(cell, dtype, dropout=0.0, training=False):
     """Refuse what ONNX's operators cannot do. dtype: its name in the exporter, or None if that is unknown."""
     name = _operator_of(CELLS[cell])
     if dtype not in (None, "FLOAT", "DOUBLE", "FLOAT16", "HALF"):
-        raise NotImplementedError(f"dtype: ONNX's {name} does not take {dtype}")
+        raise NotImplementedError(f"dtype: ONNX's {name} has none of {dtype}")
     if dropout and training:
         raise NotImplementedError(f"dropout: ONNX's {name} has no dropout: export in eval mode")
 

@@ -12,7 +12,7 @@ from typing_extensions import assert_type
 
 import fastrnn
 import fastrnn.onnx
-from fastrnn import functional
+from fastrnn import cells, functional, layers
 
 Pair = tuple[Tensor, Tensor]
 X = torch.zeros(5, 2, 3)
@@ -109,10 +109,8 @@ def test_stateful() -> None:
 
 def public() -> Iterator[tuple[str, typing.Any]]:
     """The functions of the public API, and the public methods of its classes."""
-    named = [(f"fastrnn.{name}", getattr(fastrnn, name)) for name in fastrnn.__all__]
-    named += [(f"functional.{name}", getattr(functional, name)) for name in functional.__all__]
-    named += [(f"onnx.{name}", getattr(fastrnn.onnx, name)) for name in fastrnn.onnx.__all__]
-    for name, item in named:
+    modules = (fastrnn, functional, fastrnn.onnx, cells, layers)
+    for name, item in ((name, getattr(module, name)) for module in modules for name in module.__all__):
         if inspect.isfunction(item):
             yield name, item
         elif inspect.isclass(item):

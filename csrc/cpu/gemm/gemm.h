@@ -13,39 +13,60 @@
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
-// Rows [0, M) of one panel, in tiles of nearly equal height. A block of rows keeps its part of C in the
-// first-level cache while the blocks of K go by. The tiles of a block fetch the panel's next block, each a
-// share, or the first tile would wait for all of it and the others for nothing; after the last block they
-// fetch `next`. Null: there is nothing to fetch, all is near.
+// The product of A with a micropanel of B.
 template <class T>
-void multiply_panel(int64_t M, int64_t K, const T* A, int64_t a_row_stride, int64_t a_k_stride,
-                    const Real<T>* B, int64_t ldb, int nv, const Destination<Real<T>>& to, int64_t kc,
-                    const Real<T>* next, PrefetchList* prefetch_list) {
+struct MicropanelProduct {
+  LeftFactor<T> A;
+  const Real<T>* B;
+  int64_t ldb;
+  int nv;
+  Destination<Real<T>> to;
+  int64_t kc;
+  const Real<T>* next =
+      nullptr;  // what is fetched while B is read. Null: there is nothing to fetch, all is near
+  PrefetchList* prefetch_list = nullptr;
+};
+
+// In tiles of nearly equal height. A block of rows keeps its part of C in the first-level cache while the blocks
+// of K go by. The tiles of a block fetch the micropanel's next block, each a share, or the first tile would wait
+// for all of it and the others for nothing; after the last block they fetch `next`.
+template <class T>
+void multiply_micropanel(const MicropanelProduct<T>& product) {
   constexpr int L = kLanes<Real<T>>;
+  const LeftFactor<T>& A = product.A;
+  const int64_t M = A.M, K = A.K, kc = product.kc, ldb = product.ldb;
+  const int nv = product.nv;
   if (M > 1 && nv > kTileVectors) {
-    const int left = nv / 2;
-    multiply_panel(M, K, A, a_row_stride, a_k_stride, B, ldb, left, to.columns(0, L), kc, next,
-                   prefetch_list);
-    multiply_panel(M, K, A, a_row_stride, a_k_stride, B + left * L, ldb, nv - left,
-                   to.columns(left * L, to.last), kc, next, prefetch_list);
+    MicropanelProduct<T> half = product;
+    half.nv = nv / 2;
+    half.to = product.to.columns(0, L);
+    multiply_micropanel(half);
+    half.B += half.nv * L;
+    half.to = product.to.columns(half.nv * L, product.to.last);
+    half.nv = nv - half.nv;
+    multiply_micropanel(half);
     return;
   }
-  constexpr int64_t kTilesInBlock = 8;
   const int64_t tiles = ceil_div(M, max_mr(nv));
-  for (int64_t i0 = 0; i0 < tiles; i0 += kTilesInBlock) {
-    const int64_t i1 = std::min(i0 + kTilesInBlock, tiles);
+  for (int64_t i0 = 0; i0 < tiles; i0 += tuning::kTilesInBlock) {
+    const int64_t i1 = std::min(i0 + tuning::kTilesInBlock, tiles);
     for (int64_t k = 0; k < K; k += kc) {
-      const Destination<Real<T>> block = k == 0 ? to : to.added();
-      Tile<T> tile{nullptr, a_row_stride, a_k_stride,          B + k / kKPack<T> * ldb,
-                   ldb,     block,        std::min(kc, K - k), nullptr,
-                   0,       prefetch_list};
-      const Real<T>* after = k + kc < K ? tile.B + kc / kKPack<T> * ldb : next;
+      const Destination<Real<T>> block = k == 0 ? product.to : product.to.added();
+      Tile<T> tile{.A = nullptr,
+                   .a_row_stride = A.row_stride,
+                   .a_k_stride = A.k_stride,
+                   .B = product.B + k / kKPack<T> * ldb,
+                   .ldb = ldb,
+                   .to = block,
+                   .K = std::min(kc, K - k),
+                   .prefetch_list = product.prefetch_list};
+      const Real<T>* after = k + kc < K ? tile.B + kc / kKPack<T> * ldb : product.next;
       // A single tile is a stream, which the processor sees coming.
-      const bool fetch = next != nullptr && i1 - i0 > 1;
+      const bool fetch = product.next != nullptr && i1 - i0 > 1;
       if (fetch) tile.prefetch_bytes = nv * kVectorBytes / (i1 - i0);
       for (int64_t i = i0; i < i1; ++i) {
         const int64_t m = ceil_div(M * i, tiles), rows = ceil_div(M * (i + 1), tiles) - m;
-        tile.A = A + m * a_row_stride + k / kKPack<T> * a_k_stride;
+        tile.A = A.data + m * A.row_stride + k / kKPack<T> * A.k_stride;
         tile.to = block.rows(m);
         if (fetch) {
           tile.prefetch =
@@ -57,29 +78,38 @@ void multiply_panel(int64_t M, int64_t K, const T* A, int64_t a_row_stride, int6
   }
 }
 
-// Rows [0, M) of panel p. B: all panels one after the other, taken in ascending or descending order; or if
-// `alone` only this one, just packed.
+// The product of A with a panel of B.
 template <class T>
-FASTRNN_INLINE void multiply_packed(const Panels<T>& panels, int64_t p, bool descending, int64_t M, int64_t K,
-                                    const T* A, int64_t a_row_stride, int64_t a_k_stride, const Real<T>* B,
-                                    bool alone, const Destination<Real<T>>& to, int64_t kc,
-                                    PrefetchList* prefetch_list = nullptr) {
+struct PanelProduct {
+  LeftFactor<T> A;
+  const PackedMatrix<T>& B;
+  int64_t panel;
+  Order order = Order::ascending;  // in which the panels of B are multiplied
+  Destination<Real<T>> to;
+  int64_t kc;
+  PrefetchList* prefetch_list = nullptr;
+};
+
+template <class T>
+FASTRNN_INLINE void multiply_packed(const PanelProduct<T>& product) {
   constexpr int L = kLanes<Real<T>>;
-  constexpr int64_t kNear = (768 << 10) / sizeof(Real<T>);  // stays in a core's second-level cache
-  const int64_t rows = k_packs<T>(K);
-  const Real<T>* next = nullptr;
-  if (!alone) {
-    if (panels.G * panels.units * rows > kNear) next = B + panels.offset(panels.after(p, descending)) * rows;
-    B += panels.offset(p) * rows;
-  }
+  const Panels<T>& panels = product.B.panels;
+  const int64_t p = product.panel, rows = product.B.rows();
+  const Real<T>* next = product.B.next_panel(p, product.order);
+  const Real<T>* B = product.B.panel(p);
   const int micropanels = panels.micropanels(p);
   for (int i = 0; i < micropanels; ++i) {
     const Micropanel micropanel = panels.micropanel(p, i);
-    const Real<T>*at = B + micropanel.first * L * rows,
-          *at_next = i + 1 < micropanels ? at + micropanel.nv * L * rows : next;
-    multiply_panel(M, K, A, a_row_stride, a_k_stride, at, micropanel.nv * L, micropanel.nv,
-                   to.columns(micropanel.first * L, i + 1 < micropanels ? L : to.last), kc,
-                   next ? at_next : nullptr, prefetch_list);
+    const bool last = i + 1 == micropanels;
+    const Real<T>* at = B + micropanel.first * L * rows;
+    multiply_micropanel<T>({.A = product.A,
+                            .B = at,
+                            .ldb = micropanel.nv * L,
+                            .nv = micropanel.nv,
+                            .to = product.to.columns(micropanel.first * L, last ? product.to.last : L),
+                            .kc = product.kc,
+                            .next = next && !last ? at + micropanel.nv * L * rows : next,
+                            .prefetch_list = product.prefetch_list});
   }
 }
 

@@ -13,21 +13,13 @@
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
-// Widest tile: with a single row the accumulators must cover the latency of the multiply-add by themselves.
-constexpr int kMaxVectors = 8;
-// Widest tile of several rows.
-constexpr int kTileVectors = 4;
-// MR: rows of the tallest tile.
-constexpr int max_mr(int nv) {
-  constexpr int rows_32[] = {12, 12, 8, 6, 1, 1, 1, 1};
-  constexpr int rows_16[] = {8, 6, 4, 3, 1, 1, 1, 1};
-  return (kRegisters == 32 ? rows_32 : rows_16)[nv - 1];
-}
+using tuning::kMaxVectors, tuning::kTileVectors;
+// MR: rows of the tallest tile of nv vectors.
+constexpr int max_mr(int nv) { return (kRegisters == 32 ? tuning::kMrWith32 : tuning::kMrWith16)[nv - 1]; }
 constexpr int kMaxMr = max_mr(1);
 // KC: a sum over k is taken in blocks of this many terms, unless the caller says otherwise. A block of a
-// micropanel stays in the first-level cache, and shorter partial sums round less. To cut up to 256 terms costs
-// more than it saves.
-constexpr int64_t kc_of(int64_t K) { return K <= 256 ? 256 : 128; }
+// micropanel stays in the first-level cache, and shorter partial sums round less.
+constexpr int64_t kc_of(int64_t K) { return K <= tuning::kUncutK ? tuning::kUncutK : tuning::kKc; }
 
 // Where a product goes, and what is added to it: C = A B + plus, with rows of plus `plus_stride` apart (0: the
 // same row for all). Null: nothing. It is added last, because a sum that begins near zero rounds less.
@@ -48,17 +40,27 @@ struct Destination {
   Destination added() const { return {C, ldc, last, C, ldc}; }
 };
 
+// The left factor of a product, A [M, K], where it stands in memory.
+template <class T>
+struct LeftFactor {
+  const T* data;
+  int64_t M, K;
+  int64_t row_stride;            // numbers from a row to the next,
+  int64_t k_stride = kKPack<T>;  // and from a k-pack of a row to the next
+};
+
+// What the micro-kernel computes: a tile of C, all rows of A times some columns of B.
 template <class T>
 struct Tile {
   const T* A;
-  int64_t a_row_stride, a_k_stride;  // of A: to the next row, and to the next k-pack
-  const Real<T>* B;                  // k-packs
+  int64_t a_row_stride, a_k_stride;
+  const Real<T>* B;  // k-packs
   int64_t ldb;
   Destination<Real<T>> to;
   int64_t K;
-  const char* prefetch;    // is fetched into the cache,
-  int64_t prefetch_bytes;  // so many bytes for each k-pack
-  PrefetchList* prefetch_list;
+  const char* prefetch = nullptr;  // is fetched into the cache,
+  int64_t prefetch_bytes = 0;      // so many bytes for each k-pack
+  PrefetchList* prefetch_list = nullptr;
 };
 
 template <class T, int rows, int nv>
@@ -92,8 +94,8 @@ void multiply_tile(const Tile<T>& t) {
     const int64_t prefetch_bytes = t.prefetch_bytes;
     add_next(std::exchange(left, 0), [&]() __attribute__((always_inline)) {
       // Two tiles together must reach all of what is as wide as this one.
-      constexpr int kLine = 64, lines = (nv * kVectorBytes + 2 * kLine - 1) / (2 * kLine);
-      for (int line = 0; line < lines; ++line) __builtin_prefetch(prefetch + line * kLine);
+      constexpr int lines = (nv * kVectorBytes + 2 * tuning::kLine - 1) / (2 * tuning::kLine);
+      for (int line = 0; line < lines; ++line) __builtin_prefetch(prefetch + line * tuning::kLine);
       prefetch += prefetch_bytes;
     });
   } else if (rows > 1 && t.prefetch_list != nullptr) {
@@ -104,7 +106,9 @@ void multiply_tile(const Tile<T>& t) {
   }
   if (rows > 1 && a_k_stride > kKPack<T>) {
     // Each k-pack of A is in another line, and the processor sees no stream.
-    add_next(left, [&]() __attribute__((always_inline)) { __builtin_prefetch(A + 16 * a_k_stride); });
+    add_next(left, [&]() __attribute__((always_inline)) {
+      __builtin_prefetch(A + tuning::kFarRowsAhead * a_k_stride);
+    });
   } else {
     add_next(left, []() {});
   }

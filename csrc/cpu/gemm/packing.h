@@ -11,10 +11,9 @@
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
-// Widest panel of products of several rows, and the micropanels that it is cut into: where there are 16
-// registers, tiles of 4 rows and 3 vectors read least for each multiply-add.
-constexpr int kPanelVectors = kRegisters == 32 ? 4 : 8;
-constexpr int kMicropanelVectors = kRegisters == 32 ? 4 : 3;
+// Widest panel of products of several rows, and the widest micropanels that it is cut into.
+constexpr int kPanelVectors = tuned(tuning::kPanelVectors);
+constexpr int kMicropanelVectors = tuned(tuning::kMicropanelVectors);
 
 // Widest micropanel for products of so many rows and terms. 7 or 8 rows would be two tiles of 4 vectors. With 3
 // rows a tile computes too little for what it fetches, and a block of a micropanel that is larger than the
@@ -22,10 +21,9 @@ constexpr int kMicropanelVectors = kRegisters == 32 ? 4 : 3;
 template <class T>
 constexpr int widest_micropanel(int64_t rows, int64_t K) {
   if (rows == 1) return kMaxVectors;
-  constexpr int64_t kFirstLevel = 32 << 10;
   const int64_t block = k_packs<T>(std::min(K, kc_of(K))) * kMicropanelVectors * kVectorBytes;
-  return kMicropanelVectors == 4 && (rows == 7 || (rows == 8 && block > kFirstLevel)) ? 3
-                                                                                      : kMicropanelVectors;
+  const bool narrow = rows == 7 || (rows == 8 && block > tuning::kNarrowBlockBytes);
+  return kMicropanelVectors == 4 && narrow ? 3 : kMicropanelVectors;
 }
 
 // Some vectors of a panel's columns.
@@ -55,7 +53,9 @@ struct Panels {
   int64_t offset(int64_t p) const { return first(p) * G; }  // columns before panel p
   int64_t padded_width() const { return offset(count() - 1) + width(count() - 1); }
   // The panel that comes after panel p, all taken in turn.
-  int64_t after(int64_t p, bool descending) const { return (p + (descending ? count() - 1 : 1)) % count(); }
+  int64_t after(int64_t p, Order order) const {
+    return (p + (order == Order::descending ? count() - 1 : 1)) % count();
+  }
   // Lanes of the panel's last vector of units that are units.
   int64_t last(int64_t p) const { return size(p) - (u(p) - 1) * lanes; }
 
@@ -78,6 +78,26 @@ struct Panels {
   }
 };
 
+// A matrix B [K, columns] that is packed: its panels one after the other, or a single one of them.
+template <class T>
+struct PackedMatrix {
+  Panels<T> panels;
+  int64_t K;
+  Real<T>* data = nullptr;  // null: not packed
+  bool single_panel = false;
+
+  int64_t rows() const { return k_packs<T>(K); }
+  int64_t size() const { return panels.padded_width() * rows(); }  // numbers of all panels
+  Real<T>* panel(int64_t p) const { return data + (single_panel ? 0 : panels.offset(p) * rows()); }
+  // What a product with panel p fetches for the next one: the panel after p, all taken in turn. Null if the cache
+  // has it anyway.
+  const Real<T>* next_panel(int64_t p, Order order) const {
+    constexpr int64_t kNear = tuning::kNearWeightBytes / sizeof(Real<T>);
+    if (single_panel || panels.G * panels.units * rows() <= kNear) return nullptr;
+    return panel(panels.after(p, order));
+  }
+};
+
 // The widest panels that still share out evenly: a thread's time goes with the vectors it holds, and narrow
 // panels reuse a broadcast of A less often. rows, K: of most of their products.
 template <class T>
@@ -87,7 +107,8 @@ Panels<T> make_panels(int64_t units, int G, int64_t rows, int64_t K, int threads
   double best_cost = 0;
   for (int U = 1; U * G <= most; ++U) {
     const Panels<T> panels{units, G, U, widest};
-    const double slowdown = 1 + 0.1 * static_cast<double>(ceil_div(U * G, widest)) / (U * G);
+    const double slowdown =
+        1 + tuning::kMicropanelCost * static_cast<double>(ceil_div(U * G, widest)) / (U * G);
     const double cost = slowdown * static_cast<double>(ceil_div(panels.count(), threads) * U);
     if (U == 1 || cost <= best_cost) {
       best = panels;
@@ -109,20 +130,22 @@ FASTRNN_INLINE void transpose_block(const T* in, int64_t in_stride, Real<T>* out
   for (int i = 0; i < L; ++i) store(out + i * out_stride, v[i]);
 }
 
-// Packs panel p of W [G * units, K] so that B[k, n] = W[n, k]. It has k_packs(K) rows.
+// Packs panel p of W [G * units, K] so that B[k, n] = W[n, k].
 template <class T>
-void pack_transposed(const Panels<T>& panels, int64_t p, const T* W, int64_t K, Real<T>* panel) {
+void pack_transposed(const PackedMatrix<T>& B, int64_t p, const T* W) {
   constexpr int L = kLanes<Real<T>>;
-  const int64_t size = panels.size(p), packed_rows = k_packs<T>(K);
+  const Panels<T>& panels = B.panels;
+  Real<T>* const panel = B.panel(p);
+  const int64_t size = panels.size(p), K = B.K;
   for (int64_t column = panels.G * size; column < panels.width(p); ++column) {
-    const auto position = panels.position(p, column, packed_rows);
-    for (int64_t row = 0; row < packed_rows; ++row) panel[position.at + row * position.stride] = 0;
+    const auto position = panels.position(p, column, B.rows());
+    for (int64_t row = 0; row < B.rows(); ++row) panel[position.at + row * position.stride] = 0;
   }
   for (int g = 0; g < panels.G; ++g) {
     for (int64_t unit = 0; unit < size; unit += L) {
       const int64_t n = std::min<int64_t>(L, size - unit);
       const T* rows = W + (g * panels.units + panels.first(p) + unit) * K;
-      const auto position = panels.position(p, g * size + unit, packed_rows);
+      const auto position = panels.position(p, g * size + unit, B.rows());
       Real<T>* out = panel + position.at;
       int64_t k = 0;
       if (n == L) {
@@ -141,16 +164,17 @@ void pack_transposed(const Panels<T>& panels, int64_t p, const T* W, int64_t K, 
   }
 }
 
-// Packs row k of B [K, units], and with bfloat16 row k + 1 too: what a micropanel of panel p has of it, tails
-// with zeros.
+// Packs row k of a matrix [K, units], and with bfloat16 row k + 1 too: what a micropanel of panel p has of it,
+// tails with zeros. row(k) is where row k stands.
 template <class T, class Row>
-FASTRNN_INLINE void pack_micropanel_row(const Panels<T>& panels, int64_t p, Micropanel micropanel, int64_t K,
-                                        int64_t k, const Row& row, Real<T>* panel) {
+FASTRNN_INLINE void pack_micropanel_row(const PackedMatrix<T>& B, int64_t p, Micropanel micropanel, int64_t k,
+                                        const Row& row) {
   constexpr int L = kLanes<Real<T>>;
+  const Panels<T>& panels = B.panels;
   const int64_t unit = panels.first(p) + micropanel.first * L;
   const T* row_0 = row(k) + unit;
-  const T* row_1 = kKPack<T> > 1 && k + 1 < K ? row(k + 1) + unit : nullptr;
-  Real<T>* out = panel + micropanel.first * L * k_packs<T>(K) + k / kKPack<T> * micropanel.nv * L;
+  const T* row_1 = kKPack<T> > 1 && k + 1 < B.K ? row(k + 1) + unit : nullptr;
+  Real<T>* out = B.panel(p) + micropanel.first * L * B.rows() + k / kKPack<T> * micropanel.nv * L;
   for (int j = 0; j < micropanel.nv; ++j) {
     const int64_t n = micropanel.first + j < panels.u(p) - 1 ? L : panels.last(p);
     store(out + j * L, k_pack_of_rows(row_0 + j * L, row_1 ? row_1 + j * L : nullptr, n));

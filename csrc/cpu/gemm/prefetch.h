@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cpu/gemm/simd.h"
+#include "cpu/tuning.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
@@ -17,9 +18,9 @@ class PrefetchList {
   // last number of a row that begins elsewhere in its line may be left out.
   template <class S>
   void add(const S* first, int64_t n, int64_t stride) {
-    constexpr uintptr_t kLine = 64;
     const auto begin = reinterpret_cast<uintptr_t>(first), end = begin + n * sizeof(S);
-    for (uintptr_t line = begin - begin % kLine; line < end && count_ < kMostColumns; line += kLine) {
+    for (uintptr_t line = begin - begin % tuning::kLine; line < end && count_ < tuning::kPrefetchColumns;
+         line += tuning::kLine) {
       columns_[count_++] = {line, stride * static_cast<int64_t>(sizeof(S))};
       left_ += rows_;
     }
@@ -36,27 +37,27 @@ class PrefetchList {
   }
 
  private:
-  // The widest panel has four lines a row, five if unaligned, and an LSTM reads six arrays of them.
-  static constexpr int kMostColumns = 40;
   // A line of each row. Not a pointer: the rows of a packed batch may end before these do.
   struct Column {
     uintptr_t line;
     int64_t stride;  // in bytes
   };
-  Column columns_[kMostColumns];
+  Column columns_[tuning::kPrefetchColumns];
   const int64_t rows_;
   int64_t left_ = 0;
   int count_ = 0, next_ = 0;
 };
 
-// Are `count` rows of so many units worth a PrefetchList? Rows of 32 units and single sequences were not.
-inline bool prefetch_pays(int64_t units, int64_t count) { return units >= 64 && count > 1; }
+// Are `count` rows of so many units worth a PrefetchList?
+inline bool prefetch_pays(int64_t units, int64_t count) {
+  return units >= tuning::kPrefetchUnits && count > 1;
+}
 
 // Fetches what other threads have just written: all lines at once, because the product that reads them would
-// wait for each in turn. No more than a first-level cache has room for beside a panel.
+// wait for each in turn.
 template <class S>
 void fetch_written(const S* from, int64_t n) {
-  constexpr int64_t kLine = 64 / sizeof(S), kMost = (16 << 10) / sizeof(S);
+  constexpr int64_t kLine = tuning::kLine / sizeof(S), kMost = tuning::kFetchedBytes / sizeof(S);
   for (int64_t i = 0; i < std::min(n, kMost); i += kLine) __builtin_prefetch(from + i);
 }
 

@@ -12,6 +12,7 @@
 
 #include "cells/inline.h"
 #include "core/params.h"
+#include "cpu/tuning.h"
 
 // The namespace keeps the code of one instruction set apart from the same code of another (see DESIGN.md).
 namespace fastrnn::cpu::FASTRNN_ISA {
@@ -26,6 +27,8 @@ constexpr int kRegisters = 16;
 constexpr int kVectorBytes = 16;
 constexpr int kRegisters = 16;
 #endif
+
+constexpr int tuned(tuning::ByRegisters number) { return kRegisters == 32 ? number.with_32 : number.with_16; }
 
 template <class T>
 struct VectorOf;
@@ -250,21 +253,22 @@ FASTRNN_INLINE Vector<T> shuffle(Vector<T> a, Vector<T> b, Index index, std::ind
 }
 
 // Lane j of the result comes from a where bit d of j is 0, from b where it is 1; the lane read has that bit
-// cleared (Low) or set (High). Both together are one stage of a transpose.
-template <int d, int lanes, bool high>
+// cleared (low half) or set (high half). Both together are one stage of a transpose.
+enum class Half { low, high };
+template <int d, int lanes, Half half>
 struct StageIndex {
   static constexpr int at(int j) {
-    const int lane = high ? (j | d) : (j & ~d);
+    const int lane = half == Half::high ? (j | d) : (j & ~d);
     return (j & d) ? lanes + lane : lane;
   }
 };
 template <class T, int d>
 FASTRNN_INLINE Vector<T> merge_low(Vector<T> a, Vector<T> b) {
-  return shuffle<T>(a, b, StageIndex<d, kLanes<T>, false>{}, std::make_index_sequence<kLanes<T>>{});
+  return shuffle<T>(a, b, StageIndex<d, kLanes<T>, Half::low>{}, std::make_index_sequence<kLanes<T>>{});
 }
 template <class T, int d>
 FASTRNN_INLINE Vector<T> merge_high(Vector<T> a, Vector<T> b) {
-  return shuffle<T>(a, b, StageIndex<d, kLanes<T>, true>{}, std::make_index_sequence<kLanes<T>>{});
+  return shuffle<T>(a, b, StageIndex<d, kLanes<T>, Half::high>{}, std::make_index_sequence<kLanes<T>>{});
 }
 
 // v[i] lane j <-> v[j] lane i

@@ -16,20 +16,19 @@ void CoreLatency::begin(int64_t now) {
 // The shortest of several batches: interruptions make the others longer. For the first pass there is a
 // millisecond, since the other thread may have to wake up; the end of the parallel region waits for it anyway.
 void CoreLatency::measure(int rank) {
-  constexpr int kPolls = 20'000, kFirstPolls = 1'000'000;  // some 10 us, some 1000
   int64_t best = INT64_MAX;
   int count = 0;
-  for (int batch = 0; batch < kBatches; ++batch) {
+  for (int batch = 0; batch < tuning::kLatencyBatches; ++batch) {
     const int64_t start = TaskQueue::now();
-    for (int round = 0; round < kRounds; ++round, count += 2) {
+    for (int round = 0; round < tuning::kLatencyRounds; ++round, count += 2) {
       if (rank == 0) passes_.store(count + 1, std::memory_order_release);
-      if (!wait_for(count + 1 + (rank == 0), count == 0 ? kFirstPolls : kPolls)) {
+      if (!wait_for(count + 1 + (rank == 0), count == 0 ? tuning::kFirstPolls : tuning::kPolls)) {
         passes_.store(kGone, std::memory_order_release);
         return;
       }
       if (rank == 1) passes_.store(count + 2, std::memory_order_release);
     }
-    best = std::min(best, (TaskQueue::now() - start) / kRounds);
+    best = std::min(best, (TaskQueue::now() - start) / tuning::kLatencyRounds);
   }
   if (rank == 0) round_trip_ = best;
 }

@@ -3,6 +3,8 @@
 #include <atomic>
 #include <cstdint>
 
+#include "cpu/tuning.h"
+
 namespace fastrnn::cpu {
 
 // How long a cache line takes from one core of a caller's team to another and back: 0.1 us within one part of a
@@ -10,18 +12,17 @@ namespace fastrnn::cpu {
 // move, and so do the cores of a virtual machine, so it is measured again from time to time.
 class CoreLatency {
  public:
-  static constexpr int64_t kPeriod = 250'000'000;  // all times are in nanoseconds
-
-  // The caller calls begin; then it and another thread call measure at about the same time, with ranks 0 and 1. If
+  // All times are in nanoseconds. The caller calls begin; then it and another thread call measure at about the same time, with ranks 0 and 1. If
   // the other thread does not come, what was measured before holds.
-  bool outdated(int64_t now) const { return measured_at_ == 0 || now - measured_at_ > kPeriod; }
+  bool outdated(int64_t now) const {
+    return measured_at_ == 0 || now - measured_at_ > tuning::kLatencyPeriod;
+  }
   void begin(int64_t now);
   void measure(int rank);
 
   int64_t round_trip() const { return round_trip_; }  // the largest number if it was never measured
 
  private:
-  static constexpr int kBatches = 4, kRounds = 8;
   static constexpr int kGone = -1;
   bool wait_for(int count, int polls) const;
 

@@ -2,6 +2,8 @@
 
 #include <chrono>
 
+#include "cpu/tuning.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -25,18 +27,19 @@ TaskQueue::TaskQueue(int threads, int64_t chains) {
 
 TaskQueue::~TaskQueue() = default;
 
-TaskQueue::Task TaskQueue::take(int rank, int threads, uint32_t phase, int64_t count, bool others) {
-  for (int i = 0; i < (others ? threads : 1); ++i) {
+TaskQueue::Task TaskQueue::take(int rank, int threads, uint32_t phase, int64_t count, From from) {
+  for (int i = 0; i < (from == From::any ? threads : 1); ++i) {
     const int owner = (rank + i) % threads;
-    const int64_t position = take_from(owner, threads, phase, count, i == 0);
+    const int64_t position = take_from(owner, threads, phase, count, i == 0 ? End::front : End::back);
     if (position >= 0) return {owner, position};
   }
   return {-1, 0};
 }
 
-int64_t TaskQueue::take_from(int owner, int threads, uint32_t phase, int64_t count, bool front) {
+int64_t TaskQueue::take_from(int owner, int threads, uint32_t phase, int64_t count, End end) {
   constexpr int kBits = 20;
   constexpr uint64_t kMask = (1 << kBits) - 1;
+  const bool front = end == End::front;
   const int64_t size = share_begin(owner + 1, threads, count) - share_begin(owner, threads, count);
   std::atomic<uint64_t>& left = shares_[owner].left;
   uint64_t now = left.load(std::memory_order_relaxed);
@@ -83,23 +86,20 @@ void TaskQueue::finish_dependent(int64_t chain) { chains_[chain].fetch_add(1, st
 
 // Spins at first, since a phase is short. Then sleeps: with more threads than cores the one waited for may
 // need this core.
-bool TaskQueue::finish(uint32_t done, uint32_t goal, bool patient, int64_t& waited) {
+bool TaskQueue::finish(uint32_t done, uint32_t goal, Wait wait, int64_t& waited) {
   uint32_t now = done > 0 ? completed_.fetch_add(done, std::memory_order_acq_rel) + done
                           : completed_.load(std::memory_order_acquire);
   if (done > 0 && now == goal) {
     completed_.notify_all();
     return true;
   }
-  // As long as falling asleep and being woken take (50 us in a virtual machine), but few enough that no
-  // hypervisor takes the core from a guest that only pauses (after 3000 or 4096 pauses).
-  constexpr int kSpins = 2400, kImpatientSpins = 80;
   int64_t since = 0;
   for (int spins = 1; static_cast<int32_t>(now - goal) < 0; ++spins) {
-    if (spins == kImpatientSpins) {
-      if (!patient) return false;
+    if (spins == tuning::kImpatientSpins) {
+      if (wait == Wait::impatient) return false;
       since = TaskQueue::now();
     }
-    if (spins > kSpins) completed_.wait(now, std::memory_order_acquire);
+    if (spins > tuning::kSpins) completed_.wait(now, std::memory_order_acquire);
     pause();
     now = completed_.load(std::memory_order_acquire);
   }

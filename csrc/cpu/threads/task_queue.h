@@ -22,8 +22,11 @@ class TaskQueue {
     int64_t position;  // in that share
   };
 
+  // From whose share a thread takes: its own, or when that is empty also others'.
+  enum class From { own, any };
+
   // All threads go through the same phases, numbered from 1, in order; count: tasks of this phase.
-  Task take(int rank, int threads, uint32_t phase, int64_t count, bool others);
+  Task take(int rank, int threads, uint32_t phase, int64_t count, From from);
 
   // A chain is `length` tasks, each of which needs the one before it. Several phases may add tasks to the chains.
   // take_dependent gives a task that can begin now. It looks for chains that nobody works on, in the thread's own
@@ -37,9 +40,9 @@ class TaskQueue {
   void finish_dependent(int64_t chain);
 
   // The barrier at the end of a phase. `done` tasks more are complete. Returns true when `goal` are, counted over
-  // all phases; if not patient, false after a short while. What a wait takes beyond that while is added to
-  // `waited`.
-  bool finish(uint32_t done, uint32_t goal, bool patient, int64_t& waited);
+  // all phases; if impatient, false after a short while. What a wait takes beyond that while is added to `waited`.
+  enum class Wait { patient, impatient };
+  bool finish(uint32_t done, uint32_t goal, Wait wait, int64_t& waited);
 
   // Nanoseconds, of a clock that never goes back.
   static int64_t now();
@@ -52,7 +55,8 @@ class TaskQueue {
   struct alignas(64) Share {
     std::atomic<uint64_t> left{0};
   };
-  int64_t take_from(int owner, int threads, uint32_t phase, int64_t count, bool front);
+  enum class End { front, back };
+  int64_t take_from(int owner, int threads, uint32_t phase, int64_t count, End end);
 
   std::unique_ptr<Share[]> shares_;
   std::unique_ptr<std::atomic<uint64_t>[]> chains_;  // each: 2 * tasks finished + being worked on

@@ -13,6 +13,10 @@
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
+// When a thread that has done its own tasks takes others': at once, or only if the others take long, because they may
+// not run at all.
+enum class Steal { at_once, if_late };
+
 // One thread's view of its team. All threads make the same calls in the same order.
 class Team {
  public:
@@ -21,10 +25,10 @@ class Team {
   const int rank, size;
 
   // Calls f(i) for every i < count, each on one of the threads, and returns when all are done. A thread has
-  // the same share of the same count every time, in ascending or descending order. When it has done its own it
-  // takes others' tasks: at once with `steal`; else only if the others take long, because they may not run at all.
+  // the same share of the same count every time.
   template <class F>
-  void for_each(int64_t count, bool steal, bool descending, const F& f) {
+  void for_each(int64_t count, Steal steal, Order order, const F& f) {
+    const bool descending = order == Order::descending;
     if (size == 1) {
       for (int64_t i = 0; i < count; ++i) f(descending ? count - 1 - i : i);
       return;
@@ -37,11 +41,13 @@ class Team {
       ++done;
     };
     ++phase_;
-    for (bool others = steal;; others = true) {
-      for (TaskQueue::Task task; (task = queue_.take(rank, size, phase_, count, others)).owner >= 0;) {
+    for (bool others = steal == Steal::at_once;; others = true) {
+      const auto from = others ? TaskQueue::From::any : TaskQueue::From::own;
+      for (TaskQueue::Task task; (task = queue_.take(rank, size, phase_, count, from)).owner >= 0;) {
         call(task.owner, task.position);
       }
-      if (queue_.finish(done, goal_, /*patient=*/others, waited_)) return;
+      const auto wait = others ? TaskQueue::Wait::patient : TaskQueue::Wait::impatient;
+      if (queue_.finish(done, goal_, wait, waited_)) return;
       done = 0;
     }
   }
@@ -63,13 +69,14 @@ class Team {
       queue_.finish_dependent(task.chain);
     }
     chain_length_ += length;
-    queue_.finish(done, goal_, /*patient=*/true, waited_);
+    queue_.finish(done, goal_, TaskQueue::Wait::patient, waited_);
   }
 
   // Calls f with a share of `count` things for each thread.
   template <class F>
   void for_each_share(int64_t count, const F& f) {
-    for_each(size, false, false, [&](int64_t i) { f(share_of(static_cast<int>(i), count)); });
+    for_each(size, Steal::if_late, Order::ascending,
+             [&](int64_t i) { f(share_of(static_cast<int>(i), count)); });
   }
 
   // Nanoseconds that this thread has waited for others, beyond what a barrier takes.

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cpu/tuning.h"
+
 namespace fastrnn::cpu::FASTRNN_ISA {
 
 // How many threads a caller uses while some of them get no core, because there are more threads than cores or
@@ -14,10 +16,7 @@ namespace fastrnn::cpu::FASTRNN_ISA {
 // long, so that tries cost little while nothing changes.
 class ThreadThrottle {
  public:
-  static constexpr int64_t kPatience = 1'000'000;  // all times are in nanoseconds
-  static constexpr int64_t kFirstRest = 16'000'000, kLongestRest = 1'000'000'000;
-
-  // Of the `wanted` threads, those to use. clock() gives the time.
+  // Of the `wanted` threads, those to use. clock() gives the time, in nanoseconds as all times here.
   template <class Clock>
   int threads(int wanted, const Clock& clock) {
     if (wanted != wanted_) {
@@ -37,9 +36,9 @@ class ThreadThrottle {
   // Of a call that ended at `now`: how long its threads were idle and how long they worked, together.
   void record(int64_t now, int64_t idle, int64_t worked) {
     lost_ = std::max<int64_t>(0, lost_ + idle - worked);
-    if (lost_ <= kPatience) return;
+    if (lost_ <= tuning::kPatience) return;
     lost_ = 0;
-    rest_ = now < rest_end_ ? std::min(2 * rest_, kLongestRest) : kFirstRest;
+    rest_ = now < rest_end_ ? std::min(2 * rest_, tuning::kLongestRest) : tuning::kFirstRest;
     rest_end_ = now + rest_;
     ++halvings_;
   }

@@ -13,10 +13,14 @@
 #include "cpu/threads/core_latency.h"
 #include "cpu/threads/task_queue.h"
 #include "cpu/threads/throttle.h"
+#include "cpu/tuning.h"
 
 using fastrnn::cpu::CoreLatency;
 using fastrnn::cpu::TaskQueue;
 using fastrnn::cpu::FASTRNN_ISA::ThreadThrottle;
+using Wait = TaskQueue::Wait;
+
+namespace tuning = fastrnn::cpu::tuning;
 
 namespace {
 
@@ -41,16 +45,17 @@ void test_queue_tasks() {
   TaskQueue queue(kThreads, 0);
   std::vector<std::atomic<int>> taken(kPhases + 1);
   run_threads(kThreads, [&](int rank) {
+    const auto from = rank == 0 ? TaskQueue::From::any : TaskQueue::From::own;
     int64_t waited = 0;
     for (uint32_t phase = 1; phase <= kPhases; ++phase) {
       uint32_t done = 0;
-      for (TaskQueue::Task task; (task = queue.take(rank, kThreads, phase, kCount, rank == 0)).owner >= 0;
+      for (TaskQueue::Task task; (task = queue.take(rank, kThreads, phase, kCount, from)).owner >= 0;
            ++done) {
         EXPECT(phase == 1 || taken[phase - 1] == kCount);
         EXPECT(rank == 0 || task.owner == rank);
         taken[phase].fetch_add(1);
       }
-      EXPECT(queue.finish(done, phase * kCount, /*patient=*/true, waited));
+      EXPECT(queue.finish(done, phase * kCount, Wait::patient, waited));
       EXPECT(taken[phase] == kCount);
     }
     EXPECT(waited >= 0);
@@ -76,7 +81,7 @@ void test_queue_chains() {
         working[task.chain].fetch_sub(1);
         queue.finish_dependent(task.chain);
       }
-      queue.finish(done, static_cast<uint32_t>((phase + 1) * kChains * kLength), true, waited);
+      queue.finish(done, static_cast<uint32_t>((phase + 1) * kChains * kLength), Wait::patient, waited);
     }
   });
   for (const auto& n : next) EXPECT(n == 2 * kLength);
@@ -86,17 +91,17 @@ void test_queue_chains() {
 void test_queue_wait() {
   TaskQueue queue(2, 0);
   int64_t waited = 0;
-  EXPECT(!queue.finish(1, 2, /*patient=*/false, waited));
+  EXPECT(!queue.finish(1, 2, Wait::impatient, waited));
   EXPECT(waited == 0);
   run_threads(2, [&](int rank) {
     if (rank == 1) {
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
       int64_t none = 0;
-      EXPECT(queue.finish(1, 2, true, none));
+      EXPECT(queue.finish(1, 2, Wait::patient, none));
       EXPECT(none == 0);
     } else {
       const int64_t start = TaskQueue::now();
-      EXPECT(queue.finish(0, 2, true, waited));
+      EXPECT(queue.finish(0, 2, Wait::patient, waited));
       EXPECT(waited > 0 && waited <= TaskQueue::now() - start);
     }
   });
@@ -110,8 +115,8 @@ void test_core_latency() {
   latency.begin(1);
   latency.measure(0);
   latency.measure(1);
-  EXPECT(latency.round_trip() == INT64_MAX && !latency.outdated(1 + CoreLatency::kPeriod));
-  EXPECT(latency.outdated(2 + CoreLatency::kPeriod));
+  EXPECT(latency.round_trip() == INT64_MAX && !latency.outdated(1 + tuning::kLatencyPeriod));
+  EXPECT(latency.outdated(2 + tuning::kLatencyPeriod));
   int64_t now = TaskQueue::now();
   const int64_t end = now + 2'000'000'000;
   // Some tries, since the machine may keep one of both off its core.
@@ -155,15 +160,14 @@ void test_throttle_rests() {
     tries.push_back(now);
     throttle.record(now, 6 * kMs, 2 * kMs);
   }
-  EXPECT(tries[1] - tries[0] == ThreadThrottle::kFirstRest);
+  EXPECT(tries[1] - tries[0] == tuning::kFirstRest);
   for (size_t i = 2; i < tries.size(); ++i) {
-    EXPECT(tries[i] - tries[i - 1] ==
-           std::min(2 * (tries[i - 1] - tries[i - 2]), ThreadThrottle::kLongestRest));
+    EXPECT(tries[i] - tries[i - 1] == std::min(2 * (tries[i - 1] - tries[i - 2]), tuning::kLongestRest));
   }
-  EXPECT(tries.back() - tries[tries.size() - 2] == ThreadThrottle::kLongestRest);
+  EXPECT(tries.back() - tries[tries.size() - 2] == tuning::kLongestRest);
 
   // The other program has ended.
-  now += ThreadThrottle::kLongestRest;
+  now += tuning::kLongestRest;
   for (int call = 0; call < 5000; ++call, now += kMs) {
     EXPECT(throttle.threads(2, clock) == 2);
     throttle.record(now, 0, 2 * kMs);
@@ -171,7 +175,7 @@ void test_throttle_rests() {
   // So the next loss costs a short rest.
   throttle.record(now, 6 * kMs, 2 * kMs);
   EXPECT(throttle.threads(2, clock) == 1);
-  now += ThreadThrottle::kFirstRest;
+  now += tuning::kFirstRest;
   EXPECT(throttle.threads(2, clock) == 2);
 }
 

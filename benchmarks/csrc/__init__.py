@@ -1,0 +1,1 @@
+"""Micro-benchmarks of the CPU kernels, in C++: `python -m benchmarks.csrc`."""

@@ -1,0 +1,75 @@
+#pragma once
+
+#include <algorithm>
+
+#include "cells/registry.h"
+#include "core/params.h"
+#include "cpu/chunks.h"
+#include "cpu/dispatch.h"
+#include "cpu/gemm/packing.h"
+#include "cpu/gemm/simd.h"
+#include "cpu/plan.h"
+#include "cpu/range.h"
+#include "cpu/threads/team.h"
+#include "cpu/tuning.h"
+#include "cpu/workspace.h"
+
+namespace fastrnn::cpu::FASTRNN_ISA {
+
+// What the forward and the backward of one direction share. Params: ForwardParams<T> or BackwardParams<T>.
+template <class Cell, class T, class Params>
+class DirectionBase {
+ protected:
+  using V = Vector<Real<T>>;
+  // Gates, states beside h, and vectors of a unit; lanes of a vector register.
+  static constexpr int G = Cell::gates, C = Cell::cell_states, U = Cell::unit_vectors;
+  static constexpr int L = kLanes<Real<T>>;
+
+  DirectionBase(const Params& params, int d, const Plan& plan, const Resources& resources)
+      : p_(params),
+        d_(d),
+        direction_{p_.rows.T, d == 1},
+        plan_(plan),
+        steal_(p_.rows.B >= tuning::kStolenRows ? Steal::at_once : Steal::if_late),
+        w_(p_.weights[d]),
+        projected_(w_.W_hr != nullptr),
+        R_(p_.rows.total()),
+        GH_(G * p_.H),
+        H_padded_(ceil_div(p_.H, L) * L),
+        P_padded_(ceil_div(p_.P, L) * L),
+        workspace_(resources) {}
+
+  // Scratch memory.
+  template <class S>
+  void take(S*& pointer, int64_t count) {
+    pointer = workspace_.take<S>(count);
+  }
+
+  // Panels for the products of a step: `units` with so many gates each, sums of K terms.
+  Panels<T> step_panels(int64_t units, int gates, int64_t K) const {
+    return make_panels<T>(units, gates, plan_.step_rows(p_.rows.B), K, plan_.step_threads());
+  }
+  // Back and forth: weights that do not all fit the cache are found in it where the last step ended.
+  Order order_of(int64_t step) const {
+    return !plan_.by_batch() && step % 2 == 1 ? Order::descending : Order::ascending;
+  }
+  // Calls f(sequences) for the sequences of one chunk after the other.
+  template <class F>
+  void for_each_batch(const F& f) const {
+    const int64_t B = p_.rows.B, sequences = sequences_in_chunk(p_.rows);
+    for (int64_t b = 0; b < B; b += sequences) f(Range{b, std::min(b + sequences, B)});
+  }
+
+  const Params& p_;
+  const int d_;
+  const Direction direction_;
+  const Plan plan_;
+  const Steal steal_;
+  const Weights<T>& w_;
+  const bool projected_;
+  const int64_t R_, GH_;  // all rows; columns of all gates
+  const int64_t H_padded_, P_padded_;
+  Workspace workspace_;
+};
+
+}  // namespace fastrnn::cpu::FASTRNN_ISA
