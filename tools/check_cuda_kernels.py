@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # In the order of csrc/cuda/plan.h.
 MATHS = ("fp64", "ieee", "tf32", "fp16", "bf16")
 KINDS = ("stepwise", "grid", "cluster")
-CELLS = ("Lstm", "Gru", "Rnn<Tanh>", "Rnn<Relu>")
+CELLS = ("Lstm", "Gru", "Rnn<kRnnTanh, Tanh>", "Rnn<kRnnRelu, Relu>")
 KERNELS = list(product(("Forward", "Backward"), CELLS, MATHS[1:], KINDS[1:]))  # of each architecture
 
 # What a lane keeps of the weights, in words (csrc/cuda/persistent/tiling.h); a matrix instruction takes 4.
@@ -43,7 +43,7 @@ INSTRUCTION = re.compile(
 )
 NAME = re.compile(
     r"persistent_recurrence<fastrnn::cuda::(?P<role>Forward|Backward)Role<"
-    r"fastrnn::cells::(?P<cell>\w+(?:<[\w:]+>)?), "
+    r"fastrnn::cells::(?P<cell>\w+(?:<[\w:, ]+>)?), "
     r"\(fastrnn::cuda::Math\)(?P<math>\d)>, \(fastrnn::cuda::Kind\)(?P<kind>\d)>"
 )
 REGISTER = re.compile(r"[-|]*R(\d+)\b")
