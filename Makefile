@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
-CPP := $(filter %.h %.cpp %.cu %.cuh,$(SOURCES))
+CPP := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help demo test bench gpu-check cuda-wheel lint format clean
 .NOTPARALLEL:

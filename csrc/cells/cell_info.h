@@ -5,7 +5,7 @@
 namespace fastrnn::cells {
 
 // What a parameter of a layer is. Sizes: G gates, H units, I inputs, P projected units (H without a projection).
-enum class Kind {
+enum class ParameterKind {
   input_matrix,  // [G*H, I], multiplies x
   state_matrix,  // [G*H, P], multiplies h
   input_bias,    // [G*H], is added to the product with x
@@ -20,15 +20,15 @@ enum class Needs { always, bias, projection };
 struct Parameter {
   const char* symbol;  // in equations and messages
   const char* name;    // in modules, before _l0 and _reverse
-  Kind kind;
+  ParameterKind kind;
   Needs needs = Needs::always;
 };
 
-inline constexpr Parameter kW_ih{"W_ih", "weight_ih", Kind::input_matrix};
-inline constexpr Parameter kW_hh{"W_hh", "weight_hh", Kind::state_matrix};
-inline constexpr Parameter kB_ih{"b_ih", "bias_ih", Kind::input_bias, Needs::bias};
-inline constexpr Parameter kB_hh{"b_hh", "bias_hh", Kind::state_bias, Needs::bias};
-inline constexpr Parameter kW_hr{"W_hr", "weight_hr", Kind::projection, Needs::projection};
+inline constexpr Parameter kW_ih{"W_ih", "weight_ih", ParameterKind::input_matrix};
+inline constexpr Parameter kW_hh{"W_hh", "weight_hh", ParameterKind::state_matrix};
+inline constexpr Parameter kB_ih{"b_ih", "bias_ih", ParameterKind::input_bias, Needs::bias};
+inline constexpr Parameter kB_hh{"b_hh", "bias_hh", ParameterKind::state_bias, Needs::bias};
+inline constexpr Parameter kW_hr{"W_hr", "weight_hr", ParameterKind::projection, Needs::projection};
 
 // Up to N values in a constant.
 template <class T, int N>
@@ -64,7 +64,7 @@ struct CellInfo {
   List<Parameter, 5 + kMostUnitVectors> parameters = {kW_ih, kW_hh, kB_ih, kB_hh};
   const char* nonlinearity = nullptr;  // of an Elman RNN
 
-  constexpr int count(Kind kind) const {
+  constexpr int count(ParameterKind kind) const {
     int n = 0;
     for (const Parameter& parameter : parameters) n += parameter.kind == kind;
     return n;
@@ -94,7 +94,7 @@ struct CellConstants {
   static constexpr int whole_gates = info_.whole_gates;
   static constexpr bool reads_h = info_.reads_h;
   static constexpr int cell_states = info_.states.size() - 1;  // beside h
-  static constexpr int unit_vectors = info_.count(Kind::unit_vector);
+  static constexpr int unit_vectors = info_.count(ParameterKind::unit_vector);
   static constexpr bool projects = info_.can(Needs::projection);
 };
 

@@ -47,17 +47,17 @@ struct WeightsOf {
   Pointer unit[kMostUnitVectors];  // [H] each
 
   // The i-th parameter of a kind.
-  Pointer& of(cells::Kind kind, int i = 0) {
+  Pointer& of(cells::ParameterKind kind, int i = 0) {
     switch (kind) {
-      case cells::Kind::input_matrix:
+      case cells::ParameterKind::input_matrix:
         return W_ih;
-      case cells::Kind::state_matrix:
+      case cells::ParameterKind::state_matrix:
         return W_hh;
-      case cells::Kind::input_bias:
+      case cells::ParameterKind::input_bias:
         return b_ih;
-      case cells::Kind::state_bias:
+      case cells::ParameterKind::state_bias:
         return b_hh;
-      case cells::Kind::projection:
+      case cells::ParameterKind::projection:
         return W_hr;
       default:
         return unit[i];

@@ -30,7 +30,7 @@ struct Device {
 
 // Whether the persistent kernels (grid and cluster plans) can compute a cell. Their lanes keep no unit vectors.
 constexpr bool has_persistent_kernels(const cells::CellInfo& cell) {
-  return cell.count(cells::Kind::unit_vector) == 0;
+  return cell.count(cells::ParameterKind::unit_vector) == 0;
 }
 
 struct Problem {

@@ -222,17 +222,17 @@ variable_list backward(const Layer& layer, const std::vector<Tensor>& grads) {
     const Tensor all_x = at::cat(dgates_x), all_h = at::cat(dgates_h);
     layout.for_each([&](const cells::Parameter& parameter, int, int k) {
       switch (parameter.kind) {
-        case cells::Kind::input_matrix:
+        case cells::ParameterKind::input_matrix:
           return dweights.push_back(all_x.t().matmul(at::cat(x)));
-        case cells::Kind::state_matrix:
+        case cells::ParameterKind::state_matrix:
           return dweights.push_back(all_h.t().matmul(at::cat(h_prev)));
-        case cells::Kind::input_bias:
+        case cells::ParameterKind::input_bias:
           return dweights.push_back(all_x.sum(0));
-        case cells::Kind::state_bias:
+        case cells::ParameterKind::state_bias:
           return dweights.push_back(all_h.sum(0));
-        case cells::Kind::unit_vector:
+        case cells::ParameterKind::unit_vector:
           return dweights.push_back(at::cat(dunit[k]).sum(0));
-        case cells::Kind::projection:
+        case cells::ParameterKind::projection:
           return dweights.push_back(at::cat(dy_total).t().matmul(at::cat(h)));
       }
     });

@@ -33,28 +33,31 @@ void check_tensor(const Tensor& tensor, const std::string& name, at::SymIntArray
 
 // The sizes of a layer, once all tensors are known to agree with them.
 struct Shape {
+  const WeightLayout layout;
   SymInt T, B, R, I, H, P;
-  int64_t D = 0, S = 0, C = 0;  // C: states beside h
+  int64_t D, S, C;  // C: states beside h
   bool step = false;
-  bool needs_y =
-      false;  // in the backward: the states before each step, or the result of a cell that saves nothing
-  WeightLayout layout;
+  // In the backward: for the states before each step, or as the result of a cell that saves nothing.
+  bool needs_y = false;
+
+  explicit Shape(const WeightLayout& layout)
+      : layout(layout), D(layout.D), S(cell().saved), C(cell().states.size() - 1) {}
 
   // The kernels divide by these sizes. A layer with none of one is a matter of torch's operations.
   bool has_empty_weights() const { return I == 0 || H == 0 || P == 0; }
   const CellInfo& cell() const { return layout.cell; }
 };
 
-c10::SymDimVector size_of(cells::Kind kind, const Shape& s) {
+c10::SymDimVector size_of(cells::ParameterKind kind, const Shape& s) {
   const SymInt GH = s.cell().gates.size() * s.H;
   switch (kind) {
-    case cells::Kind::input_matrix:
+    case cells::ParameterKind::input_matrix:
       return {GH, s.I};
-    case cells::Kind::state_matrix:
+    case cells::ParameterKind::state_matrix:
       return {GH, s.P};
-    case cells::Kind::unit_vector:
+    case cells::ParameterKind::unit_vector:
       return {s.H};
-    case cells::Kind::projection:
+    case cells::ParameterKind::projection:
       return {s.P, s.H};
     default:
       return {GH};
@@ -73,12 +76,9 @@ Shape check_shape(const LayerArgs& args) {
   TORCH_CHECK(x.dim() == (batch_sizes || !bidirectional ? 2 : 3) || (x.dim() == 3 && !batch_sizes),
               "input: expected [T, B, I], packed [R, I] or a single step [B, I], got ", x.dim(),
               " dimensions");
-  Shape s{.layout = args.layout()};
+  Shape s(args.layout());
   TORCH_CHECK(weights[0].dim() == 2 && weights[1].dim() == 2,
               "weights: expected W_ih and W_hh to be matrices");
-  s.D = s.layout.D;
-  s.S = cell.saved;
-  s.C = cell.states.size() - 1;
   s.step = args.is_step();
   s.I = x.sym_size(-1);
   s.P = s.layout.P(weights);
@@ -333,12 +333,12 @@ variable_list layer(const LayerArgs& args, bool /*checkpoint_gates*/) {
 }
 
 // Whether the backward reads a parameter.
-bool is_read(cells::Kind kind, bool wants_dx) {
+bool is_read(cells::ParameterKind kind, bool wants_dx) {
   switch (kind) {
-    case cells::Kind::input_matrix:
+    case cells::ParameterKind::input_matrix:
       return wants_dx;
-    case cells::Kind::input_bias:
-    case cells::Kind::state_bias:
+    case cells::ParameterKind::input_bias:
+    case cells::ParameterKind::state_bias:
       return false;
     default:
       return true;
@@ -429,8 +429,8 @@ variable_list layer_backward(const LayerArgs& args, const BackwardArgs& given) {
           const size_t at = d * s.layout.each + place;
           const Tensor& dw = all[1 + hx.size() + at];
           p.dweights[d].of(parameter.kind, k) = data<T>(dw);
-          wants_W_ih |= parameter.kind == cells::Kind::input_matrix && dw.defined();
-          wants_W_hh |= parameter.kind == cells::Kind::state_matrix && dw.defined();
+          wants_W_ih |= parameter.kind == cells::ParameterKind::input_matrix && dw.defined();
+          wants_W_hh |= parameter.kind == cells::ParameterKind::state_matrix && dw.defined();
           if (is_read(parameter.kind, p.dx != nullptr))
             p.weights[d].of(parameter.kind, k) = arguments.read<T>(weights[at], parameter.symbol);
         });
@@ -459,16 +459,16 @@ Which kept_for_backward(const LayerArgs& args, Which wanted) {
     layout.for_each([&](const cells::Parameter& parameter, int place, int) {
       const Which bit = Which{1} << (1 + states + d * layout.each + place);
       switch (parameter.kind) {
-        case cells::Kind::input_matrix:
+        case cells::ParameterKind::input_matrix:
           if (wanted & bit) kept |= x_bit;  // dW_ih = dgates^T x
           if (wanted & x_bit) kept |= bit;  // dx = dgates W_ih
           break;
-        case cells::Kind::state_matrix:
+        case cells::ParameterKind::state_matrix:
           if (wanted & bit) kept |= h_0_bit;                     // dW_hh = dgates^T h
           if (several_steps || (wanted & h_0_bit)) kept |= bit;  // dh = dgates W_hh
           break;
-        case cells::Kind::unit_vector:
-        case cells::Kind::projection:
+        case cells::ParameterKind::unit_vector:
+        case cells::ParameterKind::projection:
           kept |= bit;
           break;
         default:

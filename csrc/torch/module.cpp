@@ -132,19 +132,19 @@ py::dict cpu_plan(const std::string& cell, const std::string& dtype, int64_t T, 
 
 // A CellInfo as Python has it (fastrnn/cells.py).
 py::dict describe(const cells::CellInfo& cell) {
-  const auto name_of = [](cells::Kind kind) {
+  const auto name_of = [](cells::ParameterKind kind) {
     switch (kind) {
-      case cells::Kind::input_matrix:
+      case cells::ParameterKind::input_matrix:
         return "input_matrix";
-      case cells::Kind::state_matrix:
+      case cells::ParameterKind::state_matrix:
         return "state_matrix";
-      case cells::Kind::input_bias:
+      case cells::ParameterKind::input_bias:
         return "input_bias";
-      case cells::Kind::state_bias:
+      case cells::ParameterKind::state_bias:
         return "state_bias";
-      case cells::Kind::unit_vector:
+      case cells::ParameterKind::unit_vector:
         return "unit_vector";
-      case cells::Kind::projection:
+      case cells::ParameterKind::projection:
         return "projection";
     }
     return "";

@@ -32,7 +32,7 @@ struct VectorOf;
 template <>
 struct VectorOf<float> {
   typedef float type __attribute__((vector_size(kVectorBytes)));
-  typedef float unaligned __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+  typedef float unaligned __attribute__((vector_size(kVectorBytes), aligned(2), may_alias));
   typedef int32_t bits __attribute__((vector_size(kVectorBytes)));
 };
 template <>
