@@ -5,6 +5,8 @@ CUDA_VENV := .venv-cuda
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+PARALLEL := -n auto --maxprocesses 8 --dist loadgroup --durations 10
+
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 CPP := $(filter %.h %.cpp %.cu %.cuh,$(SOURCES))
 
@@ -13,7 +15,7 @@ CPP := $(filter %.h %.cpp %.cu %.cuh,$(SOURCES))
 
 help:
 	@echo 'make demo     train a character model on fastrnn and on torch.nn'
-	@echo 'make test     run the tests'
+	@echo 'make test     run the tests, few cases of each; ARGS=--thorough runs all'
 	@echo 'make bench    time fastrnn beside torch.nn, onnxruntime and torch.compile'
 	@echo 'make gpu-check   build, check and time on the GPU of this machine, with the torch that is there; ARGS="--help"'
 	@echo 'make cuda-wheel  build with CUDA without a GPU, and run the tests on that in a venv with CUDA torch'
@@ -25,8 +27,10 @@ help:
 demo: $(VENV)/built
 	python examples/char_lm.py $(ARGS)
 
+# In processes of one thread each, then in one process the tests of several threads.
 test: $(VENV)/dev $(VENV)/built
-	python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 python -m pytest $(PARALLEL) --threads one $(ARGS)
+	python -m pytest --durations 10 --threads several $(ARGS)
 
 bench: $(VENV)/dev $(VENV)/built
 	python -m benchmarks $(ARGS)
@@ -58,7 +62,8 @@ cuda-wheel: $(CUDA_VENV)/made $(SOURCES)
 	pip install --force-reinstall --no-deps $(CUDA_VENV)/wheel/*.whl
 	cd $(CUDA_VENV) && python -m fastrnn && python -c 'from fastrnn import _C; assert _C.cuda_built'
 	python tools/check_cuda_kernels.py
-	cd $(CUDA_VENV) && pytest --config-file ../pyproject.toml ../tests $(OTHER_TESTS:%=--ignore ../tests/%) $(ARGS)
+	cd $(CUDA_VENV) && OMP_NUM_THREADS=1 pytest --config-file ../pyproject.toml ../tests \
+	  $(PARALLEL) --threads one $(OTHER_TESTS:%=--ignore ../tests/%) $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(CUDA_VENV) build dist out *.egg-info fastrnn/*.so .pytest_cache .ruff_cache .benchmarks

@@ -39,7 +39,7 @@ EXPECTED = {
 def gpu(tmp_path_factory):
     """The environment of a process that finds the fake GPU."""
     folder = tmp_path_factory.mktemp("gpu")
-    library = fake_cuda.build(tmp_path_factory.mktemp("library"))
+    library = fake_cuda.build()
     (folder / "sitecustomize.py").write_text(f"import fake_cuda\nfake_cuda.install({library!r})\n")
     paths = [folder, TESTS.parent, TESTS / "helpers", os.environ.get("PYTHONPATH", "")]
     return {"PYTHONPATH": os.pathsep.join(map(str, filter(None, paths))), "OMP_NUM_THREADS": "1"}

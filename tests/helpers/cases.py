@@ -134,6 +134,13 @@ class Case:
         return CELLS[self.cell]
 
     @property
+    def work(self) -> int:
+        """Multiply-adds of a direction of its largest layer, at most."""
+        P = self.P or self.H
+        I = max(self.I, (1 + self.bidirectional) * P * (self.L > 1))
+        return self.T * self.B * self.row.gates * self.H * (I + P)
+
+    @property
     def batched(self) -> bool:
         return self.form != "unbatched"
 

@@ -217,6 +217,9 @@ from tools import gpu_isolation
 lost = []
 gpu_isolation.lost_context = lambda: "CUDA error: unspecified launch failure" if lost else ""
 
+def pytest_addoption(parser):
+    parser.addoption("--thorough", action="store_true")
+
 def pytest_configure(config):
     for marker in ("cuda", "alone"):
         config.addinivalue_line("markers", marker)

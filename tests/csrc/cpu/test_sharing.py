@@ -5,10 +5,13 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[3]
 SOURCES = ["tests/csrc/cpu/sharing.cpp", "csrc/cpu/board.cpp", "csrc/cpu/distance.cpp"]
 
 
+@pytest.mark.threads
 def test_sharing(tmp_path):
     program = tmp_path / "sharing"
     options = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-pthread", "-fopenmp"]

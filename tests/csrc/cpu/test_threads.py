@@ -16,6 +16,8 @@ from tolerance import assert_same_bits
 
 import fastrnn
 
+pytestmark = pytest.mark.threads
+
 # ---- torch.set_num_threads ----
 
 COUNT = """
