@@ -29,8 +29,8 @@ demo: $(VENV)/built
 
 # In processes of one thread each, then in one process the tests of several threads.
 test: $(VENV)/dev $(VENV)/built
-	OMP_NUM_THREADS=1 python -m pytest $(PARALLEL) --threads one $(ARGS)
-	python -m pytest --durations 10 --threads several $(ARGS)
+	OMP_NUM_THREADS=1 python -m pytest $(PARALLEL) --phase parallel $(ARGS)
+	python -m pytest --durations 10 --phase apart $(ARGS)
 
 bench: $(VENV)/dev $(VENV)/built
 	python -m benchmarks $(ARGS)
@@ -63,7 +63,7 @@ cuda-wheel: $(CUDA_VENV)/made $(SOURCES)
 	cd $(CUDA_VENV) && python -m fastrnn && python -c 'from fastrnn import _C; assert _C.cuda_built'
 	python tools/check_cuda_kernels.py
 	cd $(CUDA_VENV) && OMP_NUM_THREADS=1 pytest --config-file ../pyproject.toml ../tests \
-	  $(PARALLEL) --threads one $(OTHER_TESTS:%=--ignore ../tests/%) $(ARGS)
+	  $(PARALLEL) --phase parallel $(OTHER_TESTS:%=--ignore ../tests/%) $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(CUDA_VENV) build dist out *.egg-info fastrnn/*.so .pytest_cache .ruff_cache .benchmarks

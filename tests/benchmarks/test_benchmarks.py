@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 from benchmark_runs import LIMITS, SMALL, TIMES, data, problem
-from cases import run_python
+from cases import run_program
 
 from benchmarks import onnx_peer, paths, peers, timing
+from benchmarks.__main__ import main
 from benchmarks.crowd import crowded_times
 from benchmarks.limits import count_cpus, measure_limits
 from benchmarks.peers import AGAIN, COMPILED, FASTRNN, ONNXRUNTIME, PEERS, TORCH, find_missing, make_calls
@@ -357,7 +358,7 @@ def test_report_files(tmp_path):
 )
 def test_wrong_arguments(option, value, words):
     """One line names the argument."""
-    done = run_python("-m", "benchmarks", option, value)
+    done = run_program(main, option, value)
     assert done.returncode == 2
     message = done.stderr.strip().splitlines()[-1]
     assert option in message and words in message, message

@@ -1,15 +1,18 @@
 """How a GPU would compute a layer, which every machine can tell: `python -m fastrnn --plan`, and that every
 plan is one that the device can run and that leaves nothing out."""
 
+import os
 import re
+import unittest.mock
 
 import pytest
 import torch
-from cases import EVERY_CELL, run_python
+from cases import EVERY_CELL, run_program
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastrnn import _C
+from fastrnn.__main__ import main
 from fastrnn.plan import MANY_STEPS, MATHS, SHARED_KIB, Gpu, describe
 from fastrnn.reference import CELLS
 
@@ -168,7 +171,8 @@ TIERS = re.compile(r"^(forward|backward): tier (\d): \w", re.MULTILINE)
 
 
 def run_plan(*arguments, **env):
-    return run_python("-m", "fastrnn", *arguments, env=env)
+    with unittest.mock.patch.dict(os.environ, env):
+        return run_program(main, *arguments)
 
 
 def error_of(done) -> str:

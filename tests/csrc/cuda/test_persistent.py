@@ -27,9 +27,9 @@ def run(sanitizer, math, *arguments):
 
 
 @pytest.mark.parametrize("sanitizer, math", BUILDS)
-def test_values_and_gradients(sanitizer, math, request):
+def test_values_and_gradients(sanitizer, math, thorough):
     """Every tier and cell against a plain sweep in float64; few problems with sanitizers, which are slow."""
-    few = sanitizer != "plain" or not request.config.option.thorough
+    few = sanitizer != "plain" or not thorough
     done = run(sanitizer, math, *["none"] * few)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert done.stdout.count("of the tolerance") >= (38 if few else 500)

@@ -4,23 +4,22 @@ import heapq
 from collections.abc import Mapping, Sequence
 from itertools import combinations_with_replacement
 
-ABSENT = "absent"
 
-
-def cover_pairs_of(rows: Sequence[Mapping[str, str]]) -> list[int]:
-    """Where the rows are that cover all: any two values that are together in a row are so in one of these.
+def cover(n: int, rows: Sequence[Mapping[str, str]]) -> list[int]:
+    """Where the rows are that cover all: any n values that are together in a row are so in one of these.
 
     Greedy, and the same in every run.
     """
     names = sorted({name for row in rows for name in row})
-    values = [[(name, row.get(name, ABSENT)) for name in names] for row in rows]
-    pairs = [set(combinations_with_replacement(row, 2)) for row in values]
+    values = [[(name, row.get(name)) for name in names] for row in rows]
+    groups = [set(combinations_with_replacement(row, n)) for row in values]
     covered, chosen = set(), []
-    waiting = [(-len(new), number) for number, new in enumerate(pairs)]  # what each row adds, most first
+    # By what each row added when it was looked at last, most first.
+    waiting = [(-len(new), number) for number, new in enumerate(groups)]
     heapq.heapify(waiting)
     while waiting:
         _, number = heapq.heappop(waiting)
-        new = pairs[number] - covered
+        new = groups[number] - covered
         if new and waiting and (-len(new), number) > waiting[0]:  # others may add more by now
             heapq.heappush(waiting, (-len(new), number))
         elif new:
