@@ -5,6 +5,8 @@ CUDA_VENV := .venv-cuda
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+PARALLEL := -n auto --maxprocesses 8 --dist loadgroup --durations 10
+
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 CPP := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
@@ -13,7 +15,7 @@ CPP := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name 
 
 help:
 	@echo 'make demo     train a character model on fastrnn and on torch.nn'
-	@echo 'make test     run the tests'
+	@echo 'make test     run the tests, few cases of each; ARGS=--thorough runs all'
 	@echo 'make bench    time fastrnn beside torch.nn, onnxruntime and torch.compile'
 	@echo 'make gpu-check   build, test and time on the GPU of this machine, with the torch that is installed; ARGS="--help"'
 	@echo 'make cuda-wheel  build a wheel with CUDA (needs no GPU) and run the tests on it, in a venv with CUDA torch'
@@ -25,8 +27,10 @@ help:
 demo: $(VENV)/built
 	python examples/char_lm.py $(ARGS)
 
+# In processes of one thread each, then in one process the tests of several threads.
 test: $(VENV)/dev $(VENV)/built
-	python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 python -m pytest $(PARALLEL) --phase parallel $(ARGS)
+	python -m pytest --durations 10 --phase apart $(ARGS)
 
 bench: $(VENV)/dev $(VENV)/built
 	python -m benchmarks $(ARGS)
@@ -59,7 +63,8 @@ cuda-wheel: $(CUDA_VENV)/made $(SOURCES)
 	pip install --force-reinstall --no-deps $(CUDA_VENV)/wheel/*.whl
 	cd $(CUDA_VENV) && python -m fastrnn && python -c 'from fastrnn import _C; assert _C.cuda_built'
 	python tools/check_cuda_kernels.py
-	cd $(CUDA_VENV) && pytest --config-file ../pyproject.toml ../tests $(OTHER_TESTS:%=--ignore ../tests/%) $(ARGS)
+	cd $(CUDA_VENV) && OMP_NUM_THREADS=1 pytest --config-file ../pyproject.toml ../tests \
+	  $(PARALLEL) --phase parallel $(OTHER_TESTS:%=--ignore ../tests/%) $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(CUDA_VENV) build dist out *.egg-info fastrnn/*.so .mypy_cache .pytest_cache .ruff_cache .benchmarks

@@ -39,7 +39,7 @@ EXPECTED = {
 def gpu(tmp_path_factory):
     """The environment of a process that finds the fake GPU."""
     folder = tmp_path_factory.mktemp("gpu")
-    library = fake_cuda.build(tmp_path_factory.mktemp("library"))
+    library = fake_cuda.build()
     (folder / "sitecustomize.py").write_text(f"import fake_cuda\nfake_cuda.install({library!r})\n")
     paths = [folder, TESTS.parent, TESTS / "helpers", os.environ.get("PYTHONPATH", "")]
     return {"PYTHONPATH": os.pathsep.join(map(str, filter(None, paths))), "OMP_NUM_THREADS": "1"}
@@ -58,15 +58,22 @@ def run_tests(gpu, folder, *files):
     return ends, done.stdout + done.stderr
 
 
-FILES = sorted(TESTS.rglob("test_*.py"))
+FILES = {file.stem: file for file in sorted(TESTS.rglob("test_*.py"))}
+GPU, COMPILE = FILES.pop("test_cuda"), FILES.pop("test_compile")
 
 
-@pytest.mark.parametrize("compile", [False, True], ids=["others", "compile"])
-def test_tests_of_a_gpu(gpu, tmp_path, compile):
+@pytest.mark.parametrize(
+    "files, count",
+    [
+        pytest.param([GPU], 15, id="cuda"),
+        pytest.param([COMPILE], 20, id="compile", marks=pytest.mark.thorough),
+        pytest.param([*FILES.values()], 130, id="others", marks=pytest.mark.thorough),
+    ],
+)
+def test_tests_of_a_gpu(gpu, tmp_path, files, count):
     """End well or, for want of a device, as they must."""
-    files = [file for file in FILES if (file.stem == "test_compile") == compile]
     ends, output = run_tests(gpu, tmp_path, *files)
-    assert len(ends) > (20 if compile else 150), output
+    assert len(ends) > count, output
     wrong = {name: end for name, end in ends.items() if end and not re.search(EXPECTED.get(name, "^$"), end)}
     assert not wrong, output
     assert {name for name, end in ends.items() if end} == EXPECTED.keys() & ends.keys()
@@ -147,7 +154,10 @@ def test_benchmarks(gpu, tmp_path):
 # Every program that a stage starts is named. A Python does nothing, other programs are those of PROGRAMS.
 GPU_CHECK = """
 import subprocess, sys
+from pathlib import Path
 from tools import gpu_check
+
+gpu_check.CONFORMANCE = Path(sys.argv.pop())
 
 class Popen(subprocess.Popen):
     def __init__(self, arguments, *rest, **options):
@@ -170,7 +180,11 @@ def test_gpu_check(gpu, tmp_path):
         (programs / name).write_text(f"#!/bin/sh\n{text}")
         (programs / name).chmod(0o755)
     path = os.pathsep.join([str(programs), os.environ["PATH"]])
-    done = run_python("-c", GPU_CHECK, "--out", str(tmp_path / "out"), env=gpu | {"PATH": path}, timeout=600)
+    done = run_python(
+        *("-c", GPU_CHECK, "--out", str(tmp_path / "out"), str(tmp_path / "conformance")),
+        env=gpu | {"PATH": path},
+        timeout=600,
+    )
     failed = [line for line in done.stdout.splitlines() if "FAILED" in line]
     assert all("there is no test of a GPU" in line for line in failed), done.stdout  # as no pytest has run
     assert done.returncode == bool(failed) and "Traceback" not in done.stdout + done.stderr, done.stderr

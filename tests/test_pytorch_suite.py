@@ -93,6 +93,7 @@ def checkout(tmp_path):
     return tmp_path
 
 
+@pytest.mark.thorough
 def test_the_harness(checkout):
     theirs, ours = (run(checkout, "nn/test_fake.py", replaced, checkout) for replaced in (False, True))
     name = "nn/test_fake.py::TestFake::test_"

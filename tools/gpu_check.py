@@ -207,7 +207,8 @@ def tests(check: Check) -> bool:
 
 def pytest_command(journal: Journal, name: str, tests: str, marks: str, shard: str = "0/1") -> Command:
     options = ["-v", "--tb=short", "-o", f"faulthandler_timeout={TEST_SECONDS * 3 // 4}", "-m", marks]
-    options += ["-p", "no:cacheprovider", "-p", "tools.gpu_isolation", "--continue-on-collection-errors"]
+    options += ["--thorough", "-p", "no:cacheprovider", "-p", "tools.gpu_isolation"]
+    options += ["--continue-on-collection-errors"]
     env = {JOURNAL: str(journal.path), SHARD: shard, WAIT: "10"}
     arguments = [sys.executable, "-m", "pytest", *options, tests]
     return Command(name, [arguments], env, needs=("pytest",), patience=TEST_SECONDS)

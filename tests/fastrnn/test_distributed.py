@@ -91,6 +91,7 @@ def results(tmp_path_factory):
     return torch.load(folder / "results.pt")
 
 
+@pytest.mark.xdist_group("two processes")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("cell", EVERY_CELL)

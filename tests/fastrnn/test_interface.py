@@ -103,6 +103,7 @@ def test_forward_and_backward(info, training, dtype):
             assert_all_close(tensors(ours(*call.args, **call.kwargs)), tensors(want), dtype)
 
 
+@pytest.mark.thorough
 @each_info
 def test_gradcheck_and_gradgradcheck(info):
     for ours, _, call, _ in samples(info, torch.float64, True, requires_grad=True):

@@ -316,7 +316,7 @@ CHANGES = [
 @pytest.mark.usefixtures("target")
 @pytest.mark.parametrize("converted", [False, True], ids=["built", "converted"])
 @each_cell
-def test_flat_weights_as_in_torch(cell, converted):
+def test_flat_weights_as_in_torch(cell, converted, thorough):
     """Whatever sequence of changes: the next call computes with the weights that torch.nn computes with."""
     case = Case(cell, I=4, H=6, L=1)
 
@@ -335,7 +335,7 @@ def test_flat_weights_as_in_torch(cell, converted):
         return outputs
 
     draw = random.Random(cell)
-    for _ in range(150):
+    for _ in range(150 if thorough else 30):
         changes = [
             (draw.choice(CHANGES), draw.randrange(4), draw.randrange(1000))
             for _ in range(draw.randrange(2, 9))

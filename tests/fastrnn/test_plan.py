@@ -1,16 +1,19 @@
 """How a GPU would compute a layer, which every machine can tell: `python -m fastrnn --plan`, and that every
 plan is one that the device can run and that leaves nothing out."""
 
+import os
 import re
+import unittest.mock
 from itertools import groupby
 
 import pytest
 import torch
-from cases import EVERY_CELL, run_python
+from cases import EVERY_CELL, run_program
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastrnn import _C
+from fastrnn.__main__ import main
 from fastrnn.plan import MANY_STEPS, MATHS, SHARED_KIB, Gpu, describe
 from fastrnn.reference import CELLS
 
@@ -173,7 +176,8 @@ KINDS = re.compile(r"^(forward|backward): (\w+): \w", re.MULTILINE)
 
 
 def run_plan(*arguments, **env):
-    return run_python("-m", "fastrnn", *arguments, env=env)
+    with unittest.mock.patch.dict(os.environ, env):
+        return run_program(main, *arguments)
 
 
 def error_of(done) -> str:

@@ -408,6 +408,7 @@ def test_all_states_of_one_sequence(cell):
         assert torch.equal(a, b.squeeze(-2)), k
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("lengths", [None, [2, 0, 3]], ids=["whole", "lengths"])
 @each_cell
 def test_all_states_second_derivative(cell, lengths):

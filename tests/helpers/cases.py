@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import itertools
 import os
 import subprocess
 import sys
+import unittest.mock
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
@@ -132,6 +135,13 @@ class Case:
     @property
     def row(self) -> reference.Cell:
         return CELLS[self.cell]
+
+    @property
+    def large(self) -> bool:
+        """Whether several threads may share its largest layer, by the work of a direction, as in csrc/cpu."""
+        P = self.P or self.H
+        I = max(self.I, (1 + self.bidirectional) * P * (self.L > 1))
+        return self.T * self.B * self.row.gates * self.H * (I + P) >= 192 * 1024
 
     @property
     def batched(self) -> bool:
@@ -389,6 +399,11 @@ def various_layers(**factors: Sequence) -> Iterator[Case]:
             yield Case(cell, P=project and (row["H"] + 1) // 2, **row)
 
 
+def mark_large(cases: Iterable[Case]) -> list:
+    """Parameters of a test, the large cases marked as such of several threads."""
+    return [pytest.param(case, marks=pytest.mark.threads if case.large else ()) for case in cases]
+
+
 @contextlib.contextmanager
 def using_threads(n: int):
     """Let torch use n threads."""
@@ -400,13 +415,32 @@ def using_threads(n: int):
         torch.set_num_threads(before)
 
 
-def run_python(*arguments: str, env: Mapping[str, str] | None = None, timeout: float = 120):
+def run_program(main: Callable[[], int | None], *arguments: str) -> subprocess.CompletedProcess:
+    """What `main` does as a program with these arguments, in this process: a fresh one takes seconds."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        unittest.mock.patch("sys.argv", ["program", *arguments]),
+    ):
+        try:
+            code = main() or 0
+        except SystemExit as end:
+            code = end.code or 0
+            if isinstance(code, str):
+                print(code, file=err)
+                code = 1
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def run_python(*arguments: str, env: Mapping[str, str] | None = None, timeout: float = 300):
     """A fresh Python that finds the same fastrnn. The timeout is a guard against a hang, not a measure."""
     package = Path(fastrnn.__file__).parents[1]
     paths = [str(package), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    fresh = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     return subprocess.run(
         [sys.executable, *arguments],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p), **(env or {})},
+        env={**fresh, "PYTHONPATH": os.pathsep.join(p for p in paths if p), **(env or {})},
         capture_output=True,
         text=True,
         timeout=timeout,

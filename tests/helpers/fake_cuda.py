@@ -4,7 +4,7 @@ What stands behind torch.cuda in `torch._C` is put there, so that its own Python
 signatures. Tensors on "cuda" are plain ones whose device is cuda:0 or cuda:1; fake_cuda.cpp computes them
 with the CPU's kernels. A graph that was captured computes again when it is replayed.
 
-    library = build(folder)    # in one process; then, in those that are to see a GPU:
+    library = build()    # in one process; then, in those that are to see a GPU:
     install(library)
 """
 
@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -38,12 +39,16 @@ class DeviceProperties:
     uuid = "00000000-0000-0000-0000-000000000000"
 
 
-def build(folder: Path) -> str:
-    """The device as a library; its path."""
+def build() -> str:
+    """The device as a library; its path. It stays below build/, as the extension does."""
     from torch.utils.cpp_extension import load
 
+    folder = Path(__file__).parents[2] / f"build/tests/fake_cuda-torch-{torch.__version__}"
+    folder.mkdir(parents=True, exist_ok=True)
     options = dict(is_python_module=False, build_directory=str(folder), extra_cflags=["-O0"])
-    return load("fake_cuda", [str(SOURCE)], **options)
+    with FileLock(folder / "lock of tests"):
+        (folder / "lock").unlink(missing_ok=True)  # torch's own, which stays when a build is interrupted
+        return load("fake_cuda", [str(SOURCE)], **options)
 
 
 class Clock:

@@ -3,13 +3,21 @@
 import subprocess
 from pathlib import Path
 
-SOURCES = Path(__file__).parents[1] / "csrc"
+from filelock import FileLock
+
+ROOT = Path(__file__).parents[2]
 
 
-def build(folder, target, sanitizers=""):
-    """Build a program, with sanitizers of the compiler ("address,undefined"); its path."""
-    configure = ["cmake", "-S", SOURCES, "-B", folder, f"-DSANITIZE={sanitizers}"]
-    for command in (configure, ["cmake", "--build", folder, "--target", target]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+def build(target: str, sanitizers: str = "") -> Path:
+    """Build a program, with sanitizers of the compiler ("address,undefined"); its path.
+
+    It stays below build/, as the extension does, so only what has changed is compiled again.
+    """
+    folder = ROOT / "build/tests" / f"{target}-{sanitizers or 'plain'}"
+    configure = ["cmake", "-S", ROOT / "tests/csrc", "-B", folder, f"-DSANITIZE={sanitizers}"]
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):  # of the processes that run tests one builds
+        for command in (configure, ["cmake", "--build", folder, "--target", target]):
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
     return folder / target

@@ -29,6 +29,7 @@ BY_HAND = Path(__file__).parent / "gpu_check_by_hand"
 def check(tmp_path, monkeypatch):
     """A check of a folder of its own, with the stages that a test puts there instead of the real ones."""
     monkeypatch.setattr(gpu_check, "STAGES", {})
+    monkeypatch.setattr(gpu_check, "CONFORMANCE", tmp_path / "conformance")
     env = {"PATH": str(Path(sys.executable).parent) + ":/usr/bin:/bin", "PYTHONPATH": str(gpu_run.ROOT)}
     return Check(Results(tmp_path / "results"), env, tmp_path / "scratch")
 
@@ -216,6 +217,9 @@ from tools import gpu_isolation
 
 lost = []
 gpu_isolation.lost_context = lambda: "CUDA error: unspecified launch failure" if lost else ""
+
+def pytest_addoption(parser):
+    parser.addoption("--thorough", action="store_true")
 
 def pytest_configure(config):
     for marker in ("cuda", "alone"):

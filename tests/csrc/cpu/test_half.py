@@ -9,7 +9,7 @@ import functools
 
 import pytest
 import torch
-from cases import EVERY_CELL, Case, various_layers
+from cases import EVERY_CELL, Case, mark_large, various_layers
 from devices import CUDA, ISAS, use_device, use_isa
 from tolerance import assert_few_roundings, measure, unit_roundoff
 
@@ -53,7 +53,7 @@ def truth(case):
     return case.solve_exactly()
 
 
-@pytest.mark.parametrize("case", list(dict.fromkeys(layer_cases())), ids=str)
+@pytest.mark.parametrize("case", mark_large(dict.fromkeys(layer_cases())), ids=str)
 def test_layer(case, dtype):
     if dtype == FP16 and case.exact and case.T > 2:
         pytest.skip("sums of so many integers go beyond float16")

@@ -260,6 +260,7 @@ REPEATED_CASES = [
 ]
 
 
+@pytest.mark.threads
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize("case", REPEATED_CASES, ids=str)
 def test_same_bits(case):
@@ -276,6 +277,7 @@ def test_same_bits(case):
                 )
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("B", [1, 65])
 @pytest.mark.parametrize("cell", EVERY_CELL)
 def test_same_bits_of_a_step(cell, B):

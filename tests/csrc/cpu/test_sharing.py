@@ -5,11 +5,14 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[3]
 THREADS = "csrc/cpu/threads"
 SOURCES = ["tests/csrc/cpu/sharing.cpp", f"{THREADS}/task_queue.cpp", f"{THREADS}/core_latency.cpp"]
 
 
+@pytest.mark.threads
 def test_sharing(tmp_path):
     program = tmp_path / "sharing"
     options = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-pthread", "-fopenmp"]

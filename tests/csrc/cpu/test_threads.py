@@ -75,6 +75,7 @@ print(spent[0], sum(spent[1:]))
 )
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("how", ["inference", "training"])
 @pytest.mark.parametrize("cell", EVERY_CELL)
 def test_number_of_threads_started(cell, how):
@@ -84,6 +85,8 @@ def test_number_of_threads_started(cell, how):
     assert [int(n) for n in done.stdout.split()] == [0, 1, 2]
 
 
+@pytest.mark.quick(0)
+@pytest.mark.threads
 @pytest.mark.parametrize("how", ["inference", "training"])
 @pytest.mark.parametrize("cell", EVERY_CELL)
 def test_threads_that_work(cell, how):
@@ -98,6 +101,7 @@ def test_threads_that_work(cell, how):
     assert shares[2] > 0.2, f"the second thread does {shares[2]:.0%} of the work after set_num_threads(2)"
 
 
+@pytest.mark.threads
 def test_more_threads_than_cores():
     """Eight threads, however few cores: the same bits."""
     case = Case("lstm", T=6, B=20, H=130)
@@ -168,6 +172,7 @@ print("done")
 """
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("parent_threads", [1, 2])
 @pytest.mark.parametrize("cell", EVERY_CELL)
 def test_forked_workers(cell, parent_threads):
@@ -210,6 +215,7 @@ def test_spawned_process(tmp_path):
 # ---- several callers ----
 
 
+@pytest.mark.threads
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_several_python_threads(threads):
@@ -286,6 +292,7 @@ def busy_python(seconds):
         pass
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("how", ["inference", "training", "cell"])
 @pytest.mark.parametrize("cell", EVERY_CELL)
 def test_gil_is_released(cell, how):

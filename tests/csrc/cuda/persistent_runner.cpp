@@ -1,10 +1,12 @@
 // Runs the body of the persistent kernels (csrc/cuda/persistent/recurrence_loop.h) on the host, and compares the
 // results with a plain float64 recurrence.
 //
-//   persistent_runner MATH [FAULT]
+//   persistent_runner_MATH [FAULT]
 //
-// MATH: ieee, tf32, fp16 or bf16. The program prints one line for each problem, and returns 1 if one differs. With
-// FAULT, it runs a few problems with that fault of host_warp.h planted, and must not return 0; `none` plants none.
+// It prints one line for each problem, and returns 1 if one differs. With FAULT, it runs a few problems with that fault
+// of host_warp.h planted, and must not return 0; `none` plants none.
+//
+// FASTRNN_MATH: ieee, tf32, fp16 or bf16. A program for each, because they take long to compile.
 
 #include <cmath>
 #include <cstdint>
@@ -333,22 +335,12 @@ bool run_cases(const std::vector<Case>& cases, Fault fault) {
   return right;
 }
 
-template <Math math>
-int run_math(const std::vector<Case>& cases, Fault fault) {
+int run(const std::vector<Case>& cases, Fault fault) {
   bool right = true;
-#define FASTRNN_CELL(Cell) right = run_cases<cells::Cell, math>(cases, fault) && right;
+#define FASTRNN_CELL(Cell) right = run_cases<cells::Cell, Math::FASTRNN_MATH>(cases, fault) && right;
   FASTRNN_FOR_EACH_CELL(FASTRNN_CELL)
 #undef FASTRNN_CELL
   return right ? 0 : 1;
-}
-
-int run(const std::string& math, const std::vector<Case>& cases, Fault fault) {
-  if (math == "ieee") return run_math<Math::ieee>(cases, fault);
-  if (math == "tf32") return run_math<Math::tf32>(cases, fault);
-  if (math == "fp16") return run_math<Math::fp16>(cases, fault);
-  if (math == "bf16") return run_math<Math::bf16>(cases, fault);
-  std::fprintf(stderr, "MATH: expected ieee, tf32, fp16 or bf16, got '%s'\n", math.c_str());
-  return 2;
 }
 
 }  // namespace
@@ -364,11 +356,11 @@ int main(int argc, char** argv) {
       {"single_buffer", Fault::single_buffer},
       {"short_tail", Fault::short_tail},
   };
-  const std::string math = argc > 1 ? argv[1] : "", name = argc > 2 ? argv[2] : "";
+  const std::string name = argc > 1 ? argv[1] : "";
   for (const auto& [known, fault] : faults) {
-    if (name == known) return run(math, kFewCases, fault);
+    if (name == known) return run(kFewCases, fault);
   }
-  if (name.empty()) return run(math, all_cases(), Fault::none);
+  if (name.empty()) return run(all_cases(), Fault::none);
   std::fprintf(stderr, "FAULT: unknown '%s'\n", name.c_str());
   return 2;
 }

@@ -1,6 +1,7 @@
 """The stepwise plan of the CUDA kernels and the products around it, run on the host by stepwise_runner.cpp.
 
-It is the same driver, with loops for kernels and a plain product for cuBLAS; built with sanitizers.
+It is the same driver, with loops for kernels and a plain product for cuBLAS; built with sanitizers if the
+tests are --thorough, as these take a minute to compile.
 """
 
 import functools
@@ -15,8 +16,8 @@ from tolerance import assert_close, assert_few_roundings, assert_same_bits
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory):
-    return runners.build(tmp_path_factory.mktemp("stepwise"), "stepwise_runner", "address,undefined")
+def runner(request):
+    return runners.build("stepwise_runner", "address,undefined" if request.config.option.thorough else "")
 
 
 def to_bytes(tensor):

@@ -397,6 +397,7 @@ print(resident() - before, sum(v.numel() * v.element_size() for v in values))
 """
 
 
+@pytest.mark.quick(0)
 @each_cell
 def test_no_activations_in_memory_without_autograd(cell):
     """A call leaves in memory its results only; with autograd, also the saved activations."""

@@ -17,6 +17,7 @@ def resident_bytes() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
 
 
+@pytest.mark.quick(0)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 @pytest.mark.parametrize("cell", EVERY_CELL)
 def test_no_growth(cell):
@@ -58,6 +59,7 @@ print(status("VmHWM") - before)
 """
 
 
+@pytest.mark.quick(0)
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs /proc")
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_a_step_of_many_sequences(kind):

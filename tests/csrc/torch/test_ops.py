@@ -74,6 +74,7 @@ LAYER_CASES = [c for c in CASES if c.L == 1 and c.form != "unbatched"]
 grad = pytest.mark.parametrize("requires_grad", [False, True], ids=["nograd", "grad"])
 
 
+@pytest.mark.quick(1)
 @grad
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_opcheck_rnn(case, requires_grad):

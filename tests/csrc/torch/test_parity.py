@@ -14,6 +14,7 @@ from cases import (
     cover_pairs,
     evaluate,
     give,
+    mark_large,
     name_values,
     random,
     various_layers,
@@ -63,7 +64,7 @@ CELL_CASES = list(dict.fromkeys(cell_cases()))
 _solved = {}  # by torch.nn, the same for every ISA
 
 
-@pytest.mark.parametrize("case", LAYER_CASES, ids=str)
+@pytest.mark.parametrize("case", mark_large(LAYER_CASES), ids=str)
 def test_layer(case):
     if case not in _solved:
         _solved[case] = case.solve(torch.nn)

@@ -78,6 +78,7 @@ def agree(got, want):
         torch.testing.assert_close(g, w)
 
 
+@pytest.mark.quick(1)
 @each_kind
 @each_cell
 def test_fullgraph(one_graph, cell, step):
@@ -95,6 +96,7 @@ def test_inductor(one_graph, cell):
     agree(train(model, torch.compile(model, fullgraph=True), x), train(model, model, x))
 
 
+@pytest.mark.quick(0)
 @each_cell
 def test_dynamic_lengths_compile_once(one_graph, cell):
     """T and B of any size, forward and training, in the graph that the first call has made."""
@@ -175,6 +177,7 @@ def test_batch_sizes_stay_on_the_cpu_in_a_graph(cell, save):
 LENGTHS = [[4, 2, 0], [7, 7, 7], [0, 1, 0], [3, 9, 1, 0, 2]]
 
 
+@pytest.mark.quick(0)
 @each_cell
 def test_lengths_in_one_graph(one_graph, cell):
     """Packing inside of a graph is beyond torch; a padded batch with its lengths goes through one graph."""
@@ -503,6 +506,7 @@ def stream(cell, step=False):
     return fastrnn.Stateful(layer), x if step else x.split(3)
 
 
+@pytest.mark.quick(1)
 @each_kind
 @each_cell
 def test_stateful_in_one_graph(one_graph, cell, step):
@@ -537,6 +541,7 @@ def test_stateful_methods_in_one_graph(one_graph):
     agree(*map(torch.utils._pytree.tree_leaves, (got, call(x, *states))))
 
 
+@pytest.mark.quick(0)
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "nonreentrant"])
 @pytest.mark.parametrize("outer", ["compile", "checkpoint"])
 def test_stateful_in_a_checkpoint(one_graph, outer, reentrant):

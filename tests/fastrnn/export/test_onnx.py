@@ -60,6 +60,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @each_cell
 def test_layer(cell, options):
@@ -77,6 +78,7 @@ def test_layer(cell, options):
         compare(layer, program, (random(a, b, case.I, seed=a),))
 
 
+@pytest.mark.quick(0)
 @each_cell
 def test_initial_states(cell):
     case = Case(cell, L=2, bidirectional=True)
@@ -87,6 +89,7 @@ def test_initial_states(cell):
     compare(layer, program, inputs)
 
 
+@pytest.mark.quick(0)
 @each_cell
 def test_without_a_batch(cell):
     case = Case(cell, form="unbatched", hx=False)
@@ -94,6 +97,7 @@ def test_without_a_batch(cell):
     compare(layer, export(layer, (x,)), (x,))
 
 
+@pytest.mark.quick(0)
 @each_cell
 def test_single_step(cell):
     case = Case(cell, T=1)
@@ -153,6 +157,7 @@ def lens_of(program):
 STACKS = [dict(), dict(L=2, bidirectional=True, form="batch_first")]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("options", STACKS, ids=str)
 @each_cell
 def test_packed_rows(cell, options):
@@ -167,6 +172,7 @@ def test_packed_rows(cell, options):
         compare(module, program, (rows.data, rows.batch_sizes))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("given", [False, True], ids=["zeros", "hx"])
 @pytest.mark.parametrize("options", STACKS, ids=str)
 @each_cell
@@ -189,6 +195,7 @@ def test_lengths(cell, options, given):
         compare(module, program, inputs(T, lengths))
 
 
+@pytest.mark.quick(0)
 @pytest.mark.parametrize("form", ["padded", "batch_first"])
 def test_lengths_of_an_exported_program(form):
     case = Case("gru", L=2, bidirectional=True, form=form)

@@ -128,6 +128,7 @@ def test_fake_packed_sequences(fake_sizes):
         assert run(mode.from_tensor(packed.data), sizes) == expected
 
 
+@pytest.mark.quick(0)
 @pytest.mark.parametrize("first", ["fastrnn", "torch.utils.flop_counter"])
 def test_order_of_imports(first):
     """The formulas are there whichever comes first, and fastrnn does not import the counter itself."""
