@@ -133,6 +133,7 @@ sys.exit(__main__.main())
 """
 
 
+@pytest.mark.thorough
 def test_benchmarks(gpu, tmp_path):
     """The whole program, from arguments to plots, in every mode."""
     path = tmp_path / "run.json"

@@ -102,6 +102,7 @@ def test_two_processes_train_as_one(results, cell, option, way):
         torch.testing.assert_close(got[name], want[name], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.thorough
 def test_demo_under_torchrun(tmp_path):
     """The demo in two processes prints once, and its losses are those of one process."""
     demo = Path(__file__).parents[2] / "examples/char_lm.py"

@@ -95,6 +95,7 @@ def test_opcheck_cell(case, requires_grad):
     opcheck(cell_step, cell_arguments(case, requires_grad))
 
 
+@pytest.mark.quick(1)
 @grad
 @pytest.mark.parametrize("case", LAYER_CASES, ids=str)
 def test_opcheck_layer(case, requires_grad):
@@ -107,6 +108,7 @@ def test_opcheck_layer_forward(case, save):
     opcheck(layer_forward, (*layer_arguments(case), save))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("case", LAYER_CASES, ids=str)
 def test_opcheck_layer_backward(case):
     x, batch_sizes, hx, weights, *rest = layer_arguments(case)

@@ -98,6 +98,7 @@ def test_storage_of_batch_sizes():
         layer(packed)
 
 
+@pytest.mark.quick(0)
 @pytest.mark.parametrize("training", [False, True])
 def test_out_of_memory_reads_as_torch_says_it(training):
     """What looks for a batch size that fits (Accelerate, Lightning) searches messages for torch's text."""

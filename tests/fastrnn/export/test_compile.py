@@ -22,6 +22,7 @@ from fastrnn import reference
 pytestmark = [
     pytest.mark.usefixtures("device", "default_precision"),
     pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+    pytest.mark.xdist_group("compile"),  # one process imports the compiler
 ]
 each_cell = pytest.mark.parametrize("cell", EVERY_CELL)
 each_kind = pytest.mark.parametrize("step", [False, True], ids=["layer", "cell"])

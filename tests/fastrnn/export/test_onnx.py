@@ -16,7 +16,10 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of torch.onnx and what it uses, about themselves
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # of torch.onnx and what it uses, about themselves
+    pytest.mark.xdist_group("onnx"),  # one process imports the exporter
+]
 
 NODES = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN", "rnn_relu": "RNN"}
 DYNAMIC = torch.export.Dim.DYNAMIC
