@@ -153,8 +153,8 @@ class Backward : DirectionBase<Cell, T, BackwardParams<T>> {
     team.for_each(B.panels.count(), steal_, Order::ascending, [&](int64_t panel) {
       if (in_place(B.panels, panel)) return;
       const auto row = [&](int64_t k) { return W + k * B.panels.units; };
-      for (int j = 0; j < B.panels.micropanels(panel); ++j) {
-        const Micropanel micropanel = B.panels.micropanel(panel, j);
+      for (int number = 0; number < B.panels.micropanels(panel); ++number) {
+        const Micropanel micropanel = B.panels.micropanel(panel, number);
         for (int64_t k = 0; k < B.K; k += kKPack<T>) pack_micropanel_row(B, panel, micropanel, k, row);
       }
     });

@@ -50,9 +50,9 @@ class DirectionBase {
     return make_panels<T>(units, 1, plan_.step_rows(p_.rows.B), K, plan_.step_threads());
   }
   // The sequences of a batch group.
-  Range batch_group(int64_t i) const {
+  Range batch_group(int64_t group) const {
     const int64_t B = p_.rows.B, groups = plan_.batch_groups;
-    return {B * i / groups, B * (i + 1) / groups};
+    return {B * group / groups, B * (group + 1) / groups};
   }
   // Back and forth: weights that do not all fit the cache are found in it where the last step ended.
   Order order_of(int64_t step) const {

@@ -99,9 +99,9 @@ FASTRNN_INLINE void multiply_packed(const PanelProduct<T>& product) {
   const Real<T>* next = product.B.next_panel(p, product.order);
   const Real<T>* B = product.B.panel(p);
   const int micropanels = panels.micropanels(p);
-  for (int i = 0; i < micropanels; ++i) {
-    const Micropanel micropanel = panels.micropanel(p, i);
-    const bool last = i + 1 == micropanels;
+  for (int number = 0; number < micropanels; ++number) {
+    const Micropanel micropanel = panels.micropanel(p, number);
+    const bool last = number + 1 == micropanels;
     const Real<T>* at = B + micropanel.first * L * rows;
     multiply_micropanel<T>({.A = product.A,
                             .B = at,

@@ -64,9 +64,9 @@ struct Panels {
     if (kPanelVectors <= widest || (G > 1 && last(p) < lanes)) return 1;
     return (nv(p) + widest - 1) / widest;
   }
-  Micropanel micropanel(int64_t p, int i) const {
-    const int first = nv(p) * i / micropanels(p);
-    return {first, nv(p) * (i + 1) / micropanels(p) - first};
+  Micropanel micropanel(int64_t p, int number) const {
+    const int first = nv(p) * number / micropanels(p);
+    return {first, nv(p) * (number + 1) / micropanels(p) - first};
   }
   // Of a panel packed in `rows` rows: where a column begins, and how far it is to its next row.
   struct Position {

@@ -13,7 +13,7 @@
 #include "cells/inline.h"
 #include "core/params.h"
 
-// The namespace keeps the code of one instruction set apart from the same code of another (see DESIGN.md).
+// The namespace keeps the code of one instruction set apart from the same code of another (see docs/design.md).
 namespace fastrnn::cpu::FASTRNN_ISA {
 
 #if defined(__AVX512F__)
