@@ -30,7 +30,7 @@ def write_report(folder: Path) -> Path:
     outcomes = read_json(folder / OUTCOMES)
     tests = Journal(folder / TESTS).read()
     known = facts.get("known", {})
-    parts = [f"# Check of fastrnn on {value(known, 'device').get('name', 'a GPU of which nothing is known')}"]
+    parts = [f"# Check of fastrnn on {value(known, 'device').get('name', 'an unknown GPU')}"]
     for describe, *found in (
         (describe_device, known),
         (describe_stages, outcomes),

@@ -10,7 +10,7 @@ int attribute(cudaDeviceAttr name) {
   return value;
 }
 
-// Stands for any kernel of which one block fills an SM.
+// Stands for any kernel whose block fills an SM.
 __global__ void fill() {}
 
 // The number of clusters of `blocks` such blocks that run at once.

@@ -231,7 +231,7 @@ PYBIND11_MODULE(_C, m) {
 #ifdef FASTRNN_CUDA
   m.def("plan_here", &plan_here, py::kw_only(), py::arg("cell"), py::arg("math"), py::arg("backward") = false,
         py::arg("projected") = false, py::arg("T"), py::arg("B"), py::arg("H"), py::arg("D") = 1,
-        "How the current GPU computes a recurrence, of which it was asked what fits.");
+        "How the current GPU computes a recurrence. The GPU is asked what fits.");
   m.def("device", &device, "What a plan depends on, of the current GPU: csrc/cuda/plan.h says what.");
 #endif
   m.def(

@@ -78,7 +78,7 @@ LAYER_INPUTS = {
     "input-sparse": (lambda cell: (torch.zeros(T, B, I).to_sparse(),), r"", RuntimeError),
 }
 
-# Those of which torch.nn's message is the beginning of fastrnn's.
+# Here fastrnn's message begins with torch.nn's.
 SAME_WORDS = {
     *("input-1d", "input-4d", "input-size", "input-size-unbatched", "input-no-steps", "input-float64"),
     *("input-int64", "hx-2d", "hx-3d-unbatched", "hx-batch", "hx-batch-of-1", "hx-layers", "hx-hidden"),

@@ -1,5 +1,5 @@
-"""How a GPU would compute a layer, which every machine can tell: `python -m fastrnn --plan`, and that every
-plan is one that the device can run and that leaves nothing out."""
+"""How a GPU would compute a layer: `python -m fastrnn --plan` says it on any machine. The device must be able
+to run every plan, and no plan may leave anything out."""
 
 import os
 import re
