@@ -81,7 +81,8 @@ def pytest_collection_modifyitems(config, items):
     chosen = list(chosen)
     left_out = set(items) - set(chosen)
     config.hook.pytest_deselected(items=[item for item in items if item in left_out])
-    items[:] = chosen
+    # What takes long starts first, so that no process waits for it in the end.
+    items[:] = sorted(chosen, key=lambda item: item.get_closest_marker("thorough") is None)
 
 
 def pytest_sessionfinish(session, exitstatus):
