@@ -20,6 +20,11 @@ def pytest_addoption(parser):
         help="run all cases of each test; otherwise only so many that any two values of its parameters meet",
     )
     parser.addoption(
+        "--rest",
+        action="store_true",
+        help="with --thorough: leave out the cases that run without it, unless they do more with it",
+    )
+    parser.addoption(
         "--phase",
         choices=["parallel", "apart"],
         help="run only tests that may run beside others, in processes of one thread; or only the other ones",
@@ -76,6 +81,9 @@ def choose_quick(items):
 @pytest.hookimpl(trylast=True)  # of the tests that -k and -m leave
 def pytest_collection_modifyitems(config, items):
     chosen = items if config.option.thorough else choose_quick(items)
+    if config.option.thorough and config.option.rest:
+        quick = set(choose_quick(items))
+        chosen = [item for item in items if item not in quick or "thorough" in item.fixturenames]
     if config.option.phase:
         chosen = (item for item in chosen if runs_apart(item) == (config.option.phase == "apart"))
     chosen = list(chosen)
@@ -109,10 +117,10 @@ def target(request):
     yield from (use_device if request.param == "cuda" else use_isa)(request.param)
 
 
-@pytest.fixture
-def thorough(request):
+@pytest.fixture(scope="session")
+def thorough(pytestconfig):
     """Whether a test may take long."""
-    return request.config.option.thorough
+    return pytestconfig.option.thorough
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,8 @@ from tolerance import assert_close, assert_few_roundings, assert_same_bits
 
 
 @pytest.fixture(scope="module")
-def runner(request):
-    return runners.build("stepwise_runner", "address,undefined" if request.config.option.thorough else "")
+def runner(thorough):
+    return runners.build("stepwise_runner", "address,undefined" if thorough else "")
 
 
 def to_bytes(tensor):
