@@ -196,7 +196,7 @@ class Products {
         .release = free};
     Workspace workspace(resources);
     const ChunkBuffers<T> buffers{.dgx = dgates, .dgh = dgates, .x = x_rows.data(), .h = h_rows.data()};
-    const GradientSums<Cell, T> sums(params, 0, buffers, kRows, /*threads=*/1, workspace);
+    const GradientSums<T> sums(Cell::info, params, 0, buffers, kRows, /*threads=*/1, workspace);
     const double seconds = runner_.time([&] {
       for (int64_t task = 0; task < sums.packing_tasks(kRows); ++task) sums.pack(kRows, task);
       for (int64_t task = 0; task < sums.product_tasks(); ++task) sums.multiply(kRows, task, Update::add);

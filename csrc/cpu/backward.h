@@ -4,11 +4,9 @@
 #include <cstring>
 #include <type_traits>
 
-#include "cells/registry.h"
 #include "cpu/chunks.h"
 #include "cpu/direction_base.h"
 #include "cpu/gemm/gemm.h"
-#include "cpu/gemm/math.h"
 #include "cpu/layer_plan.h"
 #include "cpu/plan.h"
 #include "cpu/threads/team.h"
@@ -20,24 +18,27 @@ namespace fastrnn::cpu::FASTRNN_ISA {
 // after it with W_hh, which gives dh, and computes its own gate gradients panel by panel as dh leaves the tile. The
 // gate gradients of a chunk of steps then give their share of dW_ih, dW_hh, the biases and dx while they are in
 // cache.
-template <class Cell, class T>
-class Backward : DirectionBase<Cell, T, BackwardParams<T>> {
-  using Base = DirectionBase<Cell, T, BackwardParams<T>>;
-  using Base::C, Base::G, Base::L, Base::U;
+template <class T>
+class Backward : DirectionBase<T, BackwardParams<T>> {
+  using Base = DirectionBase<T, BackwardParams<T>>;
+  using Base::C, Base::G, Base::L, Base::U, Base::cell_, Base::info_;
   using Base::direction_, Base::plan_, Base::steal_, Base::d_, Base::p_, Base::w_, Base::projected_;
   using Base::R_, Base::GH_, Base::H_padded_, Base::P_padded_, Base::workspace_;
   using Base::take, Base::batch_group, Base::step_panels, Base::order_of, Base::for_each_batch;
   using typename Base::V;
 
  public:
-  Backward(const BackwardParams<T>& params, int d, const Plan& plan, const Resources& resources)
-      : Base(params, d, plan, resources),
+  Backward(const EngineCell<T>& cell, const BackwardParams<T>& params, int d, const Plan& plan,
+           const Resources& resources)
+      : Base(cell, params, d, plan, resources),
+        split_(info_.whole_gates < G),
         chunk_steps_(steps_in_chunk(p_.rows, rows_of_chunk(GH_))),
-        W_hh_{W_hh_panels<Cell, T>(plan_, Pass::backward, p_.rows.B, p_.H, p_.P), GH_},
+        W_hh_{W_hh_panels<T>(G, plan_, Pass::backward, p_.rows.B, p_.H, p_.P), GH_},
         W_hr_{step_panels(p_.H, p_.P), p_.P},
         W_ih_{{p_.I, 1, kTileVectors, kTileVectors}, GH_},
         buffers_(take_buffers(chunk_steps_ * sequences_in_chunk(p_.rows))),
-        sums_(p_, d_, buffers_, chunk_steps_ * sequences_in_chunk(p_.rows), plan_.threads, workspace_) {
+        sums_(info_, p_, d_, buffers_, chunk_steps_ * sequences_in_chunk(p_.rows), plan_.threads,
+              workspace_) {
     const int64_t B = p_.rows.B;
     if (p_.rows.T > 1 || p_.dh0 != nullptr) take_packed(W_hh_);
     if (p_.dx) take_packed(W_ih_);
@@ -66,7 +67,7 @@ class Backward : DirectionBase<Cell, T, BackwardParams<T>> {
     ChunkBuffers<T> buffers;
     take(buffers.dgx, rows * GH_);
     buffers.dgh = buffers.dgx;
-    if (cells::has_split_gate<Cell>) take(buffers.dgh, rows * GH_);
+    if (split_) take(buffers.dgh, rows * GH_);
     if (projected_) take(buffers.dh, rows * p_.P);
     if (projected_) take(buffers.m, rows * p_.H);
     if (U > 0) take(buffers.du, rows * U * p_.H);
@@ -204,25 +205,49 @@ class Backward : DirectionBase<Cell, T, BackwardParams<T>> {
                     .kc = kc_of(GH_),
                     .prefetch_list = &prefetch_list});
         }
-        for (int64_t b = b0; b < b1; ++b) {
-          for (int j = 0; j < panels.u(panel); ++j) {
-            const int64_t unit = panels.first(panel) + j * L;
-            const int64_t lanes = std::min<int64_t>(L, p_.P - unit);
-            V dh_b = load(dh_ + b * P_padded_ + unit);
-            if (b < later.n) dh_b += load(block + (b - b0) * width + j * L);
-            if (b >= n) {
-              store(dh_ + b * P_padded_ + unit, dh_b);
-              continue;
+        const Range with_step{b0, std::clamp(n, b0, b1)};
+        if (projected_) {
+          take_gradient(chunk, t, panel, with_step, block, multiplied);
+        } else if (with_step.begin < with_step.end) {
+          for_each_cell_block(chunk, t, panels, panel, with_step, [&](BackwardBlock<T>& of_cells, int64_t b) {
+            of_cells.dh = {dh_ + b * P_padded_ + panels.first(panel), P_padded_};
+            of_cells.product = {block + (b - b0) * width, width};
+            of_cells.multiplied = multiplied - (b - b0);
+            if (p_.dy) {
+              of_cells.dy = {p_.dy + (p_.rows.row(t, b) * p_.D + d_) * p_.P + panels.first(panel),
+                             p_.rows.stride_b * p_.D * p_.P};
             }
-            if (p_.dy) dh_b += load_upto(p_.dy + (p_.rows.row(t, b) * p_.D + d_) * p_.P + unit, lanes);
-            if (projected_) {
-              store_upto(buffers_.dh + (chunk.row(t) + b) * p_.P + unit, dh_b, lanes);
-              store(dh_ + b * P_padded_ + unit, V{});
-            } else {
-              store(dh_ + b * P_padded_ + unit, cell(chunk, t, b, unit, dh_b));
-            }
-          }
+          });
         }
+        for (int64_t b = with_step.end; b < b0 + multiplied; ++b) {
+          add_product(panel, b, block + (b - b0) * width);
+        }
+      }
+    }
+  }
+
+  // Adds a row of the product with W_hh to dh.
+  void add_product(int64_t panel, int64_t b, const Real<T>* product) const {
+    const Panels<T>& panels = W_hh_.panels;
+    for (int j = 0; j < panels.u(panel); ++j) {
+      Real<T>* dh = dh_ + b * P_padded_ + panels.first(panel) + j * L;
+      store(dh, load(dh) + load(product + j * L));
+    }
+  }
+
+  // With a projection: dh of step t, which the projection's backward multiplies.
+  void take_gradient(const Chunk& chunk, int64_t t, int64_t panel, Range rows, const Real<T>* product,
+                     int64_t multiplied) {
+    const Panels<T>& panels = W_hh_.panels;
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      if (b < rows.begin + multiplied)
+        add_product(panel, b, product + (b - rows.begin) * panels.width(panel));
+      for (int j = 0; j < panels.u(panel); ++j) {
+        const int64_t unit = panels.first(panel) + j * L, lanes = std::min<int64_t>(L, p_.P - unit);
+        V dh = load(dh_ + b * P_padded_ + unit);
+        if (p_.dy) dh += load_upto(p_.dy + (p_.rows.row(t, b) * p_.D + d_) * p_.P + unit, lanes);
+        store_upto(buffers_.dh + (chunk.row(t) + b) * p_.P + unit, dh, lanes);
+        store(dh_ + b * P_padded_ + unit, V{});
       }
     }
   }
@@ -230,19 +255,19 @@ class Backward : DirectionBase<Cell, T, BackwardParams<T>> {
   // What the cells of a panel read, from sequence b on, and the step after has not.
   void add_saved(int64_t t, int64_t b, int64_t panel, PrefetchList& prefetch_list) const {
     const int64_t row = p_.rows.row(t, b), before = previous_row(t, b);
-    const int64_t y_row = Cell::saved > 0 ? before : row;
+    const int64_t y_row = info_.saved > 0 ? before : row;
     const int64_t unit = W_hh_.panels.first(panel), n = W_hh_.panels.size(panel);
     const auto add = [&](const auto* rows, int64_t size) {
       prefetch_list.add(rows + unit, n, p_.rows.stride_b * size);
     };
     if (p_.dy) add(p_.dy + (row * p_.D + d_) * p_.P, p_.D * p_.P);
-    for (int saved = 0; saved < Cell::saved; ++saved) {
-      add(p_.s + ((d_ * R_ + row) * Cell::saved + saved) * p_.H, Cell::saved * p_.H);
+    for (int saved = 0; saved < info_.saved; ++saved) {
+      add(p_.s + ((d_ * R_ + row) * info_.saved + saved) * p_.H, info_.saved * p_.H);
     }
     for (int state = 0; state < C && before >= 0; ++state) {
       add(p_.c + ((d_ * R_ + before) * C + state) * p_.H, C * p_.H);
     }
-    const bool reads_y = Cell::saved == 0 || Cell::reads_h;
+    const bool reads_y = info_.saved == 0 || info_.reads_h;
     if (reads_y && y_row >= 0) add(p_.y + (y_row * p_.D + d_) * p_.P, p_.D * p_.P);
   }
 
@@ -262,72 +287,78 @@ class Backward : DirectionBase<Cell, T, BackwardParams<T>> {
                            .order = order_of(t),
                            .to = {block, width, L},
                            .kc = kc_of(p_.P)});
-        for (int64_t b = b0; b < b1; ++b) {
-          for (int j = 0; j < panels.u(panel); ++j) {
-            const int64_t unit = panels.first(panel) + j * L;
-            cell(chunk, t, b, unit, load(block + (b - b0) * width + j * L));
-          }
-        }
+        for_each_cell_block(chunk, t, panels, panel, {b0, b1}, [&](BackwardBlock<T>& of_cells, int64_t b) {
+          of_cells.product = {block + (b - b0) * width, width};
+          of_cells.multiplied = b1 - b;
+          of_cells.m = {buffers_.m + (chunk.row(t) + b) * p_.H + panels.first(panel), p_.H};
+        });
       }
     }
   }
 
-  // Gate gradients of one vector of units. Returns the share of dh that reaches h_prev past W_hh.
-  FASTRNN_INLINE V cell(const Chunk& chunk, int64_t t, int64_t b, int64_t unit, V dh) {
-    const int64_t lanes = std::min<int64_t>(L, p_.H - unit);
-    const int64_t row = p_.rows.row(t, b), chunk_row = chunk.row(t) + b;
-    V s[std::max(Cell::saved, 1)], u[std::max(U, 1)], dgx[G], dgh[G], du[std::max(U, 1)];
-    V h_prev{}, h{}, c_prev[std::max(C, 1)], c[std::max(C, 1)], dc[std::max(C, 1)], dh_prev{};
-    for (int vector = 0; vector < U; ++vector) u[vector] = load_upto(w_.unit[vector] + unit, lanes);
-    for (int saved = 0; saved < Cell::saved; ++saved) {
-      s[saved] = load_upto(p_.s + ((d_ * R_ + row) * Cell::saved + saved) * p_.H + unit, lanes);
+  // Computes the cells of a panel, in blocks of sequences whose states before the step stand alike: in the step
+  // before, or as initial states. complete(block, b) adds what is missing in a block from sequence b on.
+  template <class F>
+  void for_each_cell_block(const Chunk& chunk, int64_t t, const Panels<T>& panels, int64_t panel, Range rows,
+                           const F& complete) const {
+    const int64_t before = time_before(t), with_before = before < 0 ? 0 : p_.rows.n(before);
+    const int64_t middle = std::clamp(with_before, rows.begin, rows.end);
+    for (const Range part : {Range{rows.begin, middle}, Range{middle, rows.end}}) {
+      if (part.begin == part.end) continue;
+      BackwardBlock<T> block = cell_block(chunk, t, panels.first(panel), panels.size(panel), part);
+      complete(block, part.begin);
+      cell_.backward(block);
+    }
+  }
+
+  BackwardBlock<T> cell_block(const Chunk& chunk, int64_t t, int64_t unit, int64_t units, Range rows) const {
+    const int64_t b = rows.begin, row = p_.rows.row(t, b), before = previous_row(t, b);
+    const int64_t chunk_row = chunk.row(t) + b, stride = p_.rows.stride_b;
+    BackwardBlock<T> block;
+    block.rows = rows.end - rows.begin;
+    block.units = units;
+    for (int vector = 0; vector < U; ++vector) block.unit[vector] = w_.unit[vector] + unit;
+    const auto saved = [&](const Real<T>* numbers, int64_t count, int64_t at) -> RowsAt<const Real<T>> {
+      return {numbers + (d_ * R_ + at) * count * p_.H + unit, stride * count * p_.H};
+    };
+    block.saved_next = p_.H;
+    if (info_.saved > 0) block.s = saved(p_.s, info_.saved, row);
+    if (C > 0) block.c = saved(p_.c, C, row);
+    if (C > 0 && before >= 0) block.c_prev = saved(p_.c, C, before);
+    for (int state = 0; state < C; ++state) {
+      if (p_.c0[state]) block.c_0[state] = {p_.c0[state] + (d_ * p_.rows.B + b) * p_.H + unit, p_.H};
     }
     if (!projected_) {
       // A single step comes without y, unless the cell saves nothing else.
-      if (Cell::saved == 0) h = load_upto(p_.y + (row * p_.D + d_) * p_.P + unit, lanes);
-      if (Cell::reads_h) h_prev = load_upto(previous_h(t, b) + unit, lanes);
-    }
-    const int64_t c_size = p_.rows.B * H_padded_;  // of a state
-    for (int state = 0; state < C; ++state) {
-      c[state] = load_upto(p_.c + ((d_ * R_ + row) * C + state) * p_.H + unit, lanes);
-      c_prev[state] = previous_c(state, t, b, unit, lanes);
-      dc[state] = load(dc_ + state * c_size + b * H_padded_ + unit);
-    }
-    Cell::template backward<VectorMath<Real<T>>>(s, u, h_prev, h, c_prev, c, dh, dc, dgx, dgh, du, dh_prev);
-    for (int state = 0; state < C; ++state) store(dc_ + state * c_size + b * H_padded_ + unit, dc[state]);
-    if constexpr (Cell::projects) {
-      if (projected_) {
-        V m;
-        Cell::template output<VectorMath<Real<T>>>(s, u, h_prev, c, m);
-        store_upto(buffers_.m + chunk_row * p_.H + unit, m, lanes);
+      const int64_t y_stride = stride * p_.D * p_.P;
+      if (info_.saved == 0) block.h = {p_.y + (row * p_.D + d_) * p_.P + unit, y_stride};
+      if (info_.reads_h) {
+        block.h_prev = {previous_h(t, b) + unit, before >= 0 ? y_stride : p_.h0 ? p_.P : 0};
       }
     }
-    for (int vector = 0; vector < U; ++vector) {
-      store_upto(buffers_.du + (chunk_row * U + vector) * p_.H + unit, du[vector], lanes);
-    }
-    const int64_t at = chunk_row * GH_ + unit;
-    for (int g = 0; g < G; ++g) {
-      store_upto(buffers_.dgx + at + g * p_.H, dgx[g], lanes);
-      if (cells::has_split_gate<Cell>) store_upto(buffers_.dgh + at + g * p_.H, dgh[g], lanes);
-    }
-    return dh_prev;
+    if (C > 0) block.dc = {dc_ + b * H_padded_ + unit, H_padded_};
+    block.c_next = p_.rows.B * H_padded_;
+    block.dgx = {buffers_.dgx + chunk_row * GH_ + unit, GH_};
+    if (split_) block.dgh = {buffers_.dgh + chunk_row * GH_ + unit, GH_};
+    if (U > 0) block.du = {buffers_.du + chunk_row * U * p_.H + unit, U * p_.H};
+    block.gate = p_.H;
+    return block;
   }
 
+  // The step before step t in the recurrence, or -1.
+  int64_t time_before(int64_t t) const {
+    const int64_t before = direction_.reverse ? t + 1 : t - 1;
+    return before < p_.rows.T ? before : -1;
+  }
   // The row that held the state before step t, or -1 if that was the initial state.
   int64_t previous_row(int64_t t, int64_t b) const {
-    const int64_t before = direction_.reverse ? t + 1 : t - 1;
-    const bool initial = before < 0 || before >= p_.rows.T || b >= p_.rows.n(before);
-    return initial ? -1 : p_.rows.row(before, b);
+    const int64_t before = time_before(t);
+    return before < 0 || b >= p_.rows.n(before) ? -1 : p_.rows.row(before, b);
   }
   const T* previous_h(int64_t t, int64_t b) const {
     const int64_t row = previous_row(t, b);
     if (row >= 0) return p_.y + (row * p_.D + d_) * p_.P;
     return p_.h0 ? p_.h0 + (d_ * p_.rows.B + b) * p_.P : zeros_;
-  }
-  V previous_c(int state, int64_t t, int64_t b, int64_t unit, int64_t lanes) const {
-    const int64_t row = previous_row(t, b);
-    if (row >= 0) return load_upto(p_.c + ((d_ * R_ + row) * C + state) * p_.H + unit, lanes);
-    return p_.c0[state] ? load_upto(p_.c0[state] + (d_ * p_.rows.B + b) * p_.H + unit, lanes) : V{};
   }
 
   // The chunk's share of dW_ih, dW_hh, dW_hr, the vectors and dx. If another chunk follows, it needs what this one
@@ -405,21 +436,22 @@ class Backward : DirectionBase<Cell, T, BackwardParams<T>> {
     }
   }
 
+  const bool split_;  // is there a gate whose share from the hidden state is not just added?
   const int64_t chunk_steps_;
   PackedMatrix<T> W_hh_, W_hr_, W_ih_;
   const ChunkBuffers<T> buffers_;
-  const GradientSums<Cell, T> sums_;
+  const GradientSums<T> sums_;
   T* carry_ = nullptr;     // [B, GH], dgh of the chunk before, if there are several
   Real<T>* dh_;            // [B, P_padded]
   Real<T>* dc_ = nullptr;  // [C, B, H_padded]
   T* zeros_;               // [max(P, H)]
 };
 
-template <class Cell, class T>
-void backward(const BackwardParams<T>& p, const Resources& resources) {
-  const Plan plan = make_plan(problem_of<Cell>(p), Pass::backward, usable_threads(resources.threads));
+template <class T>
+void backward(const EngineCell<T>& cell, const BackwardParams<T>& p, const Resources& resources) {
+  const Plan plan = make_plan(problem_of(cell.info, p), Pass::backward, usable_threads(resources.threads));
   for (int d = 0; d < p.D; ++d) {
-    Backward<Cell, T> direction(p, d, plan, resources);
+    Backward<T> direction(cell, p, d, plan, resources);
     TaskQueue queue(plan.threads, plan.batch_groups);
     parallel(plan.threads, [&](int rank, int size) {
       Team team(rank, size, queue);

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "cells/registry.h"
 #include "core/params.h"
+#include "cpu/cell_block.h"
 #include "cpu/chunks.h"
 #include "cpu/dispatch.h"
 #include "cpu/gemm/packing.h"
@@ -17,16 +17,20 @@
 namespace fastrnn::cpu::FASTRNN_ISA {
 
 // What the forward and the backward of one direction share. Params: ForwardParams<T> or BackwardParams<T>.
-template <class Cell, class T, class Params>
+template <class T, class Params>
 class DirectionBase {
  protected:
   using V = Vector<Real<T>>;
-  // Gates, states beside h, and vectors of a unit; lanes of a vector register.
-  static constexpr int G = Cell::gates, C = Cell::cell_states, U = Cell::unit_vectors;
-  static constexpr int L = kLanes<Real<T>>;
+  static constexpr int L = kLanes<Real<T>>;  // of a vector register
 
-  DirectionBase(const Params& params, int d, const Plan& plan, const Resources& resources)
-      : p_(params),
+  DirectionBase(const EngineCell<T>& cell, const Params& params, int d, const Plan& plan,
+                const Resources& resources)
+      : cell_(cell.functions),
+        info_(cell.info),
+        G(info_.gates.size()),
+        C(info_.states.size() - 1),
+        U(info_.count(cells::ParameterKind::unit_vector)),
+        p_(params),
         d_(d),
         direction_{p_.rows.T, d == 1},
         plan_(plan),
@@ -65,6 +69,9 @@ class DirectionBase {
     for (int64_t b = 0; b < B; b += sequences) f(Range{b, std::min(b + sequences, B)});
   }
 
+  const CellFunctions<T>& cell_;
+  const cells::CellInfo& info_;
+  const int G, C, U;  // gates, states beside h, and vectors of a unit
   const Params& p_;
   const int d_;
   const Direction direction_;

@@ -7,20 +7,19 @@
 
 namespace fastrnn::cpu {
 
-namespace baseline {
-extern const CellKernels kernels[];
-}
+// What engine.cpp and cells.cpp define for an instruction set.
+#define FASTRNN_DECLARE(isa)                     \
+  namespace isa {                                \
+  extern const Engines engines;                  \
+  extern const FunctionsOfCell cell_functions[]; \
+  }
+FASTRNN_DECLARE(baseline)
 #if defined(__x86_64__)
-namespace avx2 {
-extern const CellKernels kernels[];
-}
-namespace avx512 {
-extern const CellKernels kernels[];
-}
-namespace avx512_bf16 {
-extern const CellKernels kernels[];
-}
+FASTRNN_DECLARE(avx2)
+FASTRNN_DECLARE(avx512)
+FASTRNN_DECLARE(avx512_bf16)
 #endif
+#undef FASTRNN_DECLARE
 
 namespace {
 
@@ -28,23 +27,24 @@ struct Isa {
   const char* name;
   bool available;
   bool preferred;  // to those before it in the list
-  const CellKernels* kernels;
+  const Engines* engines;
+  const FunctionsOfCell* cells;
 };
 
 const std::vector<Isa>& all() {
   static const std::vector<Isa> isas = [] {
     std::vector<Isa> list;
-    list.push_back({"baseline", true, true, baseline::kernels});
+    list.push_back({"baseline", true, true, &baseline::engines, baseline::cell_functions});
 #if defined(__x86_64__)
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    list.push_back({"avx2", avx2, true, avx2::kernels});
-    list.push_back({"avx512", avx512, true, avx512::kernels});
+    list.push_back({"avx2", avx2, true, &avx2::engines, avx2::cell_functions});
+    list.push_back({"avx512", avx512, true, &avx512::engines, avx512::cell_functions});
     // Intel's (measured: a Xeon of model 207) do half as many multiply-adds a second with bfloat16 as with floats.
     list.push_back({"avx512_bf16", avx512 && __builtin_cpu_supports("avx512bf16"), !__builtin_cpu_is("intel"),
-                    avx512_bf16::kernels});
+                    &avx512_bf16::engines, avx512_bf16::cell_functions});
 #endif
     return list;
   }();
@@ -97,6 +97,7 @@ std::vector<std::string> isas_available() {
 }
 std::string isa() { return current().load()->name; }
 void set_isa(const std::string& name) { current() = &find_available(name, "set_isa"); }
-const CellKernels& cell_kernels(int cell) { return current().load()->kernels[cell]; }
+const Engines& engines() { return *current().load()->engines; }
+const FunctionsOfCell& functions_of_cell(int cell) { return current().load()->cells[cell]; }
 
 }  // namespace fastrnn::cpu

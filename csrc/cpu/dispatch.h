@@ -5,7 +5,9 @@
 #include <tuple>
 #include <vector>
 
+#include "cells/registry.h"
 #include "core/params.h"
+#include "cpu/cell_block.h"
 #include "cpu/plan.h"
 
 namespace fastrnn::cpu {
@@ -18,14 +20,34 @@ struct Resources {
   void (*release)(void* memory);
 };
 
+// The forward and backward of a layer, whatever its cell, for one instruction set.
+template <class T>
+struct Engine {
+  void (*forward)(const EngineCell<T>&, const ForwardParams<T>&, const Resources&);
+  void (*backward)(const EngineCell<T>&, const BackwardParams<T>&, const Resources&);
+  LayerPlan (*plan)(const cells::CellInfo&, const LayerSizes&, Pass,
+                    int threads);  // how threads would share it
+};
+using Engines = std::tuple<Engine<float>, Engine<double>, Engine<bf16>>;
+// A cell for one instruction set.
+using FunctionsOfCell = std::tuple<CellFunctions<float>, CellFunctions<double>, CellFunctions<bf16>>;
+
+// The kernels of a cell.
 template <class T>
 struct Kernels {
-  void (*forward)(const ForwardParams<T>&, const Resources&);
-  void (*backward)(const BackwardParams<T>&, const Resources&);
-  LayerPlan (*plan)(const LayerSizes&, Pass, int threads);  // how threads would share a layer
+  const Engine<T>& engine;
+  const EngineCell<T> cell;
+
+  void forward(const ForwardParams<T>& p, const Resources& resources) const {
+    engine.forward(cell, p, resources);
+  }
+  void backward(const BackwardParams<T>& p, const Resources& resources) const {
+    engine.backward(cell, p, resources);
+  }
+  LayerPlan plan(const LayerSizes& sizes, Pass pass, int threads) const {
+    return engine.plan(cell.info, sizes, pass, threads);
+  }
 };
-// The kernels of one cell for one instruction set.
-using CellKernels = std::tuple<Kernels<float>, Kernels<double>, Kernels<bf16>>;
 
 // The instruction sets this build has kernels for, and those of them that this processor runs; best last.
 std::vector<std::string> isas_built();
@@ -35,11 +57,13 @@ std::vector<std::string> isas_available();
 std::string isa();
 void set_isa(const std::string& name);
 
-// The kernels of a cell for the instruction set in use. cell: its index in cells/registry.h
-const CellKernels& cell_kernels(int cell);
+// Of the instruction set in use. cell: its index in cells/registry.h
+const Engines& engines();
+const FunctionsOfCell& functions_of_cell(int cell);
 template <class T>
-const Kernels<T>& kernels_of(int cell) {
-  return std::get<Kernels<T>>(cell_kernels(cell));
+Kernels<T> kernels_of(int cell) {
+  return {std::get<Engine<T>>(engines()),
+          {*cells::kCells[cell], std::get<CellFunctions<T>>(functions_of_cell(cell))}};
 }
 
 }  // namespace fastrnn::cpu

@@ -5,12 +5,10 @@
 #include <memory>
 #include <type_traits>
 
-#include "cells/registry.h"
 #include "cpu/chunks.h"
 #include "cpu/direction_base.h"
 #include "cpu/gemm/gemm.h"
 #include "cpu/gemm/gemv.h"
-#include "cpu/gemm/math.h"
 #include "cpu/layer_plan.h"
 #include "cpu/plan.h"
 #include "cpu/threads/team.h"
@@ -20,10 +18,10 @@ namespace fastrnn::cpu::FASTRNN_ISA {
 // The forward of one direction. A chunk of steps at a time: the gates' shares from the input as one product over
 // all rows of the chunk, then step after step the product with W_hh and, panel by panel as it leaves the tile, the
 // cell.
-template <class Cell, class T>
-class Forward : DirectionBase<Cell, T, ForwardParams<T>> {
-  using Base = DirectionBase<Cell, T, ForwardParams<T>>;
-  using Base::C, Base::G, Base::L, Base::U;
+template <class T>
+class Forward : DirectionBase<T, ForwardParams<T>> {
+  using Base = DirectionBase<T, ForwardParams<T>>;
+  using Base::C, Base::G, Base::L, Base::U, Base::cell_, Base::info_;
   using Base::direction_, Base::plan_, Base::steal_, Base::d_, Base::p_, Base::w_, Base::projected_;
   using Base::R_, Base::H_padded_, Base::P_padded_;
   using Base::take, Base::batch_group, Base::step_panels, Base::order_of, Base::for_each_batch;
@@ -32,11 +30,13 @@ class Forward : DirectionBase<Cell, T, ForwardParams<T>> {
   static constexpr bool kRounded = !std::is_same_v<T, Real<T>>;
 
  public:
-  Forward(const ForwardParams<T>& params, int d, const Plan& plan, const Resources& resources)
-      : Base(params, d, plan, resources),
+  Forward(const EngineCell<T>& cell, const ForwardParams<T>& params, int d, const Plan& plan,
+          const Resources& resources)
+      : Base(cell, params, d, plan, resources),
+        split_(info_.whole_gates < G),
         packed_(R_ > tuning::kUnpackedRows),
         saves_(p_.s != nullptr || p_.y_copy != nullptr),
-        panels_(W_hh_panels<Cell, T>(plan_, Pass::forward, p_.rows.B, p_.H, p_.P)),
+        panels_(W_hh_panels<T>(G, plan_, Pass::forward, p_.rows.B, p_.H, p_.P)),
         W_ih_{panels_, p_.I},
         W_hh_{panels_, p_.P},
         W_hr_{step_panels(p_.P, p_.H), p_.H} {
@@ -52,7 +52,7 @@ class Forward : DirectionBase<Cell, T, ForwardParams<T>> {
     }
     // Vectors of units may be read from up to one vector past these.
     take(b_x_, width + L);
-    if (cells::has_split_gate<Cell>) take(b_h_, width + L);
+    if (split_) take(b_h_, width + L);
     take(gx_, chunk_steps_ * sequences_in_chunk(p_.rows) * width + L);
     take(h_[0], B * P_padded_);
     take(h_[1], B * P_padded_);
@@ -122,7 +122,7 @@ class Forward : DirectionBase<Cell, T, ForwardParams<T>> {
 
   void pack_for_input(int64_t panel, const PackedMatrix<T>& W) {
     if (packed_) pack_transposed(W, panel, w_.W_ih);
-    pack_biases(panels_, panel, w_.b_ih, w_.b_hh, Cell::whole_gates, b_x_, b_h_);
+    pack_biases(panels_, panel, w_.b_ih, w_.b_hh, info_.whole_gates, b_x_, b_h_);
   }
   void pack_for_steps(int64_t panel) {
     if (packed_) pack_transposed(W_hh_, panel, w_.W_hh);
@@ -199,7 +199,7 @@ class Forward : DirectionBase<Cell, T, ForwardParams<T>> {
         if (saves_ && !projected_ && prefetch_pays(p_.P, count)) add_results(t, b0, panel, prefetch_list);
         const Real<T>* gx_block = gx_ + (chunk.row(t) + b0) * panels_.padded_width() + panels_.offset(panel);
         Destination<Real<T>> to{gh, panels_.width(panel), L};
-        if (!cells::has_split_gate<Cell>) to.plus = gx_block, to.plus_stride = panels_.padded_width();
+        if (!split_) to.plus = gx_block, to.plus_stride = panels_.padded_width();
         multiply(w_.W_hh,
                  {.A = {.data = h_before(i) + b0 * P_padded_, .M = count, .K = p_.P, .row_stride = P_padded_},
                   .B = W_hh_,
@@ -208,9 +208,7 @@ class Forward : DirectionBase<Cell, T, ForwardParams<T>> {
                   .to = to,
                   .kc = kc_of(p_.P),
                   .prefetch_list = &prefetch_list});
-        for (int j = 0; j < panels_.u(panel); ++j) {
-          cells(t, panel, j, block, gx_block, gh, h_before(i), out);
-        }
+        cell_.forward(cell_block(t, panel, block, gx_block, gh, h_before(i), out));
       }
     }
   }
@@ -228,84 +226,46 @@ class Forward : DirectionBase<Cell, T, ForwardParams<T>> {
     for (int state = 0; p_.c && state < C; ++state) {
       add(p_.c + ((d_ * R_ + row) * C + state) * p_.H, C * p_.H);
     }
-    for (int saved = 0; p_.s && saved < Cell::saved; ++saved) {
-      add(p_.s + ((d_ * R_ + row) * Cell::saved + saved) * p_.H, Cell::saved * p_.H);
+    for (int saved = 0; p_.s && saved < info_.saved; ++saved) {
+      add(p_.s + ((d_ * R_ + row) * info_.saved + saved) * p_.H, info_.saved * p_.H);
     }
   }
 
-  // Vector j of a panel. gx, gh: the panel's columns of the gates' shares, from row `rows.begin` on. Without a
-  // split gate only their sum is wanted, and that is gh.
-  void cells(int64_t t, int64_t panel, int j, Range rows, const Real<T>* gx, const Real<T>* gh,
-             const T* h_prev, T* out) {
-    const int64_t unit = panels_.first(panel) + j * L, n = std::min<int64_t>(L, p_.H - unit);
-    const int64_t gate = panels_.size(panel);  // from one gate to the next
-    const int64_t row = p_.rows.row(t, rows.begin);
-    V bias_h[G], u[std::max(U, 1)];
-    for (int vector = 0; vector < U; ++vector) u[vector] = load_upto(w_.unit[vector] + unit, n);
-    for (int g = Cell::whole_gates; g < G; ++g) {
-      bias_h[g] = load(b_h_ + panels_.offset(panel) + j * L + g * gate);
+  // A panel of some sequences. gx, gh: the panel's columns of the gates' shares, from row `rows.begin` on.
+  ForwardBlock<T> cell_block(int64_t t, int64_t panel, Range rows, const Real<T>* gx, const Real<T>* gh,
+                             const T* h_prev, T* out) const {
+    const int64_t unit = panels_.first(panel), row = p_.rows.row(t, rows.begin);
+    const int64_t at_h = rows.begin * P_padded_ + unit, at_c = rows.begin * H_padded_ + unit;
+    ForwardBlock<T> block;
+    block.rows = rows.end - rows.begin;
+    block.units = panels_.size(panel);
+    for (int vector = 0; vector < U; ++vector) block.unit[vector] = w_.unit[vector] + unit;
+    block.gx = {gx, panels_.padded_width()};
+    block.gh = {gh, panels_.width(panel)};
+    block.gate = panels_.size(panel);
+    if (split_) block.bias_h = b_h_ + panels_.offset(panel);
+    block.out = {out + at_c, H_padded_};
+    if (!projected_) {
+      if constexpr (kRounded) {
+        block.h_prev = {h_real_ + at_h, P_padded_};
+        block.h_real = {h_real_ + at_h, P_padded_};
+      } else {
+        block.h_prev = {h_prev + at_h, P_padded_};
+      }
+      const int64_t at_y = (row * p_.D + d_) * p_.P + unit, y_stride = p_.rows.stride_b * p_.D * p_.P;
+      block.y = {p_.y + at_y, y_stride};
+      if (p_.y_copy) block.y_copy = {p_.y_copy + at_y, y_stride};
     }
-    // Positions that go from row to row: this loop is short, and index arithmetic would be half of it.
-    gx += j * L;
-    gh += j * L;
-    int64_t at_h = rows.begin * P_padded_ + unit, at_c = rows.begin * H_padded_ + unit;
-    int64_t at_y = (row * p_.D + d_) * p_.P + unit;
-    int64_t at_saved_c = (d_ * R_ + row) * C * p_.H + unit;
-    int64_t at_saved = (d_ * R_ + row) * Cell::saved * p_.H + unit;
-    const int64_t c_size = p_.rows.B * H_padded_;  // of a state
-    const auto compute = [&](auto count) __attribute__((always_inline)) {
-      constexpr int N = decltype(count)::value;
-      using Math = VectorMath<Real<T>>;
-      V s[N][std::max(Cell::saved, 1)], c[N][std::max(C, 1)];
-#pragma GCC unroll 8
-      for (int r = 0; r < N; ++r) {
-        V x[G], h[G];
-        for (int g = 0; g < G; ++g) {
-          if (cells::has_split_gate<Cell>) x[g] = load(gx + g * gate);
-          h[g] = load(gh + g * gate);
-          if (g >= Cell::whole_gates) h[g] += bias_h[g];
-        }
-        for (int state = 0; state < C; ++state) {
-          c[r][state] = load(c_ + state * c_size + at_c + r * H_padded_);
-        }
-        if constexpr (cells::has_split_gate<Cell>) {
-          Cell::template activate<Math>(x, h, u, s[r], c[r]);
-        } else {
-          Cell::template activate<Math>(h, u, s[r], c[r]);
-        }
-        gx += panels_.padded_width();
-        gh += panels_.width(panel);
-      }
-#pragma GCC unroll 8
-      for (int r = 0; r < N; ++r) {
-        // With a projection h_prev has other units; no such cell uses it here.
-        const V h_old = projected_ ? V{} : kRounded ? load(h_real_ + at_h) : load(h_prev + at_h);
-        V h_out;
-        Cell::template output<Math>(s[r], u, h_old, c[r], h_out);
-        store(out + at_c, h_out);
-        if (kRounded && !projected_) store(h_real_ + at_h, h_out);
-        if (!projected_) store_upto(p_.y + at_y, h_out, n);
-        if (!projected_ && p_.y_copy) store_upto(p_.y_copy + at_y, h_out, n);
-        for (int state = 0; state < C; ++state) store(c_ + state * c_size + at_c, c[r][state]);
-        for (int state = 0; p_.c && state < C; ++state) {
-          store_upto(p_.c + at_saved_c + state * p_.H, c[r][state], n);
-        }
-        if (Cell::saved > 0 && p_.s) {
-          for (int saved = 0; saved < Cell::saved; ++saved) {
-            store_upto(p_.s + at_saved + saved * p_.H, s[r][saved], n);
-          }
-        }
-        at_h += P_padded_;
-        at_c += H_padded_;
-        at_y += p_.rows.stride_b * p_.D * p_.P;
-        at_saved_c += p_.rows.stride_b * C * p_.H;
-        at_saved += p_.rows.stride_b * Cell::saved * p_.H;
-      }
+    if (C > 0) block.c = {c_ + at_c, H_padded_};
+    block.c_next = p_.rows.B * H_padded_;
+    const auto saved = [&](Real<T>* numbers, int64_t count) -> RowsAt<Real<T>> {
+      if (!numbers || count == 0) return {};
+      return {numbers + (d_ * R_ + row) * count * p_.H + unit, p_.rows.stride_b * count * p_.H};
     };
-    using tuning::kCellRows;  // all their gates, then all their outputs
-    int64_t b = rows.begin;
-    for (; b + kCellRows <= rows.end; b += kCellRows) compute(std::integral_constant<int, kCellRows>{});
-    for (; b < rows.end; ++b) compute(std::integral_constant<int, 1>{});
+    block.saved_s = saved(p_.s, info_.saved);
+    block.saved_c = saved(p_.c, C);
+    block.saved_next = p_.H;
+    return block;
   }
 
   void project(int64_t i, Range own, Range batch) {
@@ -350,6 +310,7 @@ class Forward : DirectionBase<Cell, T, ForwardParams<T>> {
     }
   }
 
+  const bool split_;  // is there a gate whose share from the hidden state is not just added?
   const bool packed_;
   const bool saves_;        // for the backward
   const Panels<T> panels_;  // gates of the hidden units
@@ -364,13 +325,13 @@ class Forward : DirectionBase<Cell, T, ForwardParams<T>> {
   T* m_ = nullptr;                // [B, H_padded], o tanh(c) before the projection
 };
 
-template <class Cell, class T>
-void forward(const ForwardParams<T>& p, const Resources& resources) {
-  const Plan plan = make_plan(problem_of<Cell>(p), Pass::forward, usable_threads(resources.threads));
+template <class T>
+void forward(const EngineCell<T>& cell, const ForwardParams<T>& p, const Resources& resources) {
+  const Plan plan = make_plan(problem_of(cell.info, p), Pass::forward, usable_threads(resources.threads));
   const int threads = plan.team_threads();
-  Forward<Cell, T> first(p, 0, plan, resources);
-  const auto second = p.D == 2 ? std::make_unique<Forward<Cell, T>>(p, 1, plan, resources) : nullptr;
-  Forward<Cell, T>* const directions[] = {&first, second.get()};
+  Forward<T> first(cell, p, 0, plan, resources);
+  const auto second = p.D == 2 ? std::make_unique<Forward<T>>(cell, p, 1, plan, resources) : nullptr;
+  Forward<T>* const directions[] = {&first, second.get()};
   TaskQueue queues[2]{{threads, plan.batch_groups}, {threads, plan.batch_groups}};
   parallel(threads, [&](int rank, int size) {
     int64_t waited = 0;

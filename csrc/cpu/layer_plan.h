@@ -13,13 +13,13 @@
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
-template <class Cell, class T>
-Problem problem_of(const LayerSizes& sizes) {
-  return {.sizes = sizes, .gates = Cell::gates, .number_bytes = sizeof(T), .registers = kRegisters};
+template <class T>
+Problem problem_of(const cells::CellInfo& cell, const LayerSizes& sizes) {
+  return {.sizes = sizes, .gates = cell.gates.size(), .number_bytes = sizeof(T), .registers = kRegisters};
 }
-template <class Cell, class T>
-Problem problem_of(const LayerParams<T>& p) {
-  return problem_of<Cell, T>({.T = p.rows.T,
+template <class T>
+Problem problem_of(const cells::CellInfo& cell, const LayerParams<T>& p) {
+  return problem_of<T>(cell, {.T = p.rows.T,
                               .B = p.rows.B,
                               .I = p.I,
                               .H = p.H,
@@ -30,17 +30,17 @@ Problem problem_of(const LayerParams<T>& p) {
 }
 
 // Panels for the product of a step with W_hh: of the gates of hidden units, or of the hidden state's gradient.
-template <class Cell, class T>
-Panels<T> W_hh_panels(const Plan& plan, Pass pass, int64_t B, int64_t H, int64_t P) {
+template <class T>
+Panels<T> W_hh_panels(int gates, const Plan& plan, Pass pass, int64_t B, int64_t H, int64_t P) {
   const int64_t rows = plan.step_rows(B);
-  return pass == Pass::forward ? make_panels<T>(H, Cell::gates, rows, P, plan.step_threads())
-                               : make_panels<T>(P, 1, rows, Cell::gates * H, plan.step_threads());
+  return pass == Pass::forward ? make_panels<T>(H, gates, rows, P, plan.step_threads())
+                               : make_panels<T>(P, 1, rows, gates * H, plan.step_threads());
 }
 
-template <class Cell, class T>
-LayerPlan plan_layer(const LayerSizes& sizes, Pass pass, int threads) {
-  const Plan plan = make_plan(problem_of<Cell, T>(sizes), pass, threads);
-  const Panels<T> panels = W_hh_panels<Cell, T>(plan, pass, sizes.B, sizes.H, sizes.P);
+template <class T>
+LayerPlan plan_layer(const cells::CellInfo& cell, const LayerSizes& sizes, Pass pass, int threads) {
+  const Plan plan = make_plan(problem_of<T>(cell, sizes), pass, threads);
+  const Panels<T> panels = W_hh_panels<T>(cell.gates.size(), plan, pass, sizes.B, sizes.H, sizes.P);
   const int64_t rows = std::min(plan.step_rows(sizes.B), tuning::kRowBlock);
   int nv = panels.micropanel(0, 0).nv;
   if (rows > 1 && nv > kTileVectors) nv -= nv / 2;  // as multiply_micropanel cuts it

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "cells/registry.h"
 #include "core/params.h"
 #include "cpu/chunks.h"
 #include "cpu/gemm/gemm.h"
@@ -136,15 +135,18 @@ size_t kind_of(const int64_t (&counts)[kinds], int64_t& task) {
 
 // All of these gradients of one direction. For each chunk of K rows its factors are packed, then its products and
 // its vectors are added; whoever calls shares the tasks among threads.
-template <class Cell, class T>
+template <class T>
 class GradientSums {
-  static constexpr int L = kLanes<Real<T>>, U = Cell::unit_vectors;
+  static constexpr int L = kLanes<Real<T>>;
 
  public:
   // most_rows: of a chunk.
-  GradientSums(const BackwardParams<T>& p, int d, const ChunkBuffers<T>& buffers, int64_t most_rows,
-               int threads, Workspace& workspace)
-      : GH_(Cell::gates * p.H), H_(p.H), buffers_(buffers) {
+  GradientSums(const cells::CellInfo& cell, const BackwardParams<T>& p, int d, const ChunkBuffers<T>& buffers,
+               int64_t most_rows, int threads, Workspace& workspace)
+      : GH_(cell.gates.size() * p.H),
+        H_(p.H),
+        U(cell.count(cells::ParameterKind::unit_vector)),
+        buffers_(buffers) {
     const WeightGradients<T>& dw = p.dweights[d];
     const auto sum_of = [&](T* result, int64_t size) -> GradientSum<T> {
       if constexpr (std::is_same_v<T, Real<T>>) {
@@ -264,10 +266,11 @@ class GradientSums {
   }
 
   const int64_t GH_, H_;
+  const int U;  // vectors of a unit
   const ChunkBuffers<T> buffers_;
   ChunkFactor<T> factors_[kFactors];
   GradientSum<T> dW_ih_, dW_hh_, dW_hr_, db_ih_, db_hh_;
-  GradientSum<T> dunit_[std::max(U, 1)];
+  GradientSum<T> dunit_[kMostUnitVectors];
 };
 
 }  // namespace fastrnn::cpu::FASTRNN_ISA

@@ -111,7 +111,7 @@ py::dict describe(const cpu::LayerPlan& layer) {
 
 template <class T>
 py::dict cpu_plan_of(int cell, const cpu::LayerSizes& sizes, int threads) {
-  const cpu::Kernels<T>& kernels = cpu::kernels_of<T>(cell);
+  const cpu::Kernels<T> kernels = cpu::kernels_of<T>(cell);
   using namespace py::literals;
   return py::dict("forward"_a = describe(kernels.plan(sizes, cpu::Pass::forward, threads)),
                   "backward"_a = describe(kernels.plan(sizes, cpu::Pass::backward, threads)));

@@ -1,0 +1,18 @@
+// The forward and backward of a layer for one instruction set. CMake compiles this file once for each, with
+// FASTRNN_ISA its name.
+
+#include "cpu/backward.h"
+#include "cpu/dispatch.h"
+#include "cpu/forward.h"
+#include "cpu/layer_plan.h"
+
+namespace fastrnn::cpu::FASTRNN_ISA {
+
+template <class T>
+constexpr Engine<T> kEngine = {forward<T>, backward<T>, plan_layer<T>};
+
+// Data, not code: choosing an instruction set must not run it.
+extern const Engines engines;
+constexpr Engines engines = {kEngine<float>, kEngine<double>, kEngine<bf16>};
+
+}  // namespace fastrnn::cpu::FASTRNN_ISA
