@@ -13,7 +13,7 @@ float32, and one device, the CPU or a CUDA device; only the batch sizes of a Pac
 and `lengths` may be anywhere. Outputs have that dtype. In a region of torch.autocast dtypes other than
 float64 may be mixed: all are cast to its dtype. Strides are free. Gradients flow to the input, the states and
 the weights. Complex and sparse tensors are computed with torch's own operations where torch.nn takes them,
-but without `lengths` and `return_all_states`.
+but without `lengths`, `return_all_states` and `resets` of several steps.
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,17 @@ from torch.overrides import has_torch_function, is_tensor_like
 from . import _C
 from .cells import CELLS
 from .plain import OPERATORS, is_foreign
-from .sequences import Options, form_of, in_graph, run_layers
-from .signatures import LayerOptions, Lengths, Pair, RNNOptions, TensorOrPacked, TensorOrPackedT
+from .sequences import (
+    Options,
+    form_of,
+    in_graph,
+    read_lengths,
+    read_resets,
+    run_layers,
+    split_resets,
+    unwrap,
+)
+from .signatures import LayerOptions, Lengths, Pair, Resets, RNNOptions, TensorOrPacked, TensorOrPackedT
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -87,6 +96,7 @@ def lstm(
     lengths: Lengths = None,
     return_all_states: bool = False,
     checkpoint_gates: bool = False,
+    resets: Resets = None,
 ) -> tuple[TensorOrPacked, Pair] | tuple[TensorOrPacked, Pair, tuple[TensorOrPacked, TensorOrPacked]]:
     r"""Long short-term memory over a sequence. In each layer and direction, for every step::
 
@@ -126,6 +136,16 @@ def lstm(
         return_all_states: return the states of every step, of all layers, as well.
         checkpoint_gates: keep for the backward only what a layer is given, and run its forward again there.
             Saves most of the memory of training, gives the same bits, and costs the time of the forward.
+        resets: where sequences begin anew: a bool tensor `[T, B]`, `[B, T]` with `batch_first`, `[T]` without
+            a batch; for a PackedSequence `[sum of lengths]` in the order of its data, or packed as `input`
+            is. Before a step where it is set, the state of the sequence is zero, in every layer, and no
+            gradient crosses. So the resets part a sequence into segments: the first one begins from `hx`,
+            unless step 0 has a reset, the others from zeros, and the last state is that of the last segment.
+            The reverse direction runs through the same segments: the last one begins from `hx`, the others
+            from zeros, and its last state is that of the first segment; a reset of step 0 does not change
+            it. Resets past the `lengths` are not read. The segments run as the sequences of one packed batch,
+            so dropout draws its masks in the order of that batch. On a GPU, resets of several steps cost a
+            synchronization. TorchScript takes none, and ONNX none of several steps.
 
     Returns:
         `output, (h_n, c_n)`: the h' of the last layer, in the form of `input` with last size `D*P`, and the
@@ -139,15 +159,17 @@ def lstm(
         ValueError: an `input` that is not packed has not 2 or 3 dimensions, or its dtype is not that of the
             weights.
         RuntimeError: any other size or dtype that does not fit, or a count of weights that does not; a length
-            out of range; `lengths` with an unbatched or packed input.
-        TypeError: `lengths` are not integers.
+            out of range; `lengths` with an unbatched or packed input; torch.vmap maps over `resets` of
+            several steps.
+        TypeError: `lengths` are not integers, or `resets` no bool tensor.
+        NotImplementedError: `resets` of several steps are exported to ONNX.
         KindError: `input` or `hx` is something else than stated above. It is caught by any `except` that
             catches what torch.nn raises then.
     """
     options = Options(
         "lstm", bias, num_layers, dropout, training, bidirectional, batch_first, checkpoint_gates
     )
-    return run_sequence(input, hx, weights, options, lengths, return_all_states)
+    return run_sequence(input, hx, weights, options, lengths, return_all_states, resets)
 
 
 @overload
@@ -191,6 +213,7 @@ def gru(
     lengths: Lengths = None,
     return_all_states: bool = False,
     checkpoint_gates: bool = False,
+    resets: Resets = None,
 ) -> tuple[TensorOrPacked, Tensor] | tuple[TensorOrPacked, Tensor, TensorOrPacked]:
     r"""Gated recurrent units over a sequence. In each layer and direction, for every step::
 
@@ -213,7 +236,7 @@ def gru(
             of the gates are stacked in the order r, z, n. `W_ih` is `[3*H, I]` in the first layer and
             `[3*H, D*H]` above, `W_hh` `[3*H, H]`, `b_ih` and `b_hh` `[3*H]`.
         bias, num_layers, dropout, training, bidirectional, batch_first, lengths, return_all_states,
-            checkpoint_gates: as for `lstm`.
+            checkpoint_gates, resets: as for `lstm`.
 
     Returns:
         `output, h_n`: the h' of the last layer, in the form of `input` with last size `D*H`, and the last
@@ -225,7 +248,7 @@ def gru(
     options = Options(
         "gru", bias, num_layers, dropout, training, bidirectional, batch_first, checkpoint_gates
     )
-    return run_sequence(input, hx, weights, options, lengths, return_all_states)
+    return run_sequence(input, hx, weights, options, lengths, return_all_states, resets)
 
 
 @overload
@@ -270,6 +293,7 @@ def rnn(
     lengths: Lengths = None,
     return_all_states: bool = False,
     checkpoint_gates: bool = False,
+    resets: Resets = None,
 ) -> tuple[TensorOrPacked, Tensor] | tuple[TensorOrPacked, Tensor, TensorOrPacked]:
     r"""Elman's recurrent network over a sequence. In each layer and direction, for every step::
 
@@ -288,7 +312,7 @@ def rnn(
             `[H]`.
         nonlinearity: "tanh" or "relu".
         bias, num_layers, dropout, training, bidirectional, batch_first, lengths, return_all_states,
-            checkpoint_gates: as for `lstm`.
+            checkpoint_gates, resets: as for `lstm`.
 
     Returns:
         `output, h_n`: the h' of the last layer, in the form of `input` with last size `D*H`, and the last
@@ -300,7 +324,7 @@ def rnn(
     """
     cell = name_rnn(nonlinearity, ValueError)
     options = Options(cell, bias, num_layers, dropout, training, bidirectional, batch_first, checkpoint_gates)
-    return run_sequence(input, hx, weights, options, lengths, return_all_states)
+    return run_sequence(input, hx, weights, options, lengths, return_all_states, resets)
 
 
 def lstm_cell(
@@ -310,6 +334,8 @@ def lstm_cell(
     W_hh: Tensor,
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
+    *,
+    resets: Tensor | None = None,
 ) -> Pair:
     r"""One step of `lstm`, with its equations.
 
@@ -318,6 +344,7 @@ def lstm_cell(
         hx: `(h, c)`, each `[B, H]`, or `[H]` without a batch; None for zeros.
         W_ih, W_hh: `[4*H, I]` and `[4*H, H]`, rows in the order i, f, g, o.
         b_ih, b_hh: `[4*H]`, or None for zeros.
+        resets: bool `[B]`, or `[]` without a batch: where it is set, the state before the step is zero.
 
     Returns:
         `(h', c')`, each shaped as in `hx`.
@@ -325,10 +352,11 @@ def lstm_cell(
     Raises:
         ValueError: `input` or a state has not 1 or 2 dimensions.
         RuntimeError: any other size or dtype that does not fit.
+        TypeError: `resets` are no bool tensor.
         KindError: `input` or `hx` is something else than stated above. It is caught by any `except` that
             catches what torch.nn raises then.
     """
-    return run_step("lstm", input, hx, W_ih, W_hh, b_ih, b_hh)
+    return run_step("lstm", input, hx, W_ih, W_hh, b_ih, b_hh, resets)
 
 
 def gru_cell(
@@ -338,6 +366,8 @@ def gru_cell(
     W_hh: Tensor,
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
+    *,
+    resets: Tensor | None = None,
 ) -> Tensor:
     r"""One step of `gru`, with its equations.
 
@@ -346,14 +376,15 @@ def gru_cell(
         hx: `h`, `[B, H]`, or `[H]` without a batch; None for zeros.
         W_ih, W_hh: `[3*H, I]` and `[3*H, H]`, rows in the order r, z, n.
         b_ih, b_hh: `[3*H]`, or None for zeros.
+        resets: as for `lstm_cell`.
 
     Returns:
         `h'`, shaped as `h`.
 
     Raises:
-        ValueError, RuntimeError, KindError: as `lstm_cell`.
+        ValueError, RuntimeError, TypeError, KindError: as `lstm_cell`.
     """
-    return run_step("gru", input, hx, W_ih, W_hh, b_ih, b_hh)
+    return run_step("gru", input, hx, W_ih, W_hh, b_ih, b_hh, resets)
 
 
 def rnn_cell(
@@ -365,6 +396,7 @@ def rnn_cell(
     b_hh: Tensor | None = None,
     *,
     nonlinearity: str = "tanh",
+    resets: Tensor | None = None,
 ) -> Tensor:
     r"""One step of `rnn`, with its equation.
 
@@ -374,26 +406,29 @@ def rnn_cell(
         W_ih, W_hh: `[H, I]` and `[H, H]`.
         b_ih, b_hh: `[H]`, or None for zeros.
         nonlinearity: "tanh" or "relu".
+        resets: as for `lstm_cell`.
 
     Returns:
         `h'`, shaped as `h`.
 
     Raises:
         ValueError: `nonlinearity` is neither of the two; and as `lstm_cell`.
-        RuntimeError, KindError: as `lstm_cell`.
+        RuntimeError, TypeError, KindError: as `lstm_cell`.
     """
-    return run_step(name_rnn(nonlinearity, ValueError), input, hx, W_ih, W_hh, b_ih, b_hh)
+    return run_step(name_rnn(nonlinearity, ValueError), input, hx, W_ih, W_hh, b_ih, b_hh, resets)
 
 
 # ---- what the functions above and the modules share ----
 
 
-def run_sequence(input, hx, weights, options: Options, lengths=None, return_all_states=False):
+def run_sequence(input, hx, weights, options: Options, lengths=None, return_all_states=False, resets=None):
     """The operator fastrnn::rnn in torch.nn's calling convention: hx None, a state or a tuple; packed input.
 
     Kinds are checked here, every shape and dtype in the operator.
     """
     states = _list_states(options.cell, hx)
+    if resets is not None:
+        return _run_with_resets(input, states, weights, options, lengths, return_all_states, resets)
     if lengths is not None or return_all_states:
         return _run_with_more(input, states, weights, options, lengths, return_all_states)
     if isinstance(input, Tensor) or is_tensor_like(input):
@@ -430,6 +465,44 @@ def _run(x, batch_sizes, states, weights, options):
         return OPERATORS["rnn"](x, batch_sizes, states, weights, *options)
 
 
+def _run_with_resets(input, states, weights, options, lengths, return_all_states, resets):
+    """run_sequence with `resets`. Only those of later steps than the first make segments."""
+    packed = isinstance(input, PackedSequence)
+    x = input.data if packed else input
+    is_sequence = packed or is_tensor_like(x) and (x.dim() == 3 or x.dim() == 2 and lengths is None)
+    if not is_sequence or packed and lengths is not None:  # which is an error of any call
+        return run_in_form(input, states, weights, options, lengths)
+    resets = read_resets(resets, x.shape[: 1 if packed else -1])
+
+    batch_first, batch_sizes = options.batch_first and x.dim() == 3, input.batch_sizes if packed else None
+    time = int(batch_first)
+    if not (packed or torch.jit.is_tracing()) and lengths is None and resets.shape[time] == 1:
+        first = resets.select(time, 0)
+    elif in_graph():
+        return run_in_form(input, states, weights, options, lengths, return_all_states, resets)
+    else:
+        resets = unwrap("resets", resets).to("cpu")
+        if lengths is not None:
+            lengths = read_lengths(lengths, *(x.shape[:2] if batch_first else x.shape[1::-1]))
+        first, is_later = split_resets(resets, lengths, batch_sizes, batch_first)
+        if is_later:
+            return run_in_form(input, states, weights, options, lengths, return_all_states, resets)
+        if packed and input.unsorted_indices is not None:
+            first = first[input.unsorted_indices.to("cpu")]
+    if states and options.bidirectional:
+        first = torch.stack([first, torch.zeros_like(first)]).repeat(options.num_layers, *[1] * first.dim())
+    states = [_begin_anew(state, first) for state in states]
+    given = _join_states(states) if states else None
+    return run_sequence(input, given, weights, options, lengths, return_all_states)
+
+
+def _begin_anew(state, resets):
+    """A state with zeros where `resets` are set, which have the sizes before its last one."""
+    if not torch.jit.is_tracing() and state.shape[:-1][-resets.dim() :] != resets.shape and resets.dim():
+        return state  # of another size than the input, which the operator refuses
+    return state.masked_fill(resets.to(state.device).unsqueeze(-1), 0)
+
+
 def _run_with_more(input, states, weights, options, lengths, return_all_states):
     """run_sequence with `lengths` or `return_all_states`."""
     if lengths is not None and _is_exporting_to_onnx():
@@ -445,8 +518,9 @@ def _run_with_more(input, states, weights, options, lengths, return_all_states):
     return run_in_form(input, states, weights, options, lengths, return_all_states)
 
 
-def run_in_form(input, states, weights, options, lengths, return_all_states=False):
-    """run_sequence with `lengths` or `return_all_states`. Both take time-major sequences, or packed rows."""
+def run_in_form(input, states, weights, options, lengths, return_all_states=False, resets=None):
+    """run_sequence with `lengths`, `return_all_states` or `resets`. All of them take time-major sequences, or
+    packed rows."""
     packed = isinstance(input, PackedSequence)
     if not packed and not is_tensor_like(input):
         raise KindError(f"{options.cell}: input: expected Tensor or PackedSequence, got {_kind(input)}")
@@ -455,17 +529,19 @@ def run_in_form(input, states, weights, options, lengths, return_all_states=Fals
     if lengths is not None and (packed or input.dim() != 3):
         kind = "a PackedSequence, which has its own" if packed else f"{input.dim()} dimensions"
         raise RuntimeError(f"lengths: expected a padded input of 3 dimensions with them, got {kind}")
-    if lengths is not None and any(hasattr(weight, "orig_weight") for weight in weights):
-        # An ExpandedWeight; its gradients of each sample would be in the order of the rows.
-        raise RuntimeError("lengths: expected None for gradients of each sample; a PackedSequence is taken")
+    for name, option in (("lengths", lengths), ("resets", resets)):
+        if option is not None and any(hasattr(weight, "orig_weight") for weight in weights):
+            # An ExpandedWeight; its gradients of each sample would be in the order of the rows.
+            hint = "; a PackedSequence is taken" if name == "lengths" else ""
+            raise RuntimeError(f"{name}: expected None for gradients of each sample{hint}")
 
-    form = form_of(input, lengths, options.batch_first)
+    form = form_of(input, lengths, resets, options)
     sizes = _state_sizes(form, weights, options)
-    if lengths is not None and not states and in_graph():
+    if not (lengths is None and resets is None) and not states and in_graph():
         # The operator would take their number from batch_sizes, where a graph does not see that it is that
         # of the form's sequences.
         states = [input.new_zeros(size) for size in sizes]
-    if not torch.jit.is_tracing():  # a trace keeps no check
+    if not torch.jit.is_tracing() and not (packed and in_graph()):  # which keep no check, or do not know B
         _check_sizes(options.cell, states, sizes)
     if form.order is not None:
         _check_storage(options.cell, states)
@@ -501,7 +577,7 @@ def _check_sizes(cell, states, sizes):
             raise RuntimeError(f"Expected hidden{index} size {size}, got {list(state.shape)} for {name}_0")
 
 
-def run_step(cell, input, hx, W_ih, W_hh, b_ih, b_hh):
+def run_step(cell, input, hx, W_ih, W_hh, b_ih, b_hh, resets=None):
     """The operator fastrnn::cell in torch.nn's calling convention."""
     if not (isinstance(input, Tensor) or is_tensor_like(input)):
         raise KindError(f"{cell}: input: expected Tensor, got {_kind(input)}")
@@ -510,6 +586,9 @@ def run_step(cell, input, hx, W_ih, W_hh, b_ih, b_hh):
         weights.append(torch.zeros_like(b_hh) if b_ih is None else b_ih)
         weights.append(torch.zeros_like(b_ih) if b_hh is None else b_hh)
     states = _list_states(cell, hx)
+    if resets is not None:
+        resets = read_resets(resets, input.shape[:-1])
+        states = [_begin_anew(s, resets) for s in states]
     try:
         states = _operator("cell", input, states, weights)(input, states, weights, cell)
     except NotImplementedError:

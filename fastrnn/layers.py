@@ -11,7 +11,7 @@ from .cells import CELLS
 from .functional import run_sequence
 from .modules import gather
 from .sequences import Options
-from .signatures import Lengths, TensorOrPacked, typed_as
+from .signatures import Lengths, Resets, TensorOrPacked, typed_as
 from .transforms.fx import Leaf, forward_error
 
 __all__ = ["RecurrentLayer"]
@@ -95,6 +95,7 @@ class RecurrentLayer(Leaf):
         hx: Tensor | tuple[Tensor, ...] | None = None,
         lengths: Lengths = None,
         return_all_states: bool = False,
+        resets: Resets = None,
     ) -> tuple[Any, ...]:
         """Run the layer over a sequence, as LSTM.forward.
 
@@ -116,7 +117,8 @@ class RecurrentLayer(Leaf):
             self.batch_first,
             self.checkpoint_gates,
         )
-        return run_sequence(input, hx, gather(self, self._names), options, lengths, return_all_states)
+        weights = gather(self, self._names)
+        return run_sequence(input, hx, weights, options, lengths, return_all_states, resets)
 
     if TYPE_CHECKING:
 

@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .cells import CELLS
 from .functional import name_rnn, run_sequence, run_step
 from .sequences import Options
-from .signatures import Lengths, Pair, TensorOrPacked, TensorOrPackedT, typed_as
+from .signatures import Lengths, Pair, Resets, TensorOrPacked, TensorOrPackedT, typed_as
 from .transforms.fx import INSTALLED, Leaf, forward_error
 
 if TYPE_CHECKING:  # what the classes of layers and cells are mixed with
@@ -153,12 +153,14 @@ class _Layer(Leaf, RNNBase, metaclass=_Class):
         sizes = [weight.shape[-1] for weight in self._flat_weights[:2] if weight is not None]
         return sizes == [self.input_size, self.proj_size or self.hidden_size]
 
-    def _run_with_own_methods(self, input, hx, lengths, return_all_states):
+    def _run_with_own_methods(self, input, hx, lengths, return_all_states, resets):
         """`_run` that calls _METHODS as torch.nn's forward does."""
         packed = isinstance(input, PackedSequence)
         x, batch_sizes, order, restored = input if packed else (input, None, None, None)
         if not isinstance(x, Tensor) or not packed and x.dim() not in (2, 3):
-            return self._run(input, hx, lengths, return_all_states, with_own_methods=False)  # an error
+            return self._run(
+                input, hx, lengths, return_all_states, resets, with_own_methods=False
+            )  # an error
         unbatched, batch_dim = not packed and x.dim() == 2, 0 if self.batch_first else 1
         if unbatched:
             x = x.unsqueeze(batch_dim)
@@ -176,7 +178,7 @@ class _Layer(Leaf, RNNBase, metaclass=_Class):
             self.check_forward_args(x, hx, batch_sizes)
         hx = _each(hx, lambda s: s.squeeze(1)) if unbatched else hx
         given = PackedSequence(x, batch_sizes) if packed else input
-        results = self._run(given, hx, lengths, return_all_states, with_own_methods=False)
+        results = self._run(given, hx, lengths, return_all_states, resets, with_own_methods=False)
         output, last, *every = results
         if packed:
 
@@ -186,12 +188,12 @@ class _Layer(Leaf, RNNBase, metaclass=_Class):
             output, every = reorder(output), [_each(s, reorder) for s in every]
         return output, self.permute_hidden(last, restored), *every
 
-    def _run(self, input, hx, lengths, return_all_states, with_own_methods=True):
+    def _run(self, input, hx, lengths, return_all_states, resets, with_own_methods=True):
         """What `forward` does in Python."""
         if isinstance(input, Proxy):
             raise forward_error(self)
         if with_own_methods and self._has_own_methods:
-            return self._run_with_own_methods(input, hx, lengths, return_all_states)
+            return self._run_with_own_methods(input, hx, lengths, return_all_states, resets)
         options = Options(
             self.mode.lower(),
             self.bias,
@@ -202,7 +204,7 @@ class _Layer(Leaf, RNNBase, metaclass=_Class):
             self.batch_first,
             self.checkpoint_gates,
         )
-        return run_sequence(input, hx, _gather_flat(self), options, lengths, return_all_states)
+        return run_sequence(input, hx, _gather_flat(self), options, lengths, return_all_states, resets)
 
     # The same for TorchScript, which wants one type for each argument. Lists are unpacked and not indexed, so
     # that the ONNX exporter knows what is in them.
@@ -246,7 +248,7 @@ class _Cell(Leaf, RNNCellBase, metaclass=_Class):
         if name == "hidden_size" and "weight_hh" in self._parameters:
             self._size_was_set = True
 
-    def _run(self, input, hx):
+    def _run(self, input, hx, resets):
         if isinstance(input, Proxy):
             raise forward_error(self)
         if self._size_was_set and hx is None and self.hidden_size != self.weight_hh.shape[1]:
@@ -254,9 +256,11 @@ class _Cell(Leaf, RNNCellBase, metaclass=_Class):
                 f"hidden0 has inconsistent hidden_size: got {self.hidden_size}, "
                 f"expected {self.weight_hh.shape[1]} as weight_hh has"
             )
-        return run_step(self._cell, input, hx, *gather(self, _CELL_WEIGHTS))
+        W_ih, W_hh, b_ih, b_hh = gather(self, _CELL_WEIGHTS)
+        return run_step(self._cell, input, hx, W_ih, W_hh, b_ih, b_hh, resets)
 
-    def _script(self, input: Tensor, states: list[Tensor], cell: str) -> list[Tensor]:
+    def _script(self, input: Tensor, states: list[Tensor], cell: str, resets: Tensor | None) -> list[Tensor]:
+        assert resets is None, "resets: expected None in TorchScript"
         weights = [self.weight_ih, self.weight_hh]
         if self.bias_ih is not None and self.bias_hh is not None:
             weights = [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
@@ -273,6 +277,7 @@ class _TwoStateLayer(_Layer):
         hx: Pair | None = None,
         lengths: Lengths = None,
         return_all_states: Literal[False] = False,
+        resets: Resets = None,
     ) -> tuple[TensorOrPackedT, Pair]: ...
     @overload
     def forward(
@@ -282,6 +287,7 @@ class _TwoStateLayer(_Layer):
         lengths: Lengths = None,
         *,
         return_all_states: Literal[True],
+        resets: Resets = None,
     ) -> tuple[TensorOrPackedT, Pair, tuple[TensorOrPackedT, TensorOrPackedT]]: ...
     @overload
     def forward(
@@ -291,6 +297,7 @@ class _TwoStateLayer(_Layer):
         lengths: Lengths = None,
         *,
         return_all_states: bool,
+        resets: Resets = None,
     ) -> tuple[TensorOrPackedT, Pair] | tuple[TensorOrPackedT, Pair, Any]: ...
     # Not keyword-only: torch.onnx.export(dynamo=False) gives every argument by its position.
     def forward(
@@ -299,6 +306,7 @@ class _TwoStateLayer(_Layer):
         hx: Pair | None = None,
         lengths: Lengths = None,
         return_all_states: bool = False,
+        resets: Resets = None,
     ) -> tuple[TensorOrPacked, Pair] | tuple[TensorOrPacked, Pair, tuple[TensorOrPacked, TensorOrPacked]]:
         """Run the layer over a sequence; see `fastrnn.functional.lstm`.
 
@@ -307,6 +315,8 @@ class _TwoStateLayer(_Layer):
         lengths: `[B]`, of the sequences in a padded input: any integers from 0 to T, on any device; the plain
             alternative to a PackedSequence. `output` is zero past a length
         return_all_states: return the states of every step, too
+        resets: bool `[T, B]`, `[B, T]` with batch_first, `[T]` unbatched, `[R]` for the rows of a
+            PackedSequence: where it is set, the state before the step is zero
 
         Returns `output, (h_n, c_n)`; with return_all_states a third result `(h, c)` of every step,
         `[L*D, T, B, P]` and `[L*D, T, B, H]`.
@@ -314,7 +324,7 @@ class _TwoStateLayer(_Layer):
         Raises KindError if `input` or `hx` is something else, torch.fx.proxy.TraceError if a Tracer of
         torch.fx runs this itself (it may only record calls of the layer), else as the function.
         """
-        return self._run(input, hx, lengths, return_all_states)
+        return self._run(input, hx, lengths, return_all_states, resets)
 
     if TYPE_CHECKING:
 
@@ -332,6 +342,7 @@ class _OneStateLayer(_Layer):
         hx: Tensor | None = None,
         lengths: Lengths = None,
         return_all_states: Literal[False] = False,
+        resets: Resets = None,
     ) -> tuple[TensorOrPackedT, Tensor]: ...
     @overload
     def forward(
@@ -341,6 +352,7 @@ class _OneStateLayer(_Layer):
         lengths: Lengths = None,
         *,
         return_all_states: Literal[True],
+        resets: Resets = None,
     ) -> tuple[TensorOrPackedT, Tensor, TensorOrPackedT]: ...
     @overload
     def forward(
@@ -350,6 +362,7 @@ class _OneStateLayer(_Layer):
         lengths: Lengths = None,
         *,
         return_all_states: bool,
+        resets: Resets = None,
     ) -> tuple[TensorOrPackedT, Tensor] | tuple[TensorOrPackedT, Tensor, Any]: ...
     def forward(
         self,
@@ -357,9 +370,10 @@ class _OneStateLayer(_Layer):
         hx: Tensor | None = None,
         lengths: Lengths = None,
         return_all_states: bool = False,
+        resets: Resets = None,
     ) -> tuple[TensorOrPacked, Tensor] | tuple[TensorOrPacked, Tensor, TensorOrPacked]:
         """As LSTM.forward, with one state `h_0`. Returns `output, h_n`, and h of every step if wanted."""
-        return self._run(input, hx, lengths, return_all_states)
+        return self._run(input, hx, lengths, return_all_states, resets)
 
     if TYPE_CHECKING:
 
@@ -495,19 +509,22 @@ class LSTMCell(_Cell, torch.nn.LSTMCell):
 
     _cell = "lstm"
 
-    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Run one step; see `fastrnn.functional.lstm_cell`.
 
         input: `[B, I]` or `[I]`
         hx: state `(h, c)`, None for zeros
+        resets: bool `[B]` or `[]`: where it is set, the state before the step is zero. TorchScript takes none
 
         Returns the next state `(h', c')`. Raises as LSTM.forward.
         """
         if torch.jit.is_scripting():
-            h, c = self._script(input, [] if hx is None else [hx[0], hx[1]], "lstm")
+            h, c = self._script(input, [] if hx is None else [hx[0], hx[1]], "lstm", resets)
             return h, c
         else:
-            return self._run(input, hx)
+            return self._run(input, hx, resets)
 
     if TYPE_CHECKING:
 
@@ -520,13 +537,13 @@ class GRUCell(_Cell, torch.nn.GRUCell):
 
     _cell = "gru"
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, hx: Tensor | None = None, resets: Tensor | None = None) -> Tensor:
         """As LSTMCell.forward with one state `h`; see `fastrnn.functional.gru_cell`. Returns `h'`."""
         if torch.jit.is_scripting():
-            (h,) = self._script(input, [] if hx is None else [hx], "gru")
+            (h,) = self._script(input, [] if hx is None else [hx], "gru", resets)
             return h
         else:
-            return self._run(input, hx)
+            return self._run(input, hx, resets)
 
     if TYPE_CHECKING:
 
@@ -543,13 +560,13 @@ class RNNCell(_Cell, torch.nn.RNNCell):
     def _cell(self):
         return name_rnn(self.nonlinearity, RuntimeError)  # torch.nn.RNNCell finds out in forward only
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, hx: Tensor | None = None, resets: Tensor | None = None) -> Tensor:
         """As LSTMCell.forward with one state `h`; see `fastrnn.functional.rnn_cell`. Returns `h'`."""
         if torch.jit.is_scripting():
-            (h,) = self._script(input, [] if hx is None else [hx], "rnn_" + self.nonlinearity)
+            (h,) = self._script(input, [] if hx is None else [hx], "rnn_" + self.nonlinearity, resets)
             return h
         else:
-            return self._run(input, hx)
+            return self._run(input, hx, resets)
 
     if TYPE_CHECKING:
 

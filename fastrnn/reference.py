@@ -193,7 +193,7 @@ def weight_shapes(
     return shapes
 
 
-def sweep(step, x, state, weights, batch_sizes, reverse) -> tuple[Tensor, State]:
+def sweep(step, x, state, weights, batch_sizes, reverse, resets=None) -> tuple[Tensor, State]:
     """One layer in one direction.
 
     Args:
@@ -203,14 +203,21 @@ def sweep(step, x, state, weights, batch_sizes, reverse) -> tuple[Tensor, State]
         weights: of this layer and direction, in the order the step takes them
         batch_sizes: rows at each time, `T` ints that never grow
         reverse: from the last time to the first
+        resets: bool `[sum(batch_sizes)]`: between the time before and that of a marked row the state becomes
+            zero, in both directions; None for nowhere
 
     Returns: `h` of every step `[sum(batch_sizes), P]` and the last state of every sequence, `[B, …]` each.
     """
     rows = x.split(batch_sizes)
     outputs: list[Tensor] = [x] * len(rows)
     times = range(len(rows) - 1, -1, -1) if reverse else range(len(rows))
+    marks = [] if resets is None else resets.split(batch_sizes)
     for t in times:
         running = [s[: batch_sizes[t]] for s in state]  # the others have ended, or, in reverse, not begun
+        later = t + 1 if reverse else t  # the later one of the two times that the state goes between
+        if later < len(marks):
+            mark, n = marks[later].unsqueeze(-1), batch_sizes[later]
+            running = [torch.cat([s[:n].masked_fill(mark, 0), s[n:]]) for s in running]
         stepped = step(rows[t], tuple(running), *weights)
         state = tuple(torch.cat([new, s[batch_sizes[t] :]]) for new, s in zip(stepped, state, strict=True))
         outputs[t] = stepped[0]
@@ -229,6 +236,7 @@ def rnn(
     bidirectional: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | Sequence[int] | None = None,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Whole sequences through `L` layers in `D` directions.
 
@@ -247,6 +255,8 @@ def rnn(
         bidirectional: `D = 2`, otherwise 1
         batch_first: form of `input` and of the output (not of the states)
         batch_sizes: of a PackedSequence, `[T]`
+        resets: bool, the size of `input` without its last dimension: where it is set, the state of the
+            sequence is zero before this step, and in the reverse direction after it
 
     Returns: `(output, h_n)`, and `c_n` for an LSTM. `output` has the form of `input` with a last size of
     `D*P`, states have the form of `hx`.
@@ -271,6 +281,8 @@ def rnn(
         time_major = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if batch_first else input
         T, B = time_major.shape[:2]
         sizes, x = [B] * T, time_major.flatten(0, 1)
+        if resets is not None:
+            resets = (resets.T if batch_first and not unbatched else resets).flatten()
 
     H = weights[1].shape[0] // row.gates
     P = weights[1].shape[1]
@@ -286,7 +298,7 @@ def rnn(
             k = layer * D + direction
             given = iter(weights[k * each : (k + 1) * each])
             ws = [next(given) if p in parameters else None for p in row.info.parameters]
-            output, state = sweep(row.step, x, tuple(s[k] for s in hx), ws, sizes, reverse=direction == 1)
+            output, state = sweep(row.step, x, tuple(s[k] for s in hx), ws, sizes, direction == 1, resets)
             outputs.append(output)
             last.append(state)
         x = torch.cat(outputs, dim=-1)

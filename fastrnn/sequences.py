@@ -1,14 +1,16 @@
-"""Padded sequences with lengths, and the states of every step: what the layers do beyond torch.nn's.
+"""Lengths, resets and the states of every step: what the layers do beyond torch.nn's.
 
 Sizes as in `fastrnn.functional`; R is the number of rows of a packed sequence, the sum of its lengths.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import dropout as drop
@@ -17,7 +19,20 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .cells import CELLS
 
-__all__ = ["Options", "Rows", "cell_states", "form_of", "rows_of", "run_each_layer", "run_layers"]
+__all__ = [
+    "Options",
+    "Rows",
+    "Segments",
+    "cell_states",
+    "form_of",
+    "read_resets",
+    "rows_of",
+    "run_each_layer",
+    "run_layers",
+    "segments_of",
+    "split_resets",
+    "unwrap",
+]
 
 _rnn = torch.ops.fastrnn.rnn.default
 _layer = torch.ops.fastrnn.layer.default
@@ -136,6 +151,178 @@ def find_rows(lengths: Tensor, T: int, batch_first: bool) -> Rows:
     t, k = runs.nonzero(as_tuple=True)
     index = order[k] * T + t if batch_first else t * len(lengths) + order[k]
     return Rows(index, runs.sum(1), order)
+
+
+# ---- resets ----
+
+
+class Segments(NamedTuple):
+    """The segments of sequences with resets, as the sequences of a packed sequence: the longest first.
+
+    Attributes:
+        index: `[R]`, where each packed row stands among the rows of the input
+        place: `[N]`, where each row of the input stands among the packed rows; R past the lengths
+        batch_sizes: `[longest segment]`, on the CPU
+        source: `[2, n]`, for each direction and segment: where it begins from in `[zero, states of B
+            sequences]`
+        last: `[2, B]`, for each direction and sequence: where its last state is in `[states of n segments,
+            initial states of B sequences]`
+    """
+
+    index: Tensor  # type: ignore[assignment]  # in place of tuple.index
+    place: Tensor
+    batch_sizes: Tensor
+    source: Tensor
+    last: Tensor
+
+    def to(self, device) -> Segments:
+        if device.type == "cpu":
+            return self
+        index, place, source, last = (t.to(device) for t in (self.index, self.place, self.source, self.last))
+        return Segments(index, place, self.batch_sizes, source, last)
+
+
+def read_resets(resets: Tensor | PackedSequence, size: Sequence[int]) -> Tensor:
+    """`resets` as a tensor, checked: of bool and of this size.
+
+    Raises TypeError if it is something else, RuntimeError for another size.
+    """
+    if isinstance(resets, PackedSequence):
+        resets = resets.data
+    if not isinstance(resets, Tensor):
+        raise TypeError(f"resets: expected a bool Tensor, got {type(resets).__name__}")
+    if resets.dtype != torch.bool:
+        raise TypeError(f"resets: expected a bool Tensor, got {resets.dtype}: call .bool()")
+    if not torch.jit.is_tracing() and resets.shape != size:  # a trace keeps no check
+        raise RuntimeError(
+            f"resets: expected size {list(size)}, one for each step of the input, got {list(resets.shape)}"
+        )
+    return resets
+
+
+def unwrap(name: str, tensor: Tensor) -> Tensor:
+    """A tensor without the wrappers of torch.func. Raises RuntimeError if torch.vmap maps over it."""
+    functorch: Any = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            raise RuntimeError(f"{name}: vmap cannot map over them where resets are of several steps")
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def split_resets(resets: Tensor, lengths: Tensor | None, batch_sizes: Tensor | None, batch_first: bool):
+    """The resets of step 0, `[B]` (`[]` unbatched), and whether a later step has one.
+
+    The arguments are those of segments_of; `lengths` are read. Resets past them do not count.
+    """
+    if batch_sizes is not None:
+        B = int(batch_sizes[0])
+        return resets[:B], bool(resets[B:].any())
+    if batch_first and resets.dim() == 2:
+        resets = resets.T
+    if lengths is not None:
+        resets = resets & (torch.arange(len(resets), device="cpu").unsqueeze(1) < lengths)
+    return resets[:1].any(0), bool(resets[1:].any())  # there may be no step 0
+
+
+def segments_of(
+    resets: Tensor,
+    lengths: Tensor | Sequence[int] | None,
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+) -> Segments:
+    """The segments of sequences.
+
+    Args:
+        resets: `[T, B]`, or `[B, T]` with `batch_first`; `[T]` of one sequence; `[R]` with `batch_sizes`
+        lengths: of padded sequences, see read_lengths; None for T each
+        batch_sizes: of packed sequences
+        batch_first: the form of `resets` of 2 dimensions
+    """
+    if in_graph():
+        lengths = lengths if lengths is None else _to_tensor(lengths)
+        return Segments(*torch.ops.fastrnn.segments_of(resets, lengths, batch_sizes, batch_first))
+    return find_segments(resets, lengths, batch_sizes, batch_first)
+
+
+@torch.library.custom_op("fastrnn::segments_of", mutates_args=())
+def segments_in_graph(
+    resets: Tensor, lengths: Tensor | None, batch_sizes: Tensor | None, batch_first: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """segments_of as one node of a graph, which has to know that there is a row at all."""
+    if not resets.numel() or lengths is not None and not lengths.any():
+        raise RuntimeError(
+            "resets: expected a sequence with a step in what torch.compile, torch.export or torch.jit.trace "
+            "has made, got none"
+        )
+    index, place, sizes, source, last = find_segments(resets, lengths, batch_sizes, batch_first)
+    return index, place, sizes, source, last
+
+
+@segments_in_graph.register_fake
+def _(resets, lengths, batch_sizes, batch_first):
+    size = torch.library.get_ctx().new_dynamic_size
+    R = resets.numel() if lengths is None else size(min=1)
+    of_padded = [*resets.shape, 1][0 if batch_first and resets.dim() == 2 else 1]
+    B = of_padded if batch_sizes is None else size(min=1)
+    shapes = (R,), (resets.numel(),), (size(min=1),), (2, size(min=1)), (2, B)
+    return tuple(torch.empty(shape, dtype=torch.int64, device="cpu") for shape in shapes)
+
+
+def _to_numpy(name, tensor):
+    tensor = unwrap(name, tensor)
+    with torch._C._DisableFuncTorch():  # which would wrap it again
+        return tensor.to("cpu").numpy()
+
+
+def find_segments(resets, lengths, batch_sizes, batch_first) -> Segments:
+    """What segments_of says. There is a row at least. In NumPy, whose small operations take a fraction of the
+    time of torch's."""
+    marks = _to_numpy("resets", resets)
+    if batch_sizes is not None:
+        of_step = _to_numpy("batch_sizes", batch_sizes)
+        of_sequence = np.arange(of_step[0])[:, np.newaxis]
+        row = of_step.cumsum() - of_step + of_sequence  # [B, T]
+        steps = (of_step > of_sequence).sum(1)  # of each sequence
+    else:
+        row = np.arange(marks.size).reshape(marks.shape if marks.ndim == 2 else (-1, 1))
+        row = row if batch_first and marks.ndim == 2 else row.T
+        steps = np.full(*row.shape)
+        if lengths is not None:
+            steps = _to_numpy("lengths", read_lengths(lengths, *row.shape))
+    B, T = row.shape
+
+    # Rows are now in the order of the sequences, each from its first step to its last.
+    row = row[np.arange(T) < steps[:, np.newaxis]]
+    is_reset = marks.ravel()[row]
+    running = steps.nonzero()[0]  # sequences
+    end = steps.cumsum()[running]
+    first = end - steps[running]
+
+    begins = is_reset.copy()
+    begins[first] = True
+    begin = begins.nonzero()[0]  # of each segment
+    n, R = len(begin), len(row)
+    order = (begin - np.append(begin[1:], R)).argsort(kind="stable")  # the longest first
+    rank = np.empty_like(order)
+    rank[order] = np.arange(n)
+
+    segment = begins.cumsum() - 1  # of each row
+    step = np.arange(R) - begin[segment]
+    sizes = np.bincount(step)
+    packed = (sizes.cumsum() - sizes)[step] + rank[segment]
+    index = np.empty_like(row)
+    index[packed] = row
+    place = np.full(marks.size, R)
+    place[row] = packed
+
+    at_first, at_last = rank[segment[first]], rank[segment[end - 1]]  # segments of a sequence
+    source = np.zeros((2, n), order.dtype)
+    source[0, at_first] = np.where(is_reset[first], 0, running + 1)
+    source[1, at_last] = running + 1
+    last = np.tile(np.arange(n, n + B), (2, 1))
+    last[0, running], last[1, running] = at_last, at_first
+    return Segments(*map(torch.from_numpy, (index, place, sizes, source, last)))
 
 
 # ---- forms of input ----
@@ -268,8 +455,67 @@ class _WithLengths(_TimeMajor):
         return self.give(states).movedim(-2, 0)
 
 
-def form_of(input, lengths, batch_first) -> _TimeMajor:
+class _WithResets(_TimeMajor):
+    """Any of these forms, and resets: the segments of its sequences run as packed rows."""
+
+    def __init__(self, input, resets, lengths, options):
+        self.form = form_of(input, None, None, options)
+        self.B, self.is_padded = self.form.B, not isinstance(input, PackedSequence)
+        rows = input.flatten(0, -2) if self.is_padded else input.data
+        self.size = input.shape[:-1] if self.is_padded else rows.shape[:1]
+        self.directions = 1 + options.bidirectional
+        self.has_lengths = lengths is not None
+        segments = segments_of(resets, lengths, self.form.batch_sizes, options.batch_first).to(rows.device)
+        self.index, self.place, self.batch_sizes, self.order, self.last = segments
+        # index_select is the quicker way, but its backward is a slow sum. That of index_copy_ is none.
+        if rows.requires_grad and not in_graph():
+            R = len(self.index)
+            x = rows.new_empty(R + self.has_lengths, *rows.shape[1:]).index_copy_(0, self.place, rows)
+            self.x = x[:R]
+        else:
+            self.x = rows.index_select(0, self.index)
+
+    def state_size(self, LD, width):
+        return self.form.state_size(LD, width)
+
+    def take(self, state):
+        state = self.form.take(state)
+        zero = state.new_zeros(state.shape[0], 1, state.shape[2])
+        return self._select(torch.cat([zero, state], 1), self.order)
+
+    def _select(self, states, index):
+        """Of states `[L*D, ., .]` those that `index` has for each direction, `[2, .]`."""
+        D = self.directions
+        selected = [states[d::D].index_select(1, index[d]) for d in range(D)]
+        return selected[0] if D == 1 else torch.stack(selected, 1).flatten(0, 1)
+
+    def give(self, y):
+        """Back to where the rows came from, and zero past the lengths."""
+        if self.has_lengths:
+            y = y.new_zeros(math.prod(self.size), *y.shape[1:]).index_copy_(0, self.index, y)
+        elif y.requires_grad and not in_graph():
+            y = torch.empty_like(y).index_copy_(0, self.index, y)
+        else:
+            y = y.index_select(0, self.place)
+        return y.unflatten(0, self.size) if self.is_padded else self.form.give(y)
+
+    def give_state(self, state, initial):
+        if self.has_lengths:
+            if initial is None:
+                initial = state.new_zeros(state.shape[0], self.B, state.shape[2])
+            state = torch.cat([state, initial.to(state.dtype)], 1)
+        return self.form.give_state(self._select(state, self.last), initial)
+
+    def give_every(self, states):
+        states = self.give(states)
+        return states.movedim(-2, 0) if self.is_padded else states
+
+
+def form_of(input, lengths, resets, options: Options) -> _TimeMajor:
     """The form of an input: a PackedSequence, or a Tensor of 2 or 3 dimensions; with lengths of 3."""
+    batch_first = options.batch_first
+    if resets is not None:
+        return _WithResets(input, resets, lengths, options)
     if isinstance(input, PackedSequence):
         return _Packed(input)
     if lengths is not None:

@@ -6,12 +6,22 @@ from typing import Any, TypeAlias, TypedDict, TypeVar
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["LayerOptions", "Lengths", "Pair", "RNNOptions", "TensorOrPacked", "TensorOrPackedT", "typed_as"]
+__all__ = [
+    "LayerOptions",
+    "Lengths",
+    "Pair",
+    "Resets",
+    "RNNOptions",
+    "TensorOrPacked",
+    "TensorOrPackedT",
+    "typed_as",
+]
 
 TensorOrPacked: TypeAlias = Tensor | PackedSequence
 TensorOrPackedT = TypeVar("TensorOrPackedT", Tensor, PackedSequence)  # the result has the type of the input
 Pair: TypeAlias = tuple[Tensor, Tensor]  # the states h and c of an LSTM
 Lengths: TypeAlias = Tensor | Sequence[int] | None
+Resets: TypeAlias = Tensor | PackedSequence | None
 
 
 class LayerOptions(TypedDict, total=False):
@@ -25,6 +35,7 @@ class LayerOptions(TypedDict, total=False):
     batch_first: bool
     lengths: Lengths
     checkpoint_gates: bool
+    resets: Resets
 
 
 class RNNOptions(LayerOptions, total=False):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from .layers import RecurrentLayer
-from .signatures import Lengths, TensorOrPackedT, typed_as
+from .signatures import Lengths, Resets, TensorOrPackedT, typed_as
 from .transforms.fx import Leaf
 
 __all__ = ["Stateful"]
@@ -130,6 +130,7 @@ class Stateful(_Kept, Leaf, Generic[LayerT]):
         *,
         lengths: Lengths = None,
         return_all_states: Literal[False] = False,
+        resets: Resets = None,
     ) -> TensorOrPackedT: ...
     @overload
     def forward(
@@ -138,6 +139,7 @@ class Stateful(_Kept, Leaf, Generic[LayerT]):
         *,
         lengths: Lengths = None,
         return_all_states: Literal[True],
+        resets: Resets = None,
     ) -> tuple[TensorOrPackedT, Any]: ...
     @overload
     def forward(self, input: Any, **options: Any) -> Any: ...
@@ -146,7 +148,7 @@ class Stateful(_Kept, Leaf, Generic[LayerT]):
 
         Args:
             input: what the layer takes, see `fastrnn.functional.lstm` and `lstm_cell`
-            options: other keyword arguments of the layer, such as `lengths=`
+            options: other keyword arguments of the layer, such as `lengths=` and `resets=`
 
         Returns:
             The layer's output alone, for a cell h; with `return_all_states=True` `(output, states)`.

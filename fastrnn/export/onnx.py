@@ -22,6 +22,8 @@ _OPERATORS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 _ACTIVATIONS = {"tanh": "Tanh", "relu": "Relu"}  # of an RNN, by its nonlinearity
 
+_NO_RESETS = "resets: a layer with them in several steps cannot be exported to ONNX"
+
 _INT32, _INT64, _BOOL = 6, 7, 9  # ONNX's numbers of these dtypes
 
 
@@ -189,12 +191,18 @@ def translation_table() -> dict[Callable, Callable]:
             op, x, lengths, hx, weights, cell, H, num_layers, bidirectional, batch_first
         )
 
+    def segments_of(
+        resets: TensorType, lengths: TensorType | None, batch_sizes: TensorType | None, batch_first: bool
+    ):
+        raise NotImplementedError(_NO_RESETS)
+
     def rows_of(lengths: TensorType, B: int, T: int, batch_first: bool):
         return _rows(op, lengths, B, T, batch_first)
 
     return {
         torch.ops.fastrnn.layer.default: layer,
         torch.ops.fastrnn.rnn_with_lengths.default: rnn_with_lengths,
+        torch.ops.fastrnn.segments_of.default: segments_of,
         torch.ops.fastrnn.rows_of.default: rows_of,  # in programs that torch.export made before
     }
 
@@ -333,10 +341,14 @@ def _register():
         states = _step(_Graph(g), x, list_of(hx), weights, cell, size_of(weights), axes)
         return g.op("prim::ListConstruct", *states)
 
+    def segments_of(g, *_):
+        raise NotImplementedError(_NO_RESETS)
+
     first = 9  # the first opset that the exporter writes; for a later one it takes what is registered before
     register_custom_op_symbolic("fastrnn::rnn", rnn, first)
     register_custom_op_symbolic("fastrnn::rnn_with_lengths", rnn_with_lengths, first)
     register_custom_op_symbolic("fastrnn::cell", cell, first)
+    register_custom_op_symbolic("fastrnn::segments_of", segments_of, first)
 
 
 when_imported("torch.onnx", _register)  # its import takes as long as fastrnn's, and few programs need it

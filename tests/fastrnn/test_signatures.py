@@ -28,6 +28,7 @@ def test_lstm() -> None:
     assert_type(output, Tensor)
     assert_type(c_n, Tensor)
     assert_type(layer(X, lengths=torch.tensor([5, 3])), tuple[Tensor, Pair])
+    assert_type(layer(X, resets=torch.zeros(5, 2).bool()), tuple[Tensor, Pair])
     assert_type(layer(PACKED), tuple[PackedSequence, Pair])
     assert_type(layer(X, return_all_states=True), tuple[Tensor, Pair, Pair])
     assert_type(
