@@ -66,7 +66,7 @@ def from_keras(layer: Any) -> LSTM | GRU | RNN:
     stacks = [_cells_of(direction) for direction in directions]
     if directions[0].go_backwards:
         raise ValueError(
-            "go_backwards: expected False, got True: set it to False, and flip input and output in time"
+            "go_backwards: expected False, got True: set it to False, and flip the input: rnn(x.flip(1))"
         )
     if bidirectional and any(len(stack) > 1 for stack in stacks):
         raise ValueError(
@@ -205,7 +205,8 @@ def _options_of(form: dict[str, Any]) -> dict[str, Any]:
     """The options of the class of the layer alone."""
     if form["class"] == "SimpleRNNCell":
         names = {"identity": "linear"}  # where Keras has another name
-        table = {names.get(n, n): n for info in CELLS.values() if (n := info.nonlinearity) is not None}
+        infos = (info for info in CELLS.values() if info.layer == "RNN")
+        table = {names.get(n, n): n for info in infos if (n := info.nonlinearity)}
         _check_activation("activation", list(table), form)
         return {"nonlinearity": table[form["activation"]]}
     _check_activation("activation", ["tanh"], form)

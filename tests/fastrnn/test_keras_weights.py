@@ -190,11 +190,32 @@ def test_last_output(form):
     assert_close([got], [layer(x).detach()])
 
 
-def test_dropout_can_be_switched_off():
+# What the errors advise.
+
+
+def test_dropout_switched_off():
     layer = build("lstm", dropout=0.2, recurrent_dropout=0.3)
-    layer.cell.dropout = layer.cell.recurrent_dropout = 0
     x = torch.tensor(draw(B, T, I, seed=9))
-    assert_close(run_fastrnn(fastrnn.from_keras(layer), x), run_keras(layer, x))
+    want = run_keras(layer, x)
+    layer.cell.dropout = layer.cell.recurrent_dropout = 0
+    assert_close(run_fastrnn(fastrnn.from_keras(layer), x), want)
+
+
+def test_backwards_is_a_flipped_input():
+    layer = build("lstm", outer={"go_backwards": True})
+    x = torch.tensor(draw(B, T, I, seed=9))
+    want = run_keras(layer, x)
+    layer.go_backwards = False
+    assert_close(run_fastrnn(fastrnn.from_keras(layer), x.flip(1)), want)
+
+
+def test_stateful_is_wrapped():
+    layer = build("gru", outer={"stateful": True})
+    chunks = [torch.tensor(draw(B, T, I, seed=seed)) for seed in (9, 10)]
+    want = [run_keras(layer, x)[0] for x in chunks]
+    layer.stateful = False
+    rnn = fastrnn.Stateful(fastrnn.from_keras(layer))
+    assert_close([rnn(x).detach() for x in chunks], want)
 
 
 def test_read_only_weights_give_no_warning():
