@@ -6,6 +6,7 @@
     fastrnn.install(), fastrnn.uninstall()                put the modules under torch.nn's names, and back
     fastrnn.functional                                    the same as functions of tensors
     fastrnn.Stateful(layer)                               keeps the state from call to call
+    fastrnn.from_keras(layer), to_keras_weights(layer)    the layers of Keras as fastrnn's, and back
     fastrnn.onnx                                          export to ONNX
     fastrnn.KindError                                     raised if an argument is of the wrong type
 
@@ -62,6 +63,7 @@ from .conversion import convert, revert, summary  # noqa: E402
 from .export import fake  # noqa: E402, F401
 from .functional import KindError  # noqa: E402
 from .installation import install, uninstall  # noqa: E402
+from .keras_weights import from_keras, to_keras_weights  # noqa: E402
 from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell  # noqa: E402
 from .stateful import Stateful  # noqa: E402
 from .transforms import flops, per_sample, quantization, vmap  # noqa: E402, F401
@@ -81,10 +83,12 @@ __all__ = [
     "KindError",
     "Stateful",
     "convert",
+    "from_keras",
     "functional",
     "install",
     "onnx",
     "revert",
     "summary",
+    "to_keras_weights",
     "uninstall",
 ]

@@ -36,7 +36,7 @@ MODULES = """
     cells reference sequences plain functional
     export.fake export.onnx onnx transforms.flops transforms.per_sample transforms.vmap
     modules layers stateful
-    conversion installation transforms.quantization
+    conversion installation keras_weights transforms.quantization
     plan
 """.split()
 # What programs outside the package may import. `reference` has the judges of the cells.

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from typing_extensions import assert_type
@@ -93,6 +94,12 @@ def test_switching() -> None:
     assert_type(fastrnn.revert(model), Model)
     with fastrnn.install():
         assert isinstance(torch.nn.GRU(3, 4), fastrnn.GRU)
+
+
+def test_keras() -> None:
+    weights = assert_type(fastrnn.to_keras_weights(fastrnn.GRU(3, 4)), list[NDArray[typing.Any]])
+    fastrnn.to_keras_weights(torch.nn.LSTM(3, 4))
+    assert_type(weights[0].shape, tuple[typing.Any, ...])
 
 
 def test_stateful() -> None:
