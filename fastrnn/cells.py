@@ -1,8 +1,10 @@
 """What there is to know of each cell beside its equations, as its kernels have it (csrc/cells/)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from . import _C
 
@@ -17,14 +19,16 @@ class Parameter(NamedTuple):
         name: in modules, before `_l0` and `_reverse`: `weight_ih`
         kind: its shape and use, with G gates, H units, I inputs and P projected units:
             `input_matrix` `[G*H, I]`, `state_matrix` `[G*H, P]`, `input_bias` and `state_bias` `[G*H]`,
-            `unit_vector` `[H]`, `projection` `[P, H]`
+            `unit_vectors` `[rows, H]`, `[H]` if rows is 0, `gate_vector` `[G*H]`, `projection` `[P, H]`
         needs: which layers have it: `always`, those with `bias`, or those with a `projection`
+        rows: of unit_vectors
     """
 
     symbol: str
     name: str
     kind: str
     needs: str
+    rows: int = 0
 
 
 class CellInfo(NamedTuple):
@@ -37,9 +41,11 @@ class CellInfo(NamedTuple):
         saved: how many numbers a unit keeps of a step for the backward, beside the states
         whole_gates: the first so many gates use only the sum of their shares from input and state
         reads_h: whether the state before a step is used beside its product with W_hh
+        late_gates: the last so many gates multiply W_hh with what the cell makes of the state, not with it
+        normalised: whether the product with W_hh is normalised, and the states beside h before they make h
         states: their letters, h first
         parameters: in the order in which the operators take them
-        nonlinearity: of an Elman RNN, else None
+        nonlinearity: where the cells of a layer differ in it, else None
     """
 
     name: str
@@ -48,6 +54,8 @@ class CellInfo(NamedTuple):
     saved: int
     whole_gates: int
     reads_h: bool
+    late_gates: int
+    normalised: bool
     states: tuple[str, ...]
     parameters: tuple[Parameter, ...]
     nonlinearity: str | None
@@ -55,6 +63,16 @@ class CellInfo(NamedTuple):
     @property
     def can_project(self) -> bool:
         return any(p.needs == "projection" for p in self.parameters)
+
+    def has(self, kind: str) -> bool:
+        """Whether there is a parameter of this kind. Without an `input_matrix` the input of the operators
+        holds the gates' shares, `D*G*H` numbers a row, direction by direction."""
+        return any(p.kind == kind for p in self.parameters)
+
+    def sizes_of(self, weights: Sequence[Tensor]) -> tuple[int, int]:
+        """P and H, by the weights of a layer and direction, or of all."""
+        H = weights[0].shape[0] // len(self.gates)
+        return weights[1].shape[1] if self.can_project else H, H
 
     def parameters_of(self, bias: bool, projected: bool) -> tuple[Parameter, ...]:
         """Those that a layer has."""
@@ -69,7 +87,8 @@ class CellInfo(NamedTuple):
             "state_matrix": (GH, P),
             "input_bias": (GH,),
             "state_bias": (GH,),
-            "unit_vector": (H,),
+            "unit_vectors": (parameter.rows, H) if parameter.rows else (H,),
+            "gate_vector": (GH,),
             "projection": (P, H),
         }[parameter.kind]
 

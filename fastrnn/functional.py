@@ -37,7 +37,17 @@ from .sequences import (
     split_resets,
     unwrap,
 )
-from .signatures import LayerOptions, Lengths, Pair, Resets, RNNOptions, TensorOrPacked, TensorOrPackedT
+from .signatures import (
+    GRUOptions,
+    LayerOptions,
+    Lengths,
+    Pair,
+    Resets,
+    RNNOptions,
+    TensorOrPacked,
+    TensorOrPackedT,
+    Zoneout,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -97,6 +107,8 @@ def lstm(
     return_all_states: bool = False,
     checkpoint_gates: bool = False,
     resets: Resets = None,
+    recurrent_dropout: float = 0.0,
+    zoneout: Zoneout = 0.0,
 ) -> tuple[TensorOrPacked, Pair] | tuple[TensorOrPacked, Pair, tuple[TensorOrPacked, TensorOrPacked]]:
     r"""Long short-term memory over a sequence. In each layer and direction, for every step::
 
@@ -146,6 +158,14 @@ def lstm(
             it. Resets past the `lengths` are not read. The segments run as the sequences of one packed batch,
             so dropout draws its masks in the order of that batch. On a GPU, resets of several steps cost a
             synchronization. TorchScript takes none, and ONNX none of several steps.
+        recurrent_dropout: probability of zeroing, when `training`, a unit of the h that W_hh multiplies; the
+            others are multiplied by 1 / (1 - recurrent_dropout). The units are drawn once for each sequence
+            (segment), layer and direction (Gal and Ghahramani 2016, https://arxiv.org/abs/1512.05287; Keras's
+            argument of the same name). All else sees h as it is.
+        zoneout: probability of a unit to keep the state that it had before a step (Krueger et al. 2017,
+            https://arxiv.org/abs/1606.01305): when `training` at random, else in expectation,
+            `p * h + (1 - p) * h'`. One for all states, or one for each, `(p_h, p_c)`. Not with a projection.
+            Both draw from torch's generator, and nothing of the size of the sequences is kept for them.
 
     Returns:
         `output, (h_n, c_n)`: the h' of the last layer, in the form of `input` with last size `D*P`, and the
@@ -166,8 +186,9 @@ def lstm(
         KindError: `input` or `hx` is something else than stated above. It is caught by any `except` that
             catches what torch.nn raises then.
     """
+    noise = recurrent_dropout, read_zoneout(zoneout, "lstm")
     options = Options(
-        "lstm", bias, num_layers, dropout, training, bidirectional, batch_first, checkpoint_gates
+        "lstm", bias, num_layers, dropout, training, bidirectional, batch_first, checkpoint_gates, *noise
     )
     return run_sequence(input, hx, weights, options, lengths, return_all_states, resets)
 
@@ -179,7 +200,7 @@ def gru(
     weights: Sequence[Tensor],
     *,
     return_all_states: Literal[False] = False,
-    **options: "Unpack[LayerOptions]",
+    **options: "Unpack[GRUOptions]",
 ) -> tuple[TensorOrPackedT, Tensor]: ...
 @overload
 def gru(
@@ -188,7 +209,7 @@ def gru(
     weights: Sequence[Tensor],
     *,
     return_all_states: Literal[True],
-    **options: "Unpack[LayerOptions]",
+    **options: "Unpack[GRUOptions]",
 ) -> tuple[TensorOrPackedT, Tensor, TensorOrPackedT]: ...
 @overload
 def gru(
@@ -197,13 +218,14 @@ def gru(
     weights: Sequence[Tensor],
     *,
     return_all_states: bool,
-    **options: "Unpack[LayerOptions]",
+    **options: "Unpack[GRUOptions]",
 ) -> tuple[TensorOrPackedT, Tensor] | tuple[TensorOrPackedT, Tensor, TensorOrPackedT]: ...
 def gru(
     input: TensorOrPacked,
     hx: Tensor | None,
     weights: Sequence[Tensor],
     *,
+    reset_after: bool = True,
     bias: bool = True,
     num_layers: int = 1,
     dropout: float = 0.0,
@@ -214,17 +236,19 @@ def gru(
     return_all_states: bool = False,
     checkpoint_gates: bool = False,
     resets: Resets = None,
+    recurrent_dropout: float = 0.0,
+    zoneout: Zoneout = 0.0,
 ) -> tuple[TensorOrPacked, Tensor] | tuple[TensorOrPacked, Tensor, TensorOrPacked]:
     r"""Gated recurrent units over a sequence. In each layer and direction, for every step::
 
         r  = sigma(W_ir @ x + b_ir + W_hr @ h + b_hr)
         z  = sigma(W_iz @ x + b_iz + W_hz @ h + b_hz)
         n  = tanh (W_in @ x + b_in + r * (W_hn @ h + b_hn))
+        n  = tanh (W_in @ x + b_in + W_hn @ (r * h) + b_hn)      with reset_after=False
         h' = (1 - z) * n + z * h
 
-    (torch.nn.GRU; r acts after the product with W_hn, unlike in Cho et al. 2014,
-    https://arxiv.org/abs/1406.1078.) A layer above the first reads the h' of the layer below, both
-    directions side by side.
+    (torch.nn.GRU; with reset_after=False Cho et al. 2014, https://arxiv.org/abs/1406.1078.) A layer above the
+    first reads the h' of the layer below, both directions side by side.
 
     Args:
         input: `[T, B, I]`, or `[B, T, I]` with `batch_first`; `[T, I]` for one sequence without a batch; or a
@@ -235,8 +259,10 @@ def gru(
         weights: flat, for each layer, for each direction: `W_ih, W_hh`, with `bias` then `b_ih, b_hh`. Rows
             of the gates are stacked in the order r, z, n. `W_ih` is `[3*H, I]` in the first layer and
             `[3*H, D*H]` above, `W_hh` `[3*H, H]`, `b_ih` and `b_hh` `[3*H]`.
+        reset_after: whether r acts after the product with W_hn, as in torch.nn, or before it, as in Keras
+            with `reset_after=False` and in ONNX with `linear_before_reset=0`.
         bias, num_layers, dropout, training, bidirectional, batch_first, lengths, return_all_states,
-            checkpoint_gates, resets: as for `lstm`.
+            checkpoint_gates, resets, recurrent_dropout, zoneout: as for `lstm`.
 
     Returns:
         `output, h_n`: the h' of the last layer, in the form of `input` with last size `D*H`, and the last
@@ -245,8 +271,10 @@ def gru(
     Raises:
         ValueError, RuntimeError, TypeError, KindError: as `lstm`.
     """
+    cell = name_gru(reset_after)
+    noise = recurrent_dropout, read_zoneout(zoneout, cell)
     options = Options(
-        "gru", bias, num_layers, dropout, training, bidirectional, batch_first, checkpoint_gates
+        cell, bias, num_layers, dropout, training, bidirectional, batch_first, checkpoint_gates, *noise
     )
     return run_sequence(input, hx, weights, options, lengths, return_all_states, resets)
 
@@ -294,12 +322,15 @@ def rnn(
     return_all_states: bool = False,
     checkpoint_gates: bool = False,
     resets: Resets = None,
+    recurrent_dropout: float = 0.0,
+    zoneout: Zoneout = 0.0,
 ) -> tuple[TensorOrPacked, Tensor] | tuple[TensorOrPacked, Tensor, TensorOrPacked]:
     r"""Elman's recurrent network over a sequence. In each layer and direction, for every step::
 
-        h' = tanh(W_ih @ x + b_ih + W_hh @ h + b_hh)          or relu(...)
+        h' = tanh(W_ih @ x + b_ih + W_hh @ h + b_hh)          or relu, sigmoid or the identity
 
-    (torch.nn.RNN.) A layer above the first reads the h' of the layer below, both directions side by side.
+    (torch.nn.RNN, which has tanh and relu.) A layer above the first reads the h' of the layer below, both
+    directions side by side.
 
     Args:
         input: `[T, B, I]`, or `[B, T, I]` with `batch_first`; `[T, I]` for one sequence without a batch; or a
@@ -310,20 +341,23 @@ def rnn(
         weights: flat, for each layer, for each direction: `W_ih, W_hh`, with `bias` then `b_ih, b_hh`.
             `W_ih` is `[H, I]` in the first layer and `[H, D*H]` above, `W_hh` `[H, H]`, `b_ih` and `b_hh`
             `[H]`.
-        nonlinearity: "tanh" or "relu".
+        nonlinearity: "tanh", "relu", "sigmoid" or "identity".
         bias, num_layers, dropout, training, bidirectional, batch_first, lengths, return_all_states,
-            checkpoint_gates, resets: as for `lstm`.
+            checkpoint_gates, resets, recurrent_dropout, zoneout: as for `lstm`.
 
     Returns:
         `output, h_n`: the h' of the last layer, in the form of `input` with last size `D*H`, and the last
         state, shaped and ordered as `hx`. With `return_all_states` `output, h_n, h`, the last as for `lstm`.
 
     Raises:
-        ValueError: `nonlinearity` is neither of the two; and as `lstm`.
+        ValueError: `nonlinearity` is none of these; and as `lstm`.
         RuntimeError, TypeError, KindError: as `lstm`.
     """
     cell = name_rnn(nonlinearity, ValueError)
-    options = Options(cell, bias, num_layers, dropout, training, bidirectional, batch_first, checkpoint_gates)
+    noise = recurrent_dropout, read_zoneout(zoneout, cell)
+    options = Options(
+        cell, bias, num_layers, dropout, training, bidirectional, batch_first, checkpoint_gates, *noise
+    )
     return run_sequence(input, hx, weights, options, lengths, return_all_states, resets)
 
 
@@ -367,6 +401,7 @@ def gru_cell(
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
     *,
+    reset_after: bool = True,
     resets: Tensor | None = None,
 ) -> Tensor:
     r"""One step of `gru`, with its equations.
@@ -376,6 +411,7 @@ def gru_cell(
         hx: `h`, `[B, H]`, or `[H]` without a batch; None for zeros.
         W_ih, W_hh: `[3*H, I]` and `[3*H, H]`, rows in the order r, z, n.
         b_ih, b_hh: `[3*H]`, or None for zeros.
+        reset_after: as for `gru`.
         resets: as for `lstm_cell`.
 
     Returns:
@@ -384,7 +420,7 @@ def gru_cell(
     Raises:
         ValueError, RuntimeError, TypeError, KindError: as `lstm_cell`.
     """
-    return run_step("gru", input, hx, W_ih, W_hh, b_ih, b_hh, resets)
+    return run_step(name_gru(reset_after), input, hx, W_ih, W_hh, b_ih, b_hh, resets)
 
 
 def rnn_cell(
@@ -405,14 +441,14 @@ def rnn_cell(
         hx: `h`, `[B, H]`, or `[H]` without a batch; None for zeros.
         W_ih, W_hh: `[H, I]` and `[H, H]`.
         b_ih, b_hh: `[H]`, or None for zeros.
-        nonlinearity: "tanh" or "relu".
+        nonlinearity: as for `rnn`.
         resets: as for `lstm_cell`.
 
     Returns:
         `h'`, shaped as `h`.
 
     Raises:
-        ValueError: `nonlinearity` is neither of the two; and as `lstm_cell`.
+        ValueError: `nonlinearity` is none of these; and as `lstm_cell`.
         RuntimeError, TypeError, KindError: as `lstm_cell`.
     """
     return run_step(name_rnn(nonlinearity, ValueError), input, hx, W_ih, W_hh, b_ih, b_hh, resets)
@@ -421,16 +457,21 @@ def rnn_cell(
 # ---- what the functions above and the modules share ----
 
 
-def run_sequence(input, hx, weights, options: Options, lengths=None, return_all_states=False, resets=None):
+def run_sequence(
+    input, hx, weights, options: Options, lengths=None, return_all_states=False, resets=None, stack=None
+):
     """The operator fastrnn::rnn in torch.nn's calling convention: hx None, a state or a tuple; packed input.
+
+    stack: how a layer whose cell has no W_ih runs its stack, `stack(x, batch_sizes, states, weights, options,
+        return_all_states)`, which returns what run_layers returns
 
     Kinds are checked here, every shape and dtype in the operator.
     """
     states = _list_states(options.cell, hx)
     if resets is not None:
-        return _run_with_resets(input, states, weights, options, lengths, return_all_states, resets)
-    if lengths is not None or return_all_states:
-        return _run_with_more(input, states, weights, options, lengths, return_all_states)
+        return _run_with_resets(input, states, weights, options, lengths, return_all_states, resets, stack)
+    if lengths is not None or return_all_states or stack is not None:
+        return _run_with_more(input, states, weights, options, lengths, return_all_states, stack)
     if isinstance(input, Tensor) or is_tensor_like(input):
         output, *states = _run(input, None, states, weights, options)
         return output, _join_states(states)
@@ -465,7 +506,7 @@ def _run(x, batch_sizes, states, weights, options):
         return OPERATORS["rnn"](x, batch_sizes, states, weights, *options)
 
 
-def _run_with_resets(input, states, weights, options, lengths, return_all_states, resets):
+def _run_with_resets(input, states, weights, options, lengths, return_all_states, resets, stack):
     """run_sequence with `resets`. Only those of later steps than the first make segments."""
     packed = isinstance(input, PackedSequence)
     x = input.data if packed else input
@@ -479,21 +520,21 @@ def _run_with_resets(input, states, weights, options, lengths, return_all_states
     if not (packed or torch.jit.is_tracing()) and lengths is None and resets.shape[time] == 1:
         first = resets.select(time, 0)
     elif in_graph():
-        return run_in_form(input, states, weights, options, lengths, return_all_states, resets)
+        return run_in_form(input, states, weights, options, lengths, return_all_states, resets, stack)
     else:
         resets = unwrap("resets", resets).to("cpu")
         if lengths is not None:
             lengths = read_lengths(lengths, *(x.shape[:2] if batch_first else x.shape[1::-1]))
         first, is_later = split_resets(resets, lengths, batch_sizes, batch_first)
         if is_later:
-            return run_in_form(input, states, weights, options, lengths, return_all_states, resets)
+            return run_in_form(input, states, weights, options, lengths, return_all_states, resets, stack)
         if packed and input.unsorted_indices is not None:
             first = first[input.unsorted_indices.to("cpu")]
     if states and options.bidirectional:
         first = torch.stack([first, torch.zeros_like(first)]).repeat(options.num_layers, *[1] * first.dim())
     states = [_begin_anew(state, first) for state in states]
     given = _join_states(states) if states else None
-    return run_sequence(input, given, weights, options, lengths, return_all_states)
+    return run_sequence(input, given, weights, options, lengths, return_all_states, stack=stack)
 
 
 def _begin_anew(state, resets):
@@ -503,24 +544,24 @@ def _begin_anew(state, resets):
     return state.masked_fill(resets.to(state.device).unsqueeze(-1), 0)
 
 
-def _run_with_more(input, states, weights, options, lengths, return_all_states):
-    """run_sequence with `lengths` or `return_all_states`."""
-    if lengths is not None and _is_exporting_to_onnx():
+def _run_with_more(input, states, weights, options, lengths, return_all_states, stack):
+    """run_sequence with `lengths`, `return_all_states` or `stack`."""
+    if lengths is not None and stack is None and _is_exporting_to_onnx():
         if return_all_states and torch.jit.is_tracing():
             raise NotImplementedError(
                 "return_all_states: with lengths it can be exported to ONNX by dynamo=True only"
             )
         if not return_all_states:
             output, *states = torch.ops.fastrnn.rnn_with_lengths(
-                input, torch.as_tensor(lengths), states, weights, *options[:-1]
+                input, torch.as_tensor(lengths), states, weights, *options[:7]
             )
             return output, _join_states(states)
-    return run_in_form(input, states, weights, options, lengths, return_all_states)
+    return run_in_form(input, states, weights, options, lengths, return_all_states, stack=stack)
 
 
-def run_in_form(input, states, weights, options, lengths, return_all_states=False, resets=None):
-    """run_sequence with `lengths`, `return_all_states` or `resets`. All of them take time-major sequences, or
-    packed rows."""
+def run_in_form(input, states, weights, options, lengths, return_all_states=False, resets=None, stack=None):
+    """run_sequence with `lengths`, `return_all_states`, `resets` or `stack`. All of them take time-major
+    sequences, or packed rows."""
     packed = isinstance(input, PackedSequence)
     if not packed and not is_tensor_like(input):
         raise KindError(f"{options.cell}: input: expected Tensor or PackedSequence, got {_kind(input)}")
@@ -547,7 +588,9 @@ def run_in_form(input, states, weights, options, lengths, return_all_states=Fals
         _check_storage(options.cell, states)
     given, options = states, options._replace(batch_first=False)
     states = [form.take(state) for state in states]
-    if return_all_states:
+    if stack is not None:
+        (y, *last), every = stack(form.x, form.batch_sizes, states, weights, options, return_all_states)
+    elif return_all_states:
         (y, *last), every = run_layers(form.x, form.batch_sizes, states, weights, options)
     else:
         y, *last = _operator("rnn", form.x, states, weights)(
@@ -563,7 +606,7 @@ def run_in_form(input, states, weights, options, lengths, return_all_states=Fals
 def _state_sizes(form, weights, options):
     """The size of each state, as it is given."""
     info = CELLS[options.cell]
-    P, H = weights[1].shape[1], weights[0].shape[0] // len(info.gates)
+    P, H = info.sizes_of(weights)
     LD = options.num_layers * (1 + options.bidirectional)
     return [form.state_size(LD, width) for width in (P, *[H] * (len(info.states) - 1))]
 
@@ -636,7 +679,7 @@ def _is_exporting_to_onnx():
 
 
 # Elman RNNs by their nonlinearity
-_RNNS = {info.nonlinearity: name for name, info in CELLS.items() if info.nonlinearity}
+_RNNS = {info.nonlinearity: name for name, info in CELLS.items() if info.layer == "RNN"}
 
 
 def name_rnn(nonlinearity, error):
@@ -644,6 +687,27 @@ def name_rnn(nonlinearity, error):
     if nonlinearity not in _RNNS:
         raise error(f"nonlinearity: expected {' or '.join(map(repr, _RNNS))}, got {nonlinearity!r}")
     return _RNNS[nonlinearity]
+
+
+def name_gru(reset_after):
+    """The cell of a GRU."""
+    return "gru" if reset_after else "gru_reset_before"
+
+
+def read_zoneout(zoneout, cell):
+    """`zoneout` as the operator takes it: one probability for each state, or none if all are 0.
+
+    Raises ValueError for another number of them, or what is no probability.
+    """
+    if not zoneout:
+        return ()
+    names = CELLS[cell].states
+    each = (zoneout,) * len(names) if isinstance(zoneout, (int, float)) else tuple(zoneout)
+    if len(each) != len(names) or not all(0 <= p <= 1 for p in each):
+        raise ValueError(
+            f"zoneout: expected a probability, or one for each state ({', '.join(names)}), got {zoneout}"
+        )
+    return tuple(map(float, each)) if any(each) else ()
 
 
 def _list_states(cell, hx):

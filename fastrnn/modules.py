@@ -20,9 +20,9 @@ from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 from .cells import CELLS
-from .functional import name_rnn, run_sequence, run_step
+from .functional import name_gru, name_rnn, read_zoneout, run_sequence, run_step
 from .sequences import Options
-from .signatures import Lengths, Pair, Resets, TensorOrPacked, TensorOrPackedT, typed_as
+from .signatures import Lengths, Pair, Resets, TensorOrPacked, TensorOrPackedT, Zoneout, typed_as
 from .transforms.fx import INSTALLED, Leaf, forward_error
 
 if TYPE_CHECKING:  # what the classes of layers and cells are mixed with
@@ -61,6 +61,8 @@ class _Class(ABCMeta):
         own = INSTALLED.get(cls)
         return super().__subclasscheck__(subclass) if own is None else issubclass(subclass, own)
 
+
+_CELLS_OF_TORCH = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 
 _NOTHING = weakref.ref(Parameter())  # which is gone at once
 
@@ -120,10 +122,37 @@ class _Layer(Leaf, RNNBase, metaclass=_Class):
     """
 
     checkpoint_gates = False
+    recurrent_dropout = 0.0
+    zoneout: Zoneout = 0.0
+    _zoneout: tuple[float, ...] = ()  # as the operator takes it
+    _is_beyond_torch = False  # with options that torch.nn does not have
     _has_own_methods = False
     _weight_was_set = False  # under its name, since the last call
 
-    __constants__ = [*torch.nn.RNNBase.__constants__, "checkpoint_gates"]  # for TorchScript
+    __constants__ = [
+        *torch.nn.RNNBase.__constants__,
+        "checkpoint_gates",
+        "_is_beyond_torch",
+    ]  # for TorchScript
+
+    def _set_noise(self, recurrent_dropout: float, zoneout: Zoneout) -> None:
+        """Take the options of the constructor that torch.nn does not have."""
+        if not 0 <= recurrent_dropout <= 1:
+            raise ValueError(f"recurrent_dropout: expected a probability, got {recurrent_dropout}")
+        self._zoneout = read_zoneout(zoneout, self._name_of_cell())
+        if self._zoneout and self.proj_size:
+            raise ValueError(f"zoneout: expected none with a projection, got {zoneout}")
+        self.recurrent_dropout, self.zoneout = recurrent_dropout, zoneout
+        if recurrent_dropout or self._zoneout or self._name_of_cell() not in _CELLS_OF_TORCH:
+            self._is_beyond_torch = True
+
+    def _name_of_cell(self) -> str:
+        return self.mode.lower()
+
+    def extra_repr(self) -> str:
+        own = dict(recurrent_dropout=0.0, zoneout=0.0, reset_after=True)
+        given = {name: getattr(self, name, default) for name, default in own.items()}
+        return super().extra_repr() + "".join(f", {n}={v}" for n, v in given.items() if v != own[n])
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -168,7 +197,7 @@ class _Layer(Leaf, RNNBase, metaclass=_Class):
             B = x.shape[batch_dim] if batch_sizes is None else int(batch_sizes[0])
             LD = self.num_layers * (1 + self.bidirectional)
             hx = x.new_zeros(LD, B, self.proj_size or self.hidden_size)
-            others = len(CELLS[self.mode.lower()].states) - 1
+            others = len(CELLS[self._name_of_cell()].states) - 1
             if others:
                 hx = hx, *(x.new_zeros(LD, B, self.hidden_size) for _ in range(others))
         else:
@@ -195,7 +224,7 @@ class _Layer(Leaf, RNNBase, metaclass=_Class):
         if with_own_methods and self._has_own_methods:
             return self._run_with_own_methods(input, hx, lengths, return_all_states, resets)
         options = Options(
-            self.mode.lower(),
+            self._name_of_cell(),
             self.bias,
             self.num_layers,
             self.dropout,
@@ -203,6 +232,8 @@ class _Layer(Leaf, RNNBase, metaclass=_Class):
             self.bidirectional,
             self.batch_first,
             self.checkpoint_gates,
+            self.recurrent_dropout,
+            self._zoneout,
         )
         return run_sequence(input, hx, _gather_flat(self), options, lengths, return_all_states, resets)
 
@@ -210,6 +241,8 @@ class _Layer(Leaf, RNNBase, metaclass=_Class):
     # that the ONNX exporter knows what is in them.
 
     def _script_rows(self, x: Tensor, batch_sizes: Tensor | None, states: list[Tensor]) -> list[Tensor]:
+        if self._is_beyond_torch:
+            raise NotImplementedError("TorchScript: expected a layer with the options of torch.nn's only")
         return torch.ops.fastrnn.rnn(
             x,
             batch_sizes,
@@ -397,13 +430,15 @@ def _in_place_of(forward):
 
 
 def _takes(change):
-    """Tell `inspect` the arguments of a layer: those of torch.nn.RNNBase after `change`. torch.nn's layers
-    hide them behind *args, and torch.nn.utils.skip_init, which looks for them, refuses."""
+    """Tell `inspect` the arguments of a layer: those of torch.nn.RNNBase after `change`, and its own, which
+    are given by keyword. torch.nn's layers hide them behind *args, and torch.nn.utils.skip_init, which looks
+    for them, refuses."""
 
     def sign(init):
         arguments = dict(inspect.signature(torch.nn.RNNBase.__init__).parameters)
         del arguments["mode"]
-        init.__signature__ = inspect.Signature(change(arguments))
+        own = [p for p in inspect.signature(init).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        init.__signature__ = inspect.Signature([*change(arguments), *own])
         return init
 
     return sign
@@ -421,13 +456,20 @@ def _with_nonlinearity(arguments):
 
 
 class LSTM(_TwoStateLayer, torch.nn.LSTM):
-    """torch.nn.LSTM, computed by fastrnn. Arguments, shapes and attributes: see torch.nn.LSTM."""
+    """torch.nn.LSTM, computed by fastrnn. Arguments, shapes and attributes: see torch.nn.LSTM.
+
+    Args beyond torch.nn's, by keyword:
+        recurrent_dropout: probability of zeroing a unit of the h that W_hh multiplies, one mask a sequence
+        zoneout: probability of a unit to keep its state in a step, one number or one for each state
+    Both are explained in `fastrnn.functional.lstm`.
+    """
 
     if not TYPE_CHECKING:  # it sees __init__ of torch.nn, and forward of the class above
 
         @_takes(lambda arguments: arguments.values())
-        def __init__(self, *args, **kwargs):
+        def __init__(self, *args, recurrent_dropout=0.0, zoneout=0.0, **kwargs):
             super().__init__(*args, **kwargs)
+            self._set_noise(recurrent_dropout, zoneout)
 
         @_overload_method
         def forward(self, input: Tensor, hx: Pair | None = None) -> tuple[Tensor, Pair]:
@@ -449,13 +491,25 @@ class LSTM(_TwoStateLayer, torch.nn.LSTM):
 
 
 class GRU(_OneStateLayer, torch.nn.GRU):
-    """torch.nn.GRU, computed by fastrnn. Arguments, shapes and attributes: see torch.nn.GRU."""
+    """torch.nn.GRU, computed by fastrnn. Arguments, shapes and attributes: see torch.nn.GRU.
+
+    Args beyond torch.nn's, by keyword:
+        reset_after: False for the GRU whose reset gate acts before the product with W_hn (Cho et al. 2014)
+        recurrent_dropout, zoneout: see LSTM
+    """
+
+    reset_after = True
+
+    def _name_of_cell(self) -> str:
+        return name_gru(self.reset_after)
 
     if not TYPE_CHECKING:  # it sees __init__ of torch.nn, and forward of the class above
 
         @_takes(_without_projection)
-        def __init__(self, *args, **kwargs):
+        def __init__(self, *args, reset_after=True, recurrent_dropout=0.0, zoneout=0.0, **kwargs):
             super().__init__(*args, **kwargs)
+            self.reset_after = reset_after
+            self._set_noise(recurrent_dropout, zoneout)
 
         @_overload_method
         def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -477,13 +531,29 @@ class GRU(_OneStateLayer, torch.nn.GRU):
 
 
 class RNN(_OneStateLayer, torch.nn.RNN):
-    """torch.nn.RNN, computed by fastrnn. Arguments, shapes and attributes: see torch.nn.RNN."""
+    """torch.nn.RNN, computed by fastrnn. Arguments, shapes and attributes: see torch.nn.RNN.
+
+    Args beyond torch.nn's:
+        nonlinearity: also "sigmoid" and "identity"
+        recurrent_dropout, zoneout: by keyword, see LSTM
+    """
 
     if not TYPE_CHECKING:  # it sees __init__ of torch.nn, and forward of the class above
 
         @_takes(_with_nonlinearity)
-        def __init__(self, *args, **kwargs):
+        def __init__(self, *args, recurrent_dropout=0.0, zoneout=0.0, **kwargs):
+            args, kwargs = list(args), dict(kwargs)
+            place = next((k for k, a in enumerate(args[3:4], 3)), None)  # input_size, hidden_size, num_layers
+            given = args[3] if place else kwargs.get("nonlinearity")
+            cell = name_rnn(given, ValueError) if given not in (None, "tanh", "relu") else None
+            if cell and place:
+                args[3] = "tanh"
+            elif cell:
+                kwargs["nonlinearity"] = "tanh"
             super().__init__(*args, **kwargs)
+            if cell:
+                self.nonlinearity, self.mode = given, cell.upper()
+            self._set_noise(recurrent_dropout, zoneout)
 
         @_overload_method
         def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -533,14 +603,28 @@ class LSTMCell(_Cell, torch.nn.LSTMCell):
 
 
 class GRUCell(_Cell, torch.nn.GRUCell):
-    """torch.nn.GRUCell, computed by fastrnn. Arguments, shapes and attributes: see torch.nn.GRUCell."""
+    """torch.nn.GRUCell, computed by fastrnn. Arguments, shapes and attributes: see torch.nn.GRUCell; and by
+    keyword reset_after, see GRU."""
 
-    _cell = "gru"
+    reset_after = True
+    __jit_unused_properties__ = ["_cell"]
+
+    def __init__(self, *args: Any, reset_after: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.reset_after = reset_after
+
+    @property
+    def _cell(self):
+        return name_gru(self.reset_after)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
 
     def forward(self, input: Tensor, hx: Tensor | None = None, resets: Tensor | None = None) -> Tensor:
         """As LSTMCell.forward with one state `h`; see `fastrnn.functional.gru_cell`. Returns `h'`."""
         if torch.jit.is_scripting():
-            (h,) = self._script(input, [] if hx is None else [hx], "gru", resets)
+            name = "gru" if self.reset_after else "gru_reset_before"
+            (h,) = self._script(input, [] if hx is None else [hx], name, resets)
             return h
         else:
             return self._run(input, hx, resets)

@@ -28,7 +28,8 @@ def _cell(input, states, weights, cell):
         return [s.squeeze(0) for s in states]
     row = CELLS[cell]
     if not states:
-        zeros = torch.zeros(input.shape[0], weights[1].shape[1], dtype=input.dtype, device=input.device)
+        H = row.info.sizes_of(weights)[1]
+        zeros = torch.zeros(input.shape[0], H, dtype=input.dtype, device=input.device)
         states = [zeros] * row.states
     return row.step(input, states, *weights)
 
@@ -36,6 +37,8 @@ def _cell(input, states, weights, cell):
 def _rnn(x, batch_sizes, states, weights, *options):
     torch.ops.fastrnn.rnn(*_shapes([x]), batch_sizes, _shapes(states), _shapes(weights), *options)
     o = Options(*options)
+    if o.zoneout or o.training and o.recurrent_dropout:
+        raise NotImplementedError("recurrent_dropout, zoneout: expected none for complex and sparse tensors")
     return rnn(
         x,
         states,

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import dropout as drop
-from torch.nn.functional import linear
+from torch.nn.functional import layer_norm, linear, logsigmoid
 
 from . import cells
 
@@ -41,7 +41,7 @@ __all__ = [
 State = tuple[Tensor, ...]
 
 
-def lstm_step(x, state, W_ih, W_hh, b_ih=None, b_hh=None, W_hr=None) -> State:
+def lstm_step(x, state, W_ih, W_hh, b_ih=None, b_hh=None, W_hr=None, *, mask=1.0) -> State:
     """One step of an LSTM, gates in the order `i f g o`.
 
         i = sigmoid(W_ii x + b_ii + W_hi h + b_hi)
@@ -58,17 +58,18 @@ def lstm_step(x, state, W_ih, W_hh, b_ih=None, b_hh=None, W_hr=None) -> State:
         W_hh: `[4*H, P]`
         b_ih, b_hh: `[4*H]` or None
         W_hr: `[P, H]` or None (then P = H)
+        mask: `[B, P]`, factors of the h that W_hh multiplies (recurrent dropout)
 
     Returns: `(h', c')`, shaped like `state`.
     """
     h, c = state
-    i, f, g, o = (linear(x, W_ih, b_ih) + linear(h, W_hh, b_hh)).chunk(4, dim=-1)
+    i, f, g, o = (linear(x, W_ih, b_ih) + linear(h * mask, W_hh, b_hh)).chunk(4, dim=-1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
     h = o.sigmoid() * c.tanh()
     return (h if W_hr is None else linear(h, W_hr)), c
 
 
-def gru_step(x, state, W_ih, W_hh, b_ih=None, b_hh=None) -> State:
+def gru_step(x, state, W_ih, W_hh, b_ih=None, b_hh=None, *, mask=1.0) -> State:
     """One step of a GRU, gates in the order `r z n`; the reset gate acts after the matmul, as in torch.nn.
 
         r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)
@@ -87,17 +88,17 @@ def gru_step(x, state, W_ih, W_hh, b_ih=None, b_hh=None) -> State:
     """
     (h,) = state
     x_r, x_z, x_n = linear(x, W_ih, b_ih).chunk(3, dim=-1)
-    h_r, h_z, h_n = linear(h, W_hh, b_hh).chunk(3, dim=-1)
+    h_r, h_z, h_n = linear(h * mask, W_hh, b_hh).chunk(3, dim=-1)
     r = (x_r + h_r).sigmoid()
     z = (x_z + h_z).sigmoid()
     n = (x_n + r * h_n).tanh()
     return ((1 - z) * n + z * h,)
 
 
-def rnn_step(x, state, W_ih, W_hh, b_ih=None, b_hh=None, *, nonlinearity: str = "tanh") -> State:
+def rnn_step(x, state, W_ih, W_hh, b_ih=None, b_hh=None, *, nonlinearity: str = "tanh", mask=1.0) -> State:
     """One step of an Elman RNN.
 
-        h' = tanh(W_ih x + b_ih + W_hh h + b_hh)    or relu(...)
+        h' = tanh(W_ih x + b_ih + W_hh h + b_hh)    or another nonlinearity
 
     Args:
         x: `[B, I]`
@@ -105,13 +106,132 @@ def rnn_step(x, state, W_ih, W_hh, b_ih=None, b_hh=None, *, nonlinearity: str = 
         W_ih: `[H, I]`
         W_hh: `[H, H]`
         b_ih, b_hh: `[H]` or None
-        nonlinearity: `"tanh"` or `"relu"`
+        nonlinearity: `"tanh"`, `"relu"`, `"sigmoid"` or `"identity"`
+        mask: as lstm_step
 
     Returns: `(h',)`, shaped like `state`.
     """
     (h,) = state
-    activation = {"tanh": torch.tanh, "relu": torch.relu}[nonlinearity]
-    return (activation(linear(x, W_ih, b_ih) + linear(h, W_hh, b_hh)),)
+    return (_ACTIVATIONS[nonlinearity](linear(x, W_ih, b_ih) + linear(h * mask, W_hh, b_hh)),)
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "identity": lambda a: a,
+}
+
+
+def gru_reset_before_step(x, state, W_ih, W_hh, b_ih=None, b_hh=None, *, mask=1.0) -> State:
+    """One step of a GRU whose reset gate acts before the matmul (Cho et al. 2014), gates in order `r z n`.
+
+        n = tanh(W_in x + b_in + W_hn (r * h) + b_hn)      and all else as gru_step
+
+    Args, returns: as gru_step
+    """
+    (h,) = state
+    x_r, x_z, x_n = linear(x, W_ih, b_ih).chunk(3, dim=-1)
+    W_r, W_z, W_n = W_hh.chunk(3)
+    b_r, b_z, b_n = (None,) * 3 if b_hh is None else b_hh.chunk(3)
+    r = (x_r + linear(h * mask, W_r, b_r)).sigmoid()
+    z = (x_z + linear(h * mask, W_z, b_z)).sigmoid()
+    n = (x_n + linear(r * h * mask, W_n, b_n)).tanh()
+    return ((1 - z) * n + z * h,)
+
+
+def peephole_lstm_step(x, state, W_ih, W_hh, b_ih=None, b_hh=None, W_c=None, W_hr=None, *, mask=1.0) -> State:
+    """One step of an LSTM whose gates see c (Gers and Schmidhuber 2000): i and f the old one, o the new one.
+
+    Args:
+        W_c: `[3, H]`, what i, f and o multiply it with
+        others: as lstm_step
+
+    Returns: as lstm_step
+    """
+    h, c = state
+    w_i, w_f, w_o = W_c
+    i, f, g, o = (linear(x, W_ih, b_ih) + linear(h * mask, W_hh, b_hh)).chunk(4, dim=-1)
+    c_new = (f + w_f * c).sigmoid() * c + (i + w_i * c).sigmoid() * g.tanh()
+    h = (o + w_o * c_new).sigmoid() * c_new.tanh()
+    return (h if W_hr is None else linear(h, W_hr)), c_new
+
+
+def layer_norm_lstm_step(x, state, W_hh, g_hh, g_c, b_c, *, mask=1.0) -> State:
+    """One step of an LSTM with layer normalisation (Ba et al. 2016), gates in the order `i f g o`.
+
+    Args:
+        x: `[B, 4*H]`, the gates' shares from the input, normalised and with the bias
+        g_hh: `[4*H]`, gain of the normalised product with W_hh
+        g_c, b_c: `[H]`, gain and bias of the normalised c
+        state, W_hh: as lstm_step
+    """
+    h, c = state
+    product = linear(h * mask, W_hh)
+    i, f, g, o = (x + layer_norm(product, product.shape[-1:], g_hh)).chunk(4, dim=-1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * layer_norm(c, c.shape[-1:], g_c, b_c).tanh(), c
+
+
+def layer_norm_gru_step(x, state, W_hh, g_hh, *, mask=1.0) -> State:
+    """One step of a GRU with layer normalisation, gates in the order `r z n`.
+
+    Args: as layer_norm_lstm_step
+    """
+    (h,) = state
+    product = linear(h * mask, W_hh)
+    x_r, x_z, x_n = x.chunk(3, dim=-1)
+    h_r, h_z, h_n = layer_norm(product, product.shape[-1:], g_hh).chunk(3, dim=-1)
+    r, z = (x_r + h_r).sigmoid(), (x_z + h_z).sigmoid()
+    n = (x_n + r * h_n).tanh()
+    return ((1 - z) * n + z * h,)
+
+
+def indrnn_step(x, state, W_ih, u, b=None, *, nonlinearity: str = "relu", mask=1.0) -> State:
+    """One step of an IndRNN (Li et al. 2018): `h' = relu(W_ih x + b + u * h)`, or tanh.
+
+    Args:
+        u: `[H]`
+        others: as rnn_step
+    """
+    (h,) = state
+    return (_ACTIVATIONS[nonlinearity](linear(x, W_ih, b) + u * h * mask),)
+
+
+def ligru_step(x, state, W_hh, *, mask=1.0) -> State:
+    """One step of a LiGRU (Ravanelli et al. 2018), gates in the order `n z`.
+
+    Args:
+        x: `[B, 2*H]`, the gates' shares from the input
+        W_hh: `[2*H, H]`
+    """
+    (h,) = state
+    n, z = (x + linear(h * mask, W_hh)).chunk(2, dim=-1)
+    n, z = n.relu(), z.sigmoid()
+    return ((1 - z) * n + z * h,)
+
+
+def slstm_step(x, state, W_hh, *, mask=1.0) -> State:
+    """One step of an sLSTM (Beck et al. 2024), gates in the order `i f z o`, states `(h, c, n, m)`.
+
+        m' = max(log sigmoid(f) + m, i)     i where n = 0: nothing is stored yet
+        i, f = exp(i - m'), exp(min(log sigmoid(f) + m - m', 0))
+        c' = f * c + i * tanh(z)
+        n' = f * n + i
+        h' = sigmoid(o) * c' / n'
+
+    Args:
+        x: `[B, 4*H]`, the gates' shares from the input, with the bias
+        W_hh: `[4*H, H]`
+    """
+    h, c, n, m = state
+    i, f, z, o = (x + linear(h * mask, W_hh)).chunk(4, dim=-1)
+    kept = logsigmoid(f) + m
+    m = torch.where(n == 0, i, torch.where(kept > i, kept, i))
+    i, f = (i - m).exp(), (kept - m).clamp(max=0).exp()
+    c = f * c + i * z.tanh()
+    n = f * n + i
+    return o.sigmoid() * c / n, c, n, m
 
 
 @dataclass(frozen=True)
@@ -132,6 +252,11 @@ class Cell:
     layer: type[torch.nn.RNNBase] | None = None
     cell: type[torch.nn.RNNCellBase] | None = None
     kwargs: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def in_torch(self) -> bool:
+        """Whether torch.nn has the cell, so that it can be compared with."""
+        return self.layer is not None
 
     @property
     def info(self) -> cells.CellInfo:
@@ -169,6 +294,14 @@ CELLS: Mapping[str, Cell] = MappingProxyType(
                 )
                 for name in ("tanh", "relu")
             ),
+            *(Cell(f"rnn_{name}", partial(rnn_step, nonlinearity=name)) for name in ("sigmoid", "identity")),
+            Cell("gru_reset_before", gru_reset_before_step),
+            Cell("peephole_lstm", peephole_lstm_step),
+            Cell("layer_norm_lstm", layer_norm_lstm_step),
+            Cell("layer_norm_gru", layer_norm_gru_step),
+            *(Cell(f"indrnn_{name}", partial(indrnn_step, nonlinearity=name)) for name in ("tanh", "relu")),
+            Cell("ligru", ligru_step),
+            Cell("slstm", slstm_step),
         )
     }
 )
@@ -193,7 +326,9 @@ def weight_shapes(
     return shapes
 
 
-def sweep(step, x, state, weights, batch_sizes, reverse, resets=None) -> tuple[Tensor, State]:
+def sweep(
+    step, x, state, weights, batch_sizes, reverse, resets=None, mask=None, kept=None
+) -> tuple[Tensor, State]:
     """One layer in one direction.
 
     Args:
@@ -205,6 +340,9 @@ def sweep(step, x, state, weights, batch_sizes, reverse, resets=None) -> tuple[T
         reverse: from the last time to the first
         resets: bool `[sum(batch_sizes)]`: between the time before and that of a marked row the state becomes
             zero, in both directions; None for nowhere
+        mask: `[B, P]`, factors of the h that W_hh multiplies, or None
+        kept: for each state `[sum(batch_sizes), H]`, zoneout's factors of the state before a step, or None:
+            `kept * before + (1 - kept) * after` takes the place of the state after it
 
     Returns: `h` of every step `[sum(batch_sizes), P]` and the last state of every sequence, `[B, …]` each.
     """
@@ -218,7 +356,12 @@ def sweep(step, x, state, weights, batch_sizes, reverse, resets=None) -> tuple[T
         if later < len(marks):
             mark, n = marks[later].unsqueeze(-1), batch_sizes[later]
             running = [torch.cat([s[:n].masked_fill(mark, 0), s[n:]]) for s in running]
-        stepped = step(rows[t], tuple(running), *weights)
+        n = batch_sizes[t]
+        stepped = step(rows[t], tuple(running), *weights, **({} if mask is None else {"mask": mask[:n]}))
+        if kept is not None:
+            factors = [k.split(batch_sizes)[t] for k in kept]
+            each = zip(factors, running, stepped, strict=True)
+            stepped = tuple(k * before + (1 - k) * after for k, before, after in each)
         state = tuple(torch.cat([new, s[batch_sizes[t] :]]) for new, s in zip(stepped, state, strict=True))
         outputs[t] = stepped[0]
     return torch.cat(outputs), state
@@ -237,12 +380,15 @@ def rnn(
     batch_first: bool = False,
     batch_sizes: Tensor | Sequence[int] | None = None,
     resets: Tensor | None = None,
+    masks: Tensor | None = None,
+    kept: Sequence[Sequence[Tensor]] | None = None,
 ) -> tuple[Tensor, ...]:
     """Whole sequences through `L` layers in `D` directions.
 
     Args:
         input: `[T, B, I]`, `[B, T, I]` with `batch_first`, `[T, I]` unbatched, or, with `batch_sizes`, the
-            data of a PackedSequence `[sum(batch_sizes), I]`
+            data of a PackedSequence `[sum(batch_sizes), I]`. For a cell without W_ih its last dimension holds
+            the gates' shares, `D*G*H` of them, and `L` is 1.
         hx: one tensor a state, or None (or empty) for zeros. `h_0` `[L*D, B, P]`, and `c_0` `[L*D, B, H]` for
             an LSTM; `[L*D, P]` and `[L*D, H]` unbatched. For packed input its rows are in the packed order.
         weights: for each layer, for each direction: `W_ih` `[G*H, I]` (`[G*H, D*P]` above the first layer),
@@ -257,6 +403,8 @@ def rnn(
         batch_sizes: of a PackedSequence, `[T]`
         resets: bool, the size of `input` without its last dimension: where it is set, the state of the
             sequence is zero before this step, and in the reverse direction after it
+        masks: `[L*D, B, P]`, factors of the h that W_hh multiplies
+        kept: of each layer and direction for each state, see `sweep`; rows are packed
 
     Returns: `(output, h_n)`, and `c_n` for an LSTM. `output` has the form of `input` with a last size of
     `D*P`, states have the form of `hx`.
@@ -284,8 +432,7 @@ def rnn(
         if resets is not None:
             resets = (resets.T if batch_first and not unbatched else resets).flatten()
 
-    H = weights[1].shape[0] // row.gates
-    P = weights[1].shape[1]
+    P, H = row.info.sizes_of(weights)
     if hx is None or len(hx) == 0:
         hx = tuple(input.new_zeros(num_layers * D, B, size) for size in (P, *[H] * (row.states - 1)))
     elif unbatched:
@@ -298,7 +445,18 @@ def rnn(
             k = layer * D + direction
             given = iter(weights[k * each : (k + 1) * each])
             ws = [next(given) if p in parameters else None for p in row.info.parameters]
-            output, state = sweep(row.step, x, tuple(s[k] for s in hx), ws, sizes, direction == 1, resets)
+            of_direction = x if row.info.has("input_matrix") else x.chunk(D, -1)[direction]
+            output, state = sweep(
+                row.step,
+                of_direction,
+                tuple(s[k] for s in hx),
+                ws,
+                sizes,
+                direction == 1,
+                resets,
+                None if masks is None else masks[k],
+                None if kept is None else kept[k],
+            )
             outputs.append(output)
             last.append(state)
         x = torch.cat(outputs, dim=-1)

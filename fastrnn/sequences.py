@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ __all__ = [
     "rows_of",
     "run_each_layer",
     "run_layers",
+    "run_stack",
     "segments_of",
     "split_resets",
     "unwrap",
@@ -49,6 +51,8 @@ class Options(NamedTuple):
     bidirectional: bool = False
     batch_first: bool = False
     checkpoint_gates: bool = False
+    recurrent_dropout: float = 0.0
+    zoneout: tuple[float, ...] = ()
 
 
 class Rows(NamedTuple):
@@ -528,7 +532,7 @@ def form_of(input, lengths, resets, options: Options) -> _TimeMajor:
 # ---- states of every step ----
 
 
-def run_layers(x, batch_sizes, states, weights, options: Options):
+def run_layers(x, batch_sizes, states, weights, options: Options, shares=None, run_one=None):
     """The operator fastrnn::rnn, layer by layer, with the states of every step.
 
     x: `[T, B, I]`, or packed `[R, I]` with `batch_sizes`; states: `[L*D, B, …]` each, or none
@@ -536,8 +540,15 @@ def run_layers(x, batch_sizes, states, weights, options: Options):
     Returns `[output, h_n(, further states)]` of the operator, and `[h(, further states)]` of every step with
     the leading dimensions of x: `[T, B, L*D, P]` and `[T, B, L*D, H]`, or `[R, L*D, …]`.
     """
-    run = _run_layer_by_steps if _has_unknown_states(options.cell) else _run_layer
-    each_layer = run_each_layer(x, batch_sizes, states, weights, options, run)
+    several = len(CELLS[options.cell].states) > 1
+    if several and (any(options.zoneout) or options.training and options.recurrent_dropout):
+        raise NotImplementedError(
+            "return_all_states: expected no zoneout, and no recurrent_dropout in training, with a cell of "
+            "several states"
+        )
+    run = _run_layer_by_steps if several and options.cell not in _FROM_H else _run_layer
+    run = run if run_one is None else partial(run_one, run)
+    each_layer = run_each_layer(x, batch_sizes, states, weights, options, run, shares)
     results = [(y, last, every) for _, (y, last, every) in each_layer]
     y = results[-1][0]
     last = [torch.cat(s) for s in zip(*(last for _, last, _ in results), strict=True)]
@@ -545,8 +556,10 @@ def run_layers(x, batch_sizes, states, weights, options: Options):
     return [y, *last], every
 
 
-def run_each_layer(x, batch_sizes, states, weights, options: Options, run):
+def run_each_layer(x, batch_sizes, states, weights, options: Options, run, shares=None):
     """Call `run(x, batch_sizes, states, weights, options)`, which returns y and more, layer by layer.
+
+    shares: `shares(layer, x)` makes of the input of a layer the gates' shares, for cells without W_ih
 
     Yields of each layer its arguments and its results. The other arguments are those of run_layers.
     """
@@ -559,9 +572,11 @@ def run_each_layer(x, batch_sizes, states, weights, options: Options, run):
             f"weights: expected as many for each of {num_layers} layer(s) and {D} direction(s), "
             f"got {len(weights)} tensors"
         )
-    of_one = options._replace(num_layers=1, dropout=0.0, training=False, batch_first=False)
+    of_one = options._replace(num_layers=1, dropout=0.0, batch_first=False)
     for layer in range(num_layers):
         k = layer * D
+        if shares is not None:
+            x = shares(layer, x)
         first, of_layer = [s[k : k + D] for s in states], weights[k * each : (k + D) * each]
         arguments = x, batch_sizes, first, of_layer, of_one
         results = run(*arguments)
@@ -574,6 +589,14 @@ def run_each_layer(x, batch_sizes, states, weights, options: Options, run):
 def run_layer(x, batch_sizes, states, weights, options: Options):
     """The operator with one layer."""
     return _rnn(x, batch_sizes, states, weights, *options)
+
+
+def run_stack(x, batch_sizes, states, weights, options: Options, shares, run_one):
+    """The operator fastrnn::rnn for cells without W_ih, layer by layer; see run_each_layer."""
+    run = partial(run_one, run_layer)
+    results = [r for _, r in run_each_layer(x, batch_sizes, states, weights, options, run, shares)]
+    last = zip(*(states for _, *states in results), strict=True)
+    return [results[-1][0], *map(torch.cat, last)]
 
 
 def _run_layer(x, batch_sizes, states, weights, options):
@@ -608,7 +631,7 @@ def _run_layer_by_steps(x, batch_sizes, states, weights, options):
     each, info = len(weights) // D, CELLS[options.cell]
     rows = x.split(batch_sizes.tolist()) if packed else x.unbind()
     if not states:
-        P, H = weights[1].shape[1], weights[0].shape[0] // len(info.gates)
+        P, H = info.sizes_of(weights)
         widths = P, *[H] * (len(info.states) - 1)
         states = [x.new_zeros(D, len(rows[0]), width) for width in widths]
     flags = options.cell, False, False, options.checkpoint_gates
@@ -702,7 +725,3 @@ def _previous(sizes: Tensor | Sequence[int], reverse: bool) -> Tensor:
 
 # The cells whose further state follows from h of every step, and how.
 _FROM_H = {"lstm": cell_states}
-
-
-def _has_unknown_states(cell):
-    return len(CELLS[cell].states) > 1 and cell not in _FROM_H

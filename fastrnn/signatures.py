@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 __all__ = [
+    "GRUOptions",
     "LayerOptions",
     "Lengths",
     "Pair",
@@ -14,12 +15,14 @@ __all__ = [
     "RNNOptions",
     "TensorOrPacked",
     "TensorOrPackedT",
+    "Zoneout",
     "typed_as",
 ]
 
 TensorOrPacked: TypeAlias = Tensor | PackedSequence
 TensorOrPackedT = TypeVar("TensorOrPackedT", Tensor, PackedSequence)  # the result has the type of the input
 Pair: TypeAlias = tuple[Tensor, Tensor]  # the states h and c of an LSTM
+Zoneout: TypeAlias = float | Sequence[float]
 Lengths: TypeAlias = Tensor | Sequence[int] | None
 Resets: TypeAlias = Tensor | PackedSequence | None
 
@@ -35,7 +38,15 @@ class LayerOptions(TypedDict, total=False):
     batch_first: bool
     lengths: Lengths
     checkpoint_gates: bool
+    recurrent_dropout: float
+    zoneout: Zoneout
     resets: Resets
+
+
+class GRUOptions(LayerOptions, total=False):
+    """Those of `fastrnn.functional.gru`."""
+
+    reset_after: bool
 
 
 class RNNOptions(LayerOptions, total=False):

@@ -10,7 +10,8 @@ enum class ParameterKind {
   state_matrix,  // [G*H, P], multiplies h
   input_bias,    // [G*H], is added to the product with x
   state_bias,    // [G*H], is added to the product with h
-  unit_vector,   // [H], the cell reads a number of it for each unit
+  unit_vectors,  // [n, H] or [H], the cell reads n numbers of it for each unit
+  gate_vector,   // [G*H], the cell reads G numbers of it for each unit
   projection,    // [P, H], multiplies the cell's output
 };
 
@@ -22,6 +23,7 @@ struct Parameter {
   const char* name;    // in modules, before _l0 and _reverse
   ParameterKind kind;
   Needs needs = Needs::always;
+  int rows = 0;  // n of unit_vectors [n, H]; 0 for [H]
 };
 
 inline constexpr Parameter kW_ih{"W_ih", "weight_ih", ParameterKind::input_matrix};
@@ -45,8 +47,11 @@ struct List {
   constexpr const T& operator[](int i) const { return values[i]; }
 };
 
+// What is added to the variance of what is normalised, as in torch.nn.LayerNorm.
+constexpr double kNormEps = 1e-5;
+
 // States of a cell beside h, and vectors of a unit, at most.
-constexpr int kMostCellStates = 3, kMostUnitVectors = 4;
+constexpr int kMostCellStates = 3, kMostUnitVectors = 6;
 
 // All there is to know of a cell beside its equations.
 struct CellInfo {
@@ -59,16 +64,41 @@ struct CellInfo {
   int whole_gates;
   // Does the hidden state before the step, h_prev, reach the cell past W_hh?
   bool reads_h = false;
+  // The last so many gates multiply W_hh not with h_prev but with v, which the cell makes of the other gates.
+  int late_gates = 0;
+  // Is the product with W_hh normalised, over all gates of a sequence, before it reaches the cell, and so are the
+  // states beside h before they make h (Ba et al. 2016)?
+  bool normalised = false;
   List<const char*, 1 + kMostCellStates> states = {"h"};  // h first
   // In the order in which operators take them, for each direction.
   List<Parameter, 5 + kMostUnitVectors> parameters = {kW_ih, kW_hh, kB_ih, kB_hh};
-  const char* nonlinearity = nullptr;  // of an Elman RNN
+  const char* nonlinearity = nullptr;  // where cells of a layer differ in it
+  // Are there persistent CUDA kernels? They take minutes to compile.
+  bool persistent = false;
 
   constexpr int count(ParameterKind kind) const {
     int n = 0;
     for (const Parameter& parameter : parameters) n += parameter.kind == kind;
     return n;
   }
+  // Vectors of a unit in a parameter, and in all.
+  constexpr int vectors_of(const Parameter& parameter) const {
+    switch (parameter.kind) {
+      case ParameterKind::unit_vectors:
+        return parameter.rows == 0 ? 1 : parameter.rows;
+      case ParameterKind::gate_vector:
+        return gates.size();
+      default:
+        return 0;
+    }
+  }
+  constexpr int unit_vectors() const {
+    int n = 0;
+    for (const Parameter& parameter : parameters) n += vectors_of(parameter);
+    return n;
+  }
+  // Without W_ih x holds the gates' shares from the input. Without W_hh h_prev is the one gate's share.
+  constexpr bool has(ParameterKind kind) const { return count(kind) > 0; }
   constexpr bool can(Needs option) const {
     for (const Parameter& parameter : parameters) {
       if (parameter.needs == option) return true;
@@ -94,7 +124,9 @@ struct CellConstants {
   static constexpr int whole_gates = info_.whole_gates;
   static constexpr bool reads_h = info_.reads_h;
   static constexpr int cell_states = info_.states.size() - 1;  // beside h
-  static constexpr int unit_vectors = info_.count(ParameterKind::unit_vector);
+  static constexpr bool normalised = info_.normalised;
+  static constexpr int late_gates = info_.late_gates;
+  static constexpr int unit_vectors = info_.unit_vectors();
   static constexpr bool projects = info_.can(Needs::projection);
 };
 

@@ -16,7 +16,8 @@ inline constexpr CellInfo kLstm{.name = "lstm",
                                 .saved = 4,  // i f g o
                                 .whole_gates = 4,
                                 .states = {"h", "c"},
-                                .parameters = {kW_ih, kW_hh, kB_ih, kB_hh, kW_hr}};
+                                .parameters = {kW_ih, kW_hh, kB_ih, kB_hh, kW_hr},
+                                .persistent = true};
 
 struct Lstm : CellConstants<kLstm> {
   template <class M, class V>
@@ -32,21 +33,31 @@ struct Lstm : CellConstants<kLstm> {
     h = s[3] * M::tanh(c[0]);
   }
 
-  // do = dh tanh(c')    dc = dc + dh o (1 - tanh(c')^2)
-  // di = dc g    df = dc c    dg = dc i    dc_prev = dc f
-  // tanh(c') is computed again rather than saved: it is cheaper than the memory.
   template <class M, class V>
   static FASTRNN_INLINE void backward(const V* s, const V* /*u*/, const V& /*h_prev*/, const V& /*h*/,
                                       const V* c_prev, const V* c, const V& dh, V* dc, V* dgx, V* /*dgh*/,
                                       V* /*du*/, V& /*dh_prev*/) {
-    const V i = s[0], f = s[1], g = s[2], o = s[3];
-    const V tanh_c = M::tanh(c[0]);
-    dc[0] = dc[0] + dh * o * (1 - tanh_c * tanh_c);
-    dgx[0] = dc[0] * g * i * (1 - i);
-    dgx[1] = dc[0] * c_prev[0] * f * (1 - f);
-    dgx[2] = dc[0] * i * (1 - g * g);
+    V dc_of_h;
+    backward_output<M>(s, c[0], dh, dgx, dc_of_h);
+    dc[0] = dc[0] + dc_of_h;
+    backward_gates<M>(s, c_prev[0], dc[0], dgx);
+  }
+  // do = dh tanh(c')    dc = dh o (1 - tanh(c')^2)
+  // tanh(c') is computed again rather than saved: it is cheaper than the memory.
+  template <class M, class V>
+  static FASTRNN_INLINE void backward_output(const V* s, const V& c, const V& dh, V* dgx, V& dc) {
+    const V o = s[3], tanh_c = M::tanh(c);
+    dc = dh * o * (1 - tanh_c * tanh_c);
     dgx[3] = dh * tanh_c * o * (1 - o);
-    dc[0] = dc[0] * f;
+  }
+  // di = dc g    df = dc c    dg = dc i    dc_prev = dc f
+  template <class M, class V>
+  static FASTRNN_INLINE void backward_gates(const V* s, const V& c_prev, V& dc, V* dgx) {
+    const V i = s[0], f = s[1], g = s[2];
+    dgx[0] = dc * g * i * (1 - i);
+    dgx[1] = dc * c_prev * f * (1 - f);
+    dgx[2] = dc * i * (1 - g * g);
+    dc = dc * f;
   }
 };
 

@@ -1,8 +1,13 @@
 #pragma once
 
 #include "cells/gru.h"
+#include "cells/ind_rnn.h"
+#include "cells/layer_norm.h"
+#include "cells/li_gru.h"
 #include "cells/lstm.h"
+#include "cells/peephole_lstm.h"
 #include "cells/rnn.h"
+#include "cells/s_lstm.h"
 
 // A cell is a CellInfo, what there is to know of it, and a struct of three functions, each templated on the
 // activations M and the value type V (a float, a vector of them, a tensor):
@@ -19,13 +24,32 @@
 //     adds to the gradients of the unit vectors; turns dc into the gradient of c_prev; dh_prev comes in as zero
 //     and takes what reaches h_prev past W_hh, where the cell uses it element by element.
 //
+// A cell with late gates has its functions in other parts, without u, c and du; and their backward in two:
+//   activate(a, h_prev, s, v)    a: of the gates that are not late; v: what the late ones' rows of W_hh multiply
+//   output(a, h_prev, s, h)      a: of the late gates
+//   backward_output(s, h_prev, dh, dgx, dh_prev)           writes dh_prev, and dgx of the late gates and of others
+//   backward_activate(s, h_prev, dv, dgx, dh_prev, v)      dv: the gradient of v; writes what is left, adds to dh_prev
+//
+// A cell that is normalised has the functions of another one, Inner. If that has a state c, its backward consists of
+// backward_output and backward_gates (see lstm.h).
+//
 // Every cell stands in this list once. The kernels, their dispatch, the operators and Python's table are made
 // from it.
 #define FASTRNN_FOR_EACH_CELL(X) \
   X(Lstm)                        \
   X(Gru)                         \
   X(RnnTanh)                     \
-  X(RnnRelu)
+  X(RnnRelu)                     \
+  X(RnnSigmoid)                  \
+  X(RnnIdentity)                 \
+  X(GruResetBefore)              \
+  X(PeepholeLstm)                \
+  X(LayerNormLstm)               \
+  X(LayerNormGru)                \
+  X(IndRnnTanh)                  \
+  X(IndRnnRelu)                  \
+  X(LiGru)                       \
+  X(SLstm)
 
 namespace fastrnn::cells {
 
@@ -68,9 +92,11 @@ constexpr bool count_tells_parameters(const CellInfo& cell) {
   return true;
 }
 // With a projection h_prev has other units than the cell.
-#define FASTRNN_CELL(Cell)                           \
-  static_assert(count_tells_parameters(Cell::info)); \
-  static_assert(!(Cell::projects && Cell::reads_h));
+#define FASTRNN_CELL(Cell)                                                                     \
+  static_assert(count_tells_parameters(Cell::info));                                           \
+  static_assert(!(Cell::projects && Cell::reads_h));                                           \
+  static_assert(Cell::late_gates == 0 || (Cell::cell_states == 0 && Cell::unit_vectors == 0)); \
+  static_assert(!Cell::normalised || Cell::cell_states <= 1);
 FASTRNN_FOR_EACH_CELL(FASTRNN_CELL)
 #undef FASTRNN_CELL
 

@@ -49,12 +49,58 @@ struct Relu {
   }
 };
 
+struct Sigmoid {
+  template <class M, class V>
+  static FASTRNN_INLINE V forward(const V& a) {
+    return M::sigmoid(a);
+  }
+  template <class M, class V>
+  static FASTRNN_INLINE V backward(const V& h, const V& dh) {
+    return dh * h * (1 - h);
+  }
+};
+
+struct Identity {
+  template <class M, class V>
+  static FASTRNN_INLINE V forward(const V& a) {
+    return a;
+  }
+  template <class M, class V>
+  static FASTRNN_INLINE V backward(const V& /*h*/, const V& dh) {
+    return dh;
+  }
+};
+
 // saved: the backward needs h' only.
-inline constexpr CellInfo kRnnTanh{
-    .name = "rnn_tanh", .layer = "RNN", .gates = {"h"}, .saved = 0, .whole_gates = 1, .nonlinearity = "tanh"};
-inline constexpr CellInfo kRnnRelu{
-    .name = "rnn_relu", .layer = "RNN", .gates = {"h"}, .saved = 0, .whole_gates = 1, .nonlinearity = "relu"};
+inline constexpr CellInfo kRnnTanh{.name = "rnn_tanh",
+                                   .layer = "RNN",
+                                   .gates = {"h"},
+                                   .saved = 0,
+                                   .whole_gates = 1,
+                                   .nonlinearity = "tanh",
+                                   .persistent = true};
+inline constexpr CellInfo kRnnRelu{.name = "rnn_relu",
+                                   .layer = "RNN",
+                                   .gates = {"h"},
+                                   .saved = 0,
+                                   .whole_gates = 1,
+                                   .nonlinearity = "relu",
+                                   .persistent = true};
+inline constexpr CellInfo kRnnSigmoid{.name = "rnn_sigmoid",
+                                      .layer = "RNN",
+                                      .gates = {"h"},
+                                      .saved = 0,
+                                      .whole_gates = 1,
+                                      .nonlinearity = "sigmoid"};
+inline constexpr CellInfo kRnnIdentity{.name = "rnn_identity",
+                                       .layer = "RNN",
+                                       .gates = {"h"},
+                                       .saved = 0,
+                                       .whole_gates = 1,
+                                       .nonlinearity = "identity"};
 using RnnTanh = Rnn<kRnnTanh, Tanh>;
 using RnnRelu = Rnn<kRnnRelu, Relu>;
+using RnnSigmoid = Rnn<kRnnSigmoid, Sigmoid>;
+using RnnIdentity = Rnn<kRnnIdentity, Identity>;
 
 }  // namespace fastrnn::cells

@@ -46,7 +46,7 @@ struct WeightsOf {
   Pointer W_hr;                    // [P, H]: the projection of the cell's output to h
   Pointer unit[kMostUnitVectors];  // [H] each
 
-  // The i-th parameter of a kind.
+  // A parameter; of vectors of a unit the first, which is the i-th of all.
   Pointer& of(cells::ParameterKind kind, int i = 0) {
     switch (kind) {
       case cells::ParameterKind::input_matrix:
@@ -63,11 +63,26 @@ struct WeightsOf {
         return unit[i];
     }
   }
+  // A parameter of n vectors of `size` numbers each, the i-th and following of all; n = 0 for one that is no vector.
+  void set(cells::ParameterKind kind, Pointer pointer, int i, int n, int64_t size) {
+    of(kind, i) = pointer;
+    for (int k = 1; pointer && k < n; ++k) unit[i + k] = pointer + k * size;
+  }
 };
 template <class T>
 using Weights = WeightsOf<const T*>;
 template <class T>
 using WeightGradients = WeightsOf<T*>;
+
+// What training changes at random in the recurrence, and zoneout in evaluation.
+template <class T>
+struct Noise {
+  const T* mask = nullptr;  // [D, B, P] or null: factors of the h that W_hh multiplies
+  // Zoneout: of each state, h first, the chance of a unit to keep what it has; 0 for none. With a seed units keep it or
+  // do not, by random numbers (core/random.h). Without one each gets the expected value.
+  double zoneout[1 + kMostCellStates] = {};
+  const int64_t* seed = nullptr;
+};
 
 // What a layer is given; D = 1 or 2 directions.
 template <class T>
@@ -79,6 +94,7 @@ struct LayerParams {
   const T* x;                    // [R, I]
   const T* h0;                   // [D, B, P] or null (zeros)
   const T* c0[kMostCellStates];  // [D, B, H] each or null (zeros): of each state beside h
+  Noise<T> noise;
 };
 
 // S = activations saved per unit, C = states beside h.
@@ -90,6 +106,8 @@ struct ForwardParams : LayerParams<T> {
   T* cn[kMostCellStates];  // [D, B, H] each or null (not wanted)
   Real<T>* s;              // [D, R, S*H], null unless a backward will follow
   Real<T>* c;              // [D, R, C*H], null unless a backward will follow
+  // With zoneout the states as the cell computed them: h if the cell saves nothing, and c. [D, R, N*H], null as s.
+  Real<T>* computed;
 };
 
 // Of the layer's parameters the biases are not used. x is null where no dW_ih is wanted, W_ih where no dx is, h0
@@ -100,6 +118,7 @@ struct BackwardParams : LayerParams<T> {
   const T* y;
   const Real<T>* s;
   const Real<T>* c;
+  const Real<T>* computed;
   const T* dy;                    // [R, D*P] or null (zeros)
   const T* dhn;                   // [D, B, P] or null (zeros)
   const T* dcn[kMostCellStates];  // [D, B, H] each or null (zeros)

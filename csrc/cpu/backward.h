@@ -11,6 +11,7 @@
 #include "cpu/plan.h"
 #include "cpu/threads/team.h"
 #include "cpu/weight_gradients.h"
+#include "cpu/zoneout.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
@@ -21,8 +22,9 @@ namespace fastrnn::cpu::FASTRNN_ISA {
 template <class T>
 class Backward : DirectionBase<T, BackwardParams<T>> {
   using Base = DirectionBase<T, BackwardParams<T>>;
-  using Base::C, Base::G, Base::L, Base::U, Base::cell_, Base::info_;
-  using Base::direction_, Base::plan_, Base::steal_, Base::d_, Base::p_, Base::w_, Base::projected_;
+  using Base::C, Base::G, Base::L, Base::late_, Base::U, Base::cell_, Base::info_;
+  using Base::direction_, Base::plan_, Base::steal_, Base::d_, Base::p_, Base::w_;
+  using Base::has_W_hh_, Base::has_W_ih_, Base::noisy_, Base::projected_, Base::split_, Base::zoned_;
   using Base::R_, Base::GH_, Base::H_padded_, Base::P_padded_, Base::workspace_;
   using Base::take, Base::batch_group, Base::step_panels, Base::order_of, Base::for_each_batch;
   using typename Base::V;
@@ -31,21 +33,25 @@ class Backward : DirectionBase<T, BackwardParams<T>> {
   Backward(const EngineCell<T>& cell, const BackwardParams<T>& params, int d, const Plan& plan,
            const Resources& resources)
       : Base(cell, params, d, plan, resources),
-        split_(info_.whole_gates < G),
+        EH_(GH_ - late_ * p_.H),
         chunk_steps_(steps_in_chunk(p_.rows, rows_of_chunk(GH_))),
-        W_hh_{W_hh_panels<T>(G, plan_, Pass::backward, p_.rows.B, p_.H, p_.P), GH_},
+        W_hh_{W_hh_panels<T>(G, plan_, Pass::backward, p_.rows.B, p_.H, p_.P), EH_},
+        W_late_{step_panels(p_.H, late_ * p_.H), late_ * p_.H},
         W_hr_{step_panels(p_.H, p_.P), p_.P},
         W_ih_{{p_.I, 1, kTileVectors, kTileVectors}, GH_},
         buffers_(take_buffers(chunk_steps_ * sequences_in_chunk(p_.rows))),
         sums_(info_, p_, d_, buffers_, chunk_steps_ * sequences_in_chunk(p_.rows), plan_.threads,
               workspace_) {
     const int64_t B = p_.rows.B;
-    if (p_.rows.T > 1 || p_.dh0 != nullptr) take_packed(W_hh_);
-    if (p_.dx) take_packed(W_ih_);
+    if (has_W_hh_ && (p_.rows.T > 1 || p_.dh0 != nullptr)) take_packed(W_hh_);
+    if (late_ > 0) take_packed(W_late_);
+    if (p_.dx && has_W_ih_) take_packed(W_ih_);
     if (projected_) take_packed(W_hr_);
     if (chunk_steps_ < p_.rows.T) take(carry_, B * GH_);
     take(dh_, B * P_padded_);
     if (C > 0) take(dc_, C * B * H_padded_);
+    if (info_.normalised) take(scratch_, G * B * H_padded_);
+    if (zoned_) take(kept_, (1 + C) * B * H_padded_);
     take(zeros_, std::max(p_.P, p_.H));
     std::memset(zeros_, 0, std::max(p_.P, p_.H) * sizeof(T));
   }
@@ -67,10 +73,12 @@ class Backward : DirectionBase<T, BackwardParams<T>> {
     ChunkBuffers<T> buffers;
     take(buffers.dgx, rows * GH_);
     buffers.dgh = buffers.dgx;
-    if (split_) take(buffers.dgh, rows * GH_);
+    if (split_ || info_.normalised) take(buffers.dgh, rows * GH_);
     if (projected_) take(buffers.dh, rows * p_.P);
     if (projected_) take(buffers.m, rows * p_.H);
     if (U > 0) take(buffers.du, rows * U * p_.H);
+    if (late_ > 0) take(buffers.v, rows * p_.H);
+    if (p_.noise.mask) take(buffers.dropped, rows * p_.P);
     take(buffers.x, rows);
     take(buffers.h, rows);
     return buffers;
@@ -94,10 +102,13 @@ class Backward : DirectionBase<T, BackwardParams<T>> {
         return Later{buffers_.dgh + chunk.row(t) * GH_, p_.rows.n(t)};
       };
       if (plan_.by_batch()) {
-        const Range all{0, W_hh_.panels.count()}, all_units{0, W_hr_.panels.count()};
+        const Range all{0, W_hh_.panels.count()}, all_units{0, W_hr_.panels.count()},
+            all_late{0, W_late_.panels.count()};
         team.for_each_chain(plan_.batch_groups, i1 - i0, [&](int64_t group, int64_t number) {
           const int64_t i = i1 - 1 - number, t = direction_.time(i);
           hidden_gradient(chunk, t, all, batch_group(group), later_of(i));
+          if (late_ > 0) late_gradient(chunk, t, all_late, batch_group(group));
+          if (info_.normalised) normalised_cells(chunk, t, present(t, batch_group(group)));
           if (projected_) unproject(chunk, t, all_units, batch_group(group));
         });
       } else {
@@ -107,6 +118,16 @@ class Backward : DirectionBase<T, BackwardParams<T>> {
           fetch_written(after.dgh, after.n * GH_);
           team.for_each(W_hh_.panels.count(), steal_, order_of(t),
                         [&](int64_t panel) { hidden_gradient(chunk, t, {panel, panel + 1}, batch, after); });
+          if (late_ > 0) {
+            team.for_each(W_late_.panels.count(), steal_, order_of(t),
+                          [&](int64_t panel) { late_gradient(chunk, t, {panel, panel + 1}, batch); });
+          }
+          if (info_.normalised) {
+            const Range rows = present(t, batch);
+            team.for_each_share(rows.end - rows.begin, [&](Range share) {
+              normalised_cells(chunk, t, {rows.begin + share.begin, rows.begin + share.end});
+            });
+          }
           if (projected_) {
             team.for_each(W_hr_.panels.count(), steal_, order_of(t),
                           [&](int64_t panel) { unproject(chunk, t, {panel, panel + 1}, batch); });
@@ -163,6 +184,7 @@ class Backward : DirectionBase<T, BackwardParams<T>> {
 
   void prepare(Team& team) {
     if (W_hh_.data) pack(W_hh_, w_.W_hh, team);
+    if (W_late_.data) pack(W_late_, W_late(), team);
     if (W_ih_.data) pack(W_ih_, w_.W_ih, team);
     if (W_hr_.data) pack(W_hr_, w_.W_hr, team);
     team.for_each_share(p_.rows.B, [&](Range rows) {
@@ -174,6 +196,9 @@ class Backward : DirectionBase<T, BackwardParams<T>> {
       }
     });
   }
+
+  const T* W_late() const { return w_.W_hh + EH_ * p_.P; }
+  Range present(int64_t t, Range batch) const { return {batch.begin, std::min(batch.end, p_.rows.n(t))}; }
 
   void initial_gradient(const T* given, int64_t b, int64_t size, Real<T>* state) const {
     copy(state, given ? given + (d_ * p_.rows.B + b) * size : zeros_, size);
@@ -193,31 +218,42 @@ class Backward : DirectionBase<T, BackwardParams<T>> {
       for (int64_t b0 = batch.begin; b0 < end; b0 += kRowBlock) {
         const int64_t b1 = std::min(b0 + kRowBlock, end);
         const int64_t multiplied = std::clamp<int64_t>(later.n - b0, 0, b1 - b0);
-        if (multiplied > 0) {
+        if (multiplied > 0 && !has_W_hh_) {
+          for (int64_t r = 0; r < multiplied; ++r) {
+            copy(block + r * width, later.dgh + (b0 + r) * GH_ + panels.first(panel), panels.size(panel));
+          }
+        } else if (multiplied > 0) {
           PrefetchList prefetch_list(b1 - b0);
           if (b0 < n && !projected_ && prefetch_pays(p_.P, b1 - b0)) add_saved(t, b0, panel, prefetch_list);
           multiply(w_.W_hh,
-                   {.A = {.data = later.dgh + b0 * GH_, .M = multiplied, .K = GH_, .row_stride = GH_},
+                   {.A = {.data = later.dgh + b0 * GH_, .M = multiplied, .K = EH_, .row_stride = GH_},
                     .B = W_hh_,
                     .panel = panel,
                     .order = order_of(t),
                     .to = {block, width, L},
-                    .kc = kc_of(GH_),
+                    .kc = kc_of(EH_),
                     .prefetch_list = &prefetch_list});
         }
         const Range with_step{b0, std::clamp(n, b0, b1)};
         if (projected_) {
           take_gradient(chunk, t, panel, with_step, block, multiplied);
+        } else if (noisy_ || info_.normalised) {
+          for (int64_t b = b0; b < with_step.end; ++b) {
+            add_gradient(t, panel, b, b < b0 + multiplied ? block + (b - b0) * width : nullptr);
+          }
+          if (!info_.normalised) noisy_cells(chunk, t, panels.first(panel), panels.size(panel), with_step);
         } else if (with_step.begin < with_step.end) {
-          for_each_cell_block(chunk, t, panels, panel, with_step, [&](BackwardBlock<T>& of_cells, int64_t b) {
-            of_cells.dh = {dh_ + b * P_padded_ + panels.first(panel), P_padded_};
-            of_cells.product = {block + (b - b0) * width, width};
-            of_cells.multiplied = multiplied - (b - b0);
-            if (p_.dy) {
-              of_cells.dy = {p_.dy + (p_.rows.row(t, b) * p_.D + d_) * p_.P + panels.first(panel),
-                             p_.rows.stride_b * p_.D * p_.P};
-            }
-          });
+          for_each_cell_block(chunk, t, panels.first(panel), panels.size(panel), with_step,
+                              [&](BackwardBlock<T>& of_cells, int64_t b) {
+                                of_cells.dh = {dh_ + b * P_padded_ + panels.first(panel), P_padded_};
+                                of_cells.product = {block + (b - b0) * width, width};
+                                of_cells.multiplied = multiplied - (b - b0);
+                                if (p_.dy) {
+                                  of_cells.dy = {
+                                      p_.dy + (p_.rows.row(t, b) * p_.D + d_) * p_.P + panels.first(panel),
+                                      p_.rows.stride_b * p_.D * p_.P};
+                                }
+                              });
         }
         for (int64_t b = with_step.end; b < b0 + multiplied; ++b) {
           add_product(panel, b, block + (b - b0) * width);
@@ -230,8 +266,124 @@ class Backward : DirectionBase<T, BackwardParams<T>> {
   void add_product(int64_t panel, int64_t b, const Real<T>* product) const {
     const Panels<T>& panels = W_hh_.panels;
     for (int j = 0; j < panels.u(panel); ++j) {
-      Real<T>* dh = dh_ + b * P_padded_ + panels.first(panel) + j * L;
-      store(dh, load(dh) + load(product + j * L));
+      const int64_t unit = panels.first(panel) + j * L;
+      Real<T>* dh = dh_ + b * P_padded_ + unit;
+      V change = load(product + j * L);
+      if (p_.noise.mask) change *= load_upto(mask(b) + unit, p_.P - unit);
+      store(dh, load(dh) + change);
+    }
+  }
+  const T* mask(int64_t b) const { return p_.noise.mask + (d_ * p_.rows.B + b) * p_.P; }
+
+  // dh of sequence b in step t: what reached it past the product, the product, null for none, and dy.
+  void add_gradient(int64_t t, int64_t panel, int64_t b, const Real<T>* product) const {
+    const Panels<T>& panels = W_hh_.panels;
+    if (product) add_product(panel, b, product);
+    for (int j = 0; p_.dy && j < panels.u(panel); ++j) {
+      const int64_t unit = panels.first(panel) + j * L;
+      Real<T>* dh = dh_ + b * P_padded_ + unit;
+      const T* dy = p_.dy + (p_.rows.row(t, b) * p_.D + d_) * p_.P + unit;
+      store(dh, load(dh) + load_upto(dy, p_.P - unit));
+    }
+  }
+
+  // With zoneout or dropout of h: the cells of some units, once dh_ has all of dh.
+  void noisy_cells(const Chunk& chunk, int64_t t, int64_t unit, int64_t units, Range rows) {
+    if (rows.begin >= rows.end) return;
+    if (zoned_) keep_gradients(t, unit, units, rows);
+    alignas(64) T dropped[kRowBlock * kPanelVectors * L];
+    for_each_cell_block(chunk, t, unit, units, rows, [&](BackwardBlock<T>& of_cells, int64_t b) {
+      of_cells.dh = {dh_ + b * P_padded_ + unit, P_padded_};
+      if (!has_W_hh_ && p_.noise.mask) {  // h_prev is what the product would read
+        for (int64_t r = 0; r < of_cells.rows; ++r) drop(t, b + r, unit, units, dropped + r * units);
+        of_cells.h_prev = {dropped, units};
+      }
+    });
+    if (zoned_) add_kept_gradients(unit, units, rows);
+  }
+
+  // The hidden state before step t times the dropout mask.
+  void drop(int64_t t, int64_t b, int64_t unit, int64_t units, T* to) const {
+    const T *h = previous_h(t, b) + unit, *m = mask(b) + unit;
+    for (int64_t j = 0; j < units; j += L) {
+      store_upto(to + j, load_upto(h + j, units - j) * load_upto(m + j, units - j), units - j);
+    }
+  }
+
+  // Zoneout parts the gradients of a step's states: what the old states get waits in `kept_`.
+  void keep_gradients(int64_t t, int64_t unit, int64_t units, Range rows) {
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      for (int64_t j = unit; j < unit + units; j += L) {
+        const Zoneout<T> zoneout(p_.noise, (d_ * R_ + p_.rows.row(t, b)) * p_.H + j, unit + units - j);
+        for (int k = 0; k <= C; ++k) {
+          Real<T>* d = gradient(k, b) + j;
+          const V m = zoneout.factor(k), before = load(d);
+          store(kept_ + (k * p_.rows.B + b) * H_padded_ + j, m * before);
+          store(d, (1 - m) * before);
+        }
+      }
+    }
+  }
+  void add_kept_gradients(int64_t unit, int64_t units, Range rows) {
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      for (int64_t j = unit; j < unit + units; j += L) {
+        for (int k = 0; k <= C; ++k) {
+          Real<T>* d = gradient(k, b) + j;
+          store(d, load(d) + load(kept_ + (k * p_.rows.B + b) * H_padded_ + j));
+        }
+      }
+    }
+  }
+  // Of state k, 0 for h.
+  Real<T>* gradient(int k, int64_t b) const {
+    return k == 0 ? dh_ + b * P_padded_ : dc_ + ((k - 1) * p_.rows.B + b) * H_padded_;
+  }
+
+  // The cells of whole rows of step t, once dh_ has all of dh.
+  void normalised_cells(const Chunk& chunk, int64_t t, Range rows) {
+    if (noisy_) return noisy_cells(chunk, t, 0, p_.H, rows);
+    for_each_cell_block(chunk, t, 0, p_.H, rows, [&](BackwardBlock<T>& of_cells, int64_t b) {
+      of_cells.dh = {dh_ + b * P_padded_, P_padded_};
+    });
+  }
+
+  // The gradient of v, which the late gates of step t multiply, and with it those of the other gates.
+  void late_gradient(const Chunk& chunk, int64_t t, Range own, Range batch) {
+    const Panels<T>& panels = W_late_.panels;
+    alignas(64) Real<T> block[kRowBlock * kPanelVectors * L];
+    const int64_t end = std::min(batch.end, p_.rows.n(t));
+    for (int64_t panel = own.begin; panel < own.end; ++panel) {
+      const int64_t width = panels.width(panel), unit = panels.first(panel), units = panels.size(panel);
+      for (int64_t b0 = batch.begin; b0 < end; b0 += kRowBlock) {
+        const int64_t b1 = std::min(b0 + kRowBlock, end);
+        const T* dgates = buffers_.dgx + (chunk.row(t) + b0) * GH_ + EH_;
+        multiply(W_late(), {.A = {.data = dgates, .M = b1 - b0, .K = late_ * p_.H, .row_stride = GH_},
+                            .B = W_late_,
+                            .panel = panel,
+                            .order = order_of(t),
+                            .to = {block, width, L},
+                            .kc = kc_of(late_ * p_.H)});
+        for (int64_t b = b0; p_.noise.mask && b < b1; ++b) {
+          for (int64_t j = 0; j < units; j += L) {
+            Real<T>* dv = block + (b - b0) * width + j;
+            store(dv, load(dv) * load_upto(mask(b) + unit + j, units - j));
+          }
+        }
+        for_each_cell_block<Part::early>(chunk, t, unit, units, {b0, b1},
+                                         [&](BackwardBlock<T>& of_cells, int64_t b) {
+                                           of_cells.product = {block + (b - b0) * width, width};
+                                           of_cells.multiplied = b1 - b;
+                                           of_cells.dh = {dh_ + b * P_padded_ + unit, P_padded_};
+                                           of_cells.m = {buffers_.v + (chunk.row(t) + b) * p_.H + unit, p_.H};
+                                         });
+        for (int64_t b = b0; p_.noise.mask && b < b1; ++b) {
+          T* v = buffers_.v + (chunk.row(t) + b) * p_.H + unit;
+          for (int64_t j = 0; j < units; j += L) {
+            store_upto(v + j, load_upto(v + j, units - j) * load_upto(mask(b) + unit + j, units - j),
+                       units - j);
+          }
+        }
+      }
     }
   }
 
@@ -287,27 +439,31 @@ class Backward : DirectionBase<T, BackwardParams<T>> {
                            .order = order_of(t),
                            .to = {block, width, L},
                            .kc = kc_of(p_.P)});
-        for_each_cell_block(chunk, t, panels, panel, {b0, b1}, [&](BackwardBlock<T>& of_cells, int64_t b) {
-          of_cells.product = {block + (b - b0) * width, width};
-          of_cells.multiplied = b1 - b;
-          of_cells.m = {buffers_.m + (chunk.row(t) + b) * p_.H + panels.first(panel), p_.H};
-        });
+        for_each_cell_block(chunk, t, panels.first(panel), panels.size(panel), {b0, b1},
+                            [&](BackwardBlock<T>& of_cells, int64_t b) {
+                              of_cells.product = {block + (b - b0) * width, width};
+                              of_cells.multiplied = b1 - b;
+                              of_cells.m = {buffers_.m + (chunk.row(t) + b) * p_.H + panels.first(panel),
+                                            p_.H};
+                            });
       }
     }
   }
 
-  // Computes the cells of a panel, in blocks of sequences whose states before the step stand alike: in the step
+  enum class Part { all, early };
+
+  // Computes the cells of some units, in blocks of sequences whose states before the step stand alike: in the step
   // before, or as initial states. complete(block, b) adds what is missing in a block from sequence b on.
-  template <class F>
-  void for_each_cell_block(const Chunk& chunk, int64_t t, const Panels<T>& panels, int64_t panel, Range rows,
+  template <Part part_of_cell = Part::all, class F>
+  void for_each_cell_block(const Chunk& chunk, int64_t t, int64_t unit, int64_t units, Range rows,
                            const F& complete) const {
     const int64_t before = time_before(t), with_before = before < 0 ? 0 : p_.rows.n(before);
     const int64_t middle = std::clamp(with_before, rows.begin, rows.end);
     for (const Range part : {Range{rows.begin, middle}, Range{middle, rows.end}}) {
       if (part.begin == part.end) continue;
-      BackwardBlock<T> block = cell_block(chunk, t, panels.first(panel), panels.size(panel), part);
+      BackwardBlock<T> block = cell_block(chunk, t, unit, units, part);
       complete(block, part.begin);
-      cell_.backward(block);
+      (part_of_cell == Part::early ? cell_.backward_early : cell_.backward)(block);
     }
   }
 
@@ -323,7 +479,10 @@ class Backward : DirectionBase<T, BackwardParams<T>> {
     };
     block.saved_next = p_.H;
     if (info_.saved > 0) block.s = saved(p_.s, info_.saved, row);
+    const int of_h = info_.saved == 0;  // of what zoneout saves
     if (C > 0) block.c = saved(p_.c, C, row);
+    if (zoned_ && C > 0) block.c = saved(p_.computed + of_h * p_.H, of_h + C, row);
+    if (zoned_ && of_h) block.h_computed = saved(p_.computed, of_h + C, row);
     if (C > 0 && before >= 0) block.c_prev = saved(p_.c, C, before);
     for (int state = 0; state < C; ++state) {
       if (p_.c0[state]) block.c_0[state] = {p_.c0[state] + (d_ * p_.rows.B + b) * p_.H + unit, p_.H};
@@ -331,7 +490,7 @@ class Backward : DirectionBase<T, BackwardParams<T>> {
     if (!projected_) {
       // A single step comes without y, unless the cell saves nothing else.
       const int64_t y_stride = stride * p_.D * p_.P;
-      if (info_.saved == 0) block.h = {p_.y + (row * p_.D + d_) * p_.P + unit, y_stride};
+      if (info_.saved == 0 && !zoned_) block.h = {p_.y + (row * p_.D + d_) * p_.P + unit, y_stride};
       if (info_.reads_h) {
         block.h_prev = {previous_h(t, b) + unit, before >= 0 ? y_stride : p_.h0 ? p_.P : 0};
       }
@@ -339,9 +498,10 @@ class Backward : DirectionBase<T, BackwardParams<T>> {
     if (C > 0) block.dc = {dc_ + b * H_padded_ + unit, H_padded_};
     block.c_next = p_.rows.B * H_padded_;
     block.dgx = {buffers_.dgx + chunk_row * GH_ + unit, GH_};
-    if (split_) block.dgh = {buffers_.dgh + chunk_row * GH_ + unit, GH_};
+    if (buffers_.dgh != buffers_.dgx) block.dgh = {buffers_.dgh + chunk_row * GH_ + unit, GH_};
     if (U > 0) block.du = {buffers_.du + chunk_row * U * p_.H + unit, U * p_.H};
     block.gate = p_.H;
+    if (scratch_) block.scratch = {scratch_ + b * H_padded_ + unit, H_padded_};
     return block;
   }
 
@@ -397,14 +557,23 @@ class Backward : DirectionBase<T, BackwardParams<T>> {
         for (int64_t b = std::max<int64_t>(share.begin - first, 0); b < last; ++b) {
           buffers_.x[first + b] = p_.x + p_.rows.row(t, b0 + b) * p_.I;
           buffers_.h[first + b] = previous_h(t, b0 + b);
+          if (p_.noise.mask) {
+            T* dropped = buffers_.dropped + (first + b) * p_.P;
+            drop(t, b0 + b, 0, p_.P, dropped);
+            buffers_.h[first + b] = dropped;
+          }
         }
         first += n;
       }
     });
   }
 
-  // dx = dgx W_ih for a block of the chunk's rows, the second direction's added to the first's.
+  // dx = dgx W_ih for a block of the chunk's rows, the second direction's added to the first's; without W_ih dgx.
   void input_gradient(Range rows) const {
+    for (int64_t row = rows.begin; !has_W_ih_ && row < rows.end; ++row) {
+      copy(p_.dx + (buffers_.x[row] - p_.x) + d_ * GH_, buffers_.dgx + row * GH_, GH_);
+    }
+    if (!has_W_ih_) return;
     const Panels<T>& panels = W_ih_.panels;
     alignas(64) Real<T> block[kRowBlock * kPanelVectors * L];
     for (int64_t panel = 0; panel < panels.count(); ++panel) {
@@ -436,15 +605,17 @@ class Backward : DirectionBase<T, BackwardParams<T>> {
     }
   }
 
-  const bool split_;  // is there a gate whose share from the hidden state is not just added?
+  const int64_t EH_;  // columns of the gates that are not late
   const int64_t chunk_steps_;
-  PackedMatrix<T> W_hh_, W_hr_, W_ih_;
+  PackedMatrix<T> W_hh_, W_late_, W_hr_, W_ih_;
   const ChunkBuffers<T> buffers_;
   const GradientSums<T> sums_;
-  T* carry_ = nullptr;     // [B, GH], dgh of the chunk before, if there are several
-  Real<T>* dh_;            // [B, P_padded]
-  Real<T>* dc_ = nullptr;  // [C, B, H_padded]
-  T* zeros_;               // [max(P, H)]
+  T* carry_ = nullptr;          // [B, GH], dgh of the chunk before, if there are several
+  Real<T>* dh_;                 // [B, P_padded]
+  Real<T>* dc_ = nullptr;       // [C, B, H_padded]
+  Real<T>* kept_ = nullptr;     // [1 + C, B, H_padded], the gradients that zoneout passes on
+  Real<T>* scratch_ = nullptr;  // [G, B, H_padded], for cells that are normalised
+  T* zeros_;                    // [max(P, H)]
 };
 
 template <class T>

@@ -3,6 +3,7 @@
 // The functions of a cell over a block, in vectors of units.
 
 #include <algorithm>
+#include <cmath>
 #include <type_traits>
 
 #include "cells/registry.h"
@@ -19,7 +20,6 @@ void cell_forward(const ForwardBlock<T>& given) {
   using V = Vector<Real<T>>;
   using Math = VectorMath<Real<T>>;
   constexpr int G = Cell::gates, C = Cell::cell_states, U = Cell::unit_vectors, L = kLanes<Real<T>>;
-  constexpr bool kRounded = !std::is_same_v<T, Real<T>>;
   for (int64_t unit = 0; unit < block.units; unit += L) {
     const int64_t n = std::min<int64_t>(L, block.units - unit);
     V bias_h[G], u[std::max(U, 1)];
@@ -58,8 +58,8 @@ void cell_forward(const ForwardBlock<T>& given) {
         V h_old{}, h;
         if (Cell::reads_h) h_old = load(h_prev);
         Cell::template output<Math>(s[r], u, h_old, c[r], h);
-        store(out, h);
-        if (kRounded && h_real) store(h_real, h);
+        if (out) store(out, h);
+        if (h_real) store(h_real, h);
         if (y) store_upto(y, h, n);
         if (y_copy) store_upto(y_copy, h, n);
         for (int state = 0; state < C; ++state) store(c_at + state * block.c_next, c[r][state]);
@@ -111,6 +111,7 @@ void cell_backward(const BackwardBlock<T>& given) {
         s[saved] = load_upto(at(block.s) + saved * block.saved_next, n);
       }
       if (Cell::saved == 0 && block.h.at) h = load_upto(at(block.h), n);
+      if (Cell::saved == 0 && block.h_computed.at) h = load_upto(at(block.h_computed), n);
       if (Cell::reads_h && block.h_prev.at) h_prev = load_upto(at(block.h_prev), n);
       for (int state = 0; state < C; ++state) {
         c[state] = load_upto(at(block.c) + state * block.saved_next, n);
@@ -142,7 +143,344 @@ void cell_backward(const BackwardBlock<T>& given) {
   }
 }
 
+// ---- a cell with late gates ----
+
+// The first part: v, and what the second one needs.
 template <class Cell, class T>
-constexpr CellFunctions<T> kCellFunctions = {cell_forward<Cell, T>, cell_backward<Cell, T>};
+void early_cell_forward(const ForwardBlock<T>& given) {
+  const ForwardBlock<T> block = given;
+  using V = Vector<Real<T>>;
+  constexpr int L = kLanes<Real<T>>;
+  for (int64_t b = 0; b < block.rows; ++b) {
+    for (int64_t unit = 0; unit < block.units; unit += L) {
+      const auto at = [&](const auto& rows) { return rows.at + b * rows.stride + unit; };
+      V a[Cell::gates - Cell::late_gates], s[Cell::saved], v;
+      for (int g = 0; g < Cell::gates - Cell::late_gates; ++g) a[g] = load(at(block.gh) + g * block.gate);
+      Cell::template activate<VectorMath<Real<T>>>(a, load(at(block.h_prev)), s, v);
+      for (int saved = 0; saved < Cell::saved; ++saved)
+        store(at(block.kept) + saved * block.c_next, s[saved]);
+      store(at(block.v), v);
+    }
+  }
+}
+
+template <class Cell, class T>
+void late_cell_forward(const ForwardBlock<T>& given) {
+  const ForwardBlock<T> block = given;
+  using V = Vector<Real<T>>;
+  constexpr int L = kLanes<Real<T>>;
+  for (int64_t b = 0; b < block.rows; ++b) {
+    for (int64_t unit = 0; unit < block.units; unit += L) {
+      const int64_t n = std::min<int64_t>(L, block.units - unit);
+      const auto at = [&](const auto& rows) { return rows.at + b * rows.stride + unit; };
+      V a[Cell::late_gates], s[Cell::saved], h;
+      for (int g = 0; g < Cell::late_gates; ++g) a[g] = load(at(block.gh) + g * block.gate);
+      for (int saved = 0; saved < Cell::saved; ++saved)
+        s[saved] = load(at(block.kept) + saved * block.c_next);
+      Cell::template output<VectorMath<Real<T>>>(a, load(at(block.h_prev)), s, h);
+      if (block.out.at) store(at(block.out), h);
+      if (block.h_real.at) store(at(block.h_real), h);
+      if (block.y.at) store_upto(at(block.y), h, n);
+      if (block.y_copy.at) store_upto(at(block.y_copy), h, n);
+      for (int saved = 0; block.saved_s.at && saved < Cell::saved; ++saved) {
+        store_upto(at(block.saved_s) + saved * block.saved_next, s[saved], n);
+      }
+    }
+  }
+}
+
+// The gradients of the gates that the second part is computed from.
+template <class Cell, class T>
+void late_cell_backward(const BackwardBlock<T>& given) {
+  const BackwardBlock<T> block = given;
+  using V = Vector<Real<T>>;
+  constexpr int L = kLanes<Real<T>>;
+  for (int64_t b = 0; b < block.rows; ++b) {
+    for (int64_t unit = 0; unit < block.units; unit += L) {
+      const int64_t n = std::min<int64_t>(L, block.units - unit);
+      const auto at = [&](const auto& rows) { return rows.at + b * rows.stride + unit; };
+      V dh = load(at(block.dh)), s[Cell::saved], dgx[Cell::gates] = {}, dh_prev{};
+      if (b < block.multiplied) dh += load(at(block.product));
+      if (block.dy.at) dh += load_upto(at(block.dy), n);
+      for (int saved = 0; saved < Cell::saved; ++saved) {
+        s[saved] = load_upto(at(block.s) + saved * block.saved_next, n);
+      }
+      Cell::template backward_output<VectorMath<Real<T>>>(s, load_upto(at(block.h_prev), n), dh, dgx,
+                                                          dh_prev);
+      for (int g = 0; g < Cell::gates; ++g) store_upto(at(block.dgx) + g * block.gate, dgx[g], n);
+      store(at(block.dh), dh_prev);
+    }
+  }
+}
+
+// Those of the others, of the gradient of v; v again for dW_hh.
+template <class Cell, class T>
+void early_cell_backward(const BackwardBlock<T>& given) {
+  const BackwardBlock<T> block = given;
+  using V = Vector<Real<T>>;
+  constexpr int L = kLanes<Real<T>>;
+  for (int64_t b = 0; b < block.rows; ++b) {
+    for (int64_t unit = 0; unit < block.units; unit += L) {
+      const int64_t n = std::min<int64_t>(L, block.units - unit);
+      const auto at = [&](const auto& rows) { return rows.at + b * rows.stride + unit; };
+      V s[Cell::saved], dgx[Cell::gates], dh_prev = load(at(block.dh)), v;
+      for (int saved = 0; saved < Cell::saved; ++saved) {
+        s[saved] = load_upto(at(block.s) + saved * block.saved_next, n);
+      }
+      for (int g = 0; g < Cell::gates; ++g) dgx[g] = load_upto(at(block.dgx) + g * block.gate, n);
+      Cell::template backward_activate<VectorMath<Real<T>>>(s, load_upto(at(block.h_prev), n),
+                                                            load(at(block.product)), dgx, dh_prev, v);
+      for (int g = 0; g < Cell::gates - Cell::late_gates; ++g) {
+        store_upto(at(block.dgx) + g * block.gate, dgx[g], n);
+      }
+      store_upto(at(block.m), v, n);
+      store(at(block.dh), dh_prev);
+    }
+  }
+}
+
+// ---- a cell that is normalised ----
+
+// The first n lanes, zeros in the others.
+template <class V>
+FASTRNN_INLINE V first_lanes(V v, int64_t n) {
+  constexpr int64_t lanes = sizeof(V) / sizeof(v[0]);
+  for (int64_t lane = n; lane < lanes; ++lane) v[lane] = 0;
+  return v;
+}
+template <class T>
+Real<T> sum_lanes(Vector<Real<T>> v) {
+  Real<T> sum = 0;
+  for (int lane = 0; lane < kLanes<Real<T>>; ++lane) sum += v[lane];
+  return sum;
+}
+
+// Mean and 1 / standard deviation of numbers, as torch.nn.LayerNorm's.
+template <class T>
+struct Moments {
+  using V = Vector<Real<T>>;
+  Real<T> mean = 0, scale = 1;
+
+  // for_each(f) calls f(v, n) for all vectors, of n numbers each, in an order that depends on their count alone.
+  template <class ForEach>
+  Moments(int64_t count, const ForEach& for_each) {
+    V sum{}, squares{};
+    for_each([&](V v, int64_t) __attribute__((always_inline)) { sum += v; });
+    mean = sum_lanes<T>(sum) / static_cast<Real<T>>(count);
+    for_each([&](V v, int64_t n) __attribute__((always_inline)) {
+      const V deviation = first_lanes(v - mean, n);
+      squares += deviation * deviation;
+    });
+    const Real<T> variance = sum_lanes<T>(squares) / static_cast<Real<T>>(count);
+    scale = 1 / std::sqrt(variance + static_cast<Real<T>>(cells::kNormEps));
+  }
+
+  V normalise(V v) const { return (v - mean) * scale; }
+};
+
+// Of `rows` rows of H numbers.
+template <class T>
+Moments<T> moments_of_rows(const Real<T>* first, int64_t stride, int rows, int64_t H) {
+  constexpr int L = kLanes<Real<T>>;
+  return {rows * H, [&](const auto& f) __attribute__((always_inline)) {
+            for (int row = 0; row < rows; ++row) {
+              for (int64_t i = 0; i < H; i += L) f(load_upto(first + row * stride + i, H - i), H - i);
+            }
+          }};
+}
+
+template <class Cell, class T>
+void normalised_cell_forward(const ForwardBlock<T>& given) {
+  const ForwardBlock<T> block = given;
+  using V = Vector<Real<T>>;
+  using Math = VectorMath<Real<T>>;
+  using Inner = typename Cell::Inner;
+  constexpr int G = Cell::gates, C = Cell::cell_states, U = Cell::unit_vectors, L = kLanes<Real<T>>;
+  const int64_t H = block.units;
+  const Moments<T> of_product(G * H, [&](const auto& f) __attribute__((always_inline)) {
+    for (int g = 0; g < G; ++g) {
+      for (int64_t first = 0; first < H; first += block.panel_units) {
+        const int64_t size = std::min(block.panel_units, H - first);
+        const Real<T>* gh = block.gh.at + first * G + g * size;
+        for (int64_t j = 0; j < size; j += L) f(load_upto(gh + j, size - j), size - j);
+      }
+    }
+  });
+  // c and s stand as they are, one vector after the other.
+  const auto finish = [&](int64_t unit, int64_t n, const V* u, V* s, const V* c)
+                          __attribute__((always_inline)) {
+                            V h_prev{}, h;
+                            if (Cell::reads_h) h_prev = load(block.h_prev.at + unit);
+                            Inner::template output<Math>(s, u, h_prev, c, h);
+                            if (block.out.at) store(block.out.at + unit, h);
+                            if (block.h_real.at) store(block.h_real.at + unit, h);
+                            if (block.y.at) store_upto(block.y.at + unit, h, n);
+                            if (block.y_copy.at) store_upto(block.y_copy.at + unit, h, n);
+                            for (int saved = 0; block.saved_s.at && saved < Inner::saved; ++saved) {
+                              store_upto(block.saved_s.at + saved * block.saved_next + unit, s[saved], n);
+                            }
+                          };
+  for (int64_t first = 0; first < H; first += block.panel_units) {
+    const int64_t size = std::min(block.panel_units, H - first);
+    const Real<T>*gx = block.gx.at + first * G, *gh = block.gh.at + first * G;
+    for (int64_t j = 0; j < size; j += L) {
+      const int64_t n = std::min<int64_t>(L, size - j), unit = first + j;
+      V x[G], h[G], a[G], u[U], s[Inner::saved], c[std::max(C, 1)];
+      for (int vector = 0; vector < U; ++vector) u[vector] = load_upto(block.unit[vector] + unit, n);
+      for (int g = 0; g < G; ++g) {
+        const V product = load_upto(gh + g * size + j, n);
+        if (block.saved_s.at) {
+          store_upto(block.saved_s.at + (Inner::saved + g) * block.saved_next + unit, product, n);
+        }
+        x[g] = load_upto(gx + g * size + j, n);
+        h[g] = of_product.normalise(product) * u[g];
+        a[g] = x[g] + h[g];
+      }
+      for (int state = 0; state < C; ++state) c[state] = load(block.c.at + state * block.c_next + unit);
+      if constexpr (cells::has_split_gate<Inner>) {
+        Inner::template activate<Math>(x, h, u + G, s, c);
+      } else {
+        Inner::template activate<Math>(a, u + G, s, c);
+      }
+      if (C == 0) {
+        finish(unit, n, u, s, c);
+        continue;
+      }
+      for (int state = 0; state < C; ++state) {
+        store(block.c.at + state * block.c_next + unit, c[state]);
+        if (block.saved_c.at) store_upto(block.saved_c.at + state * block.saved_next + unit, c[state], n);
+      }
+      for (int saved = 0; saved < Inner::saved; ++saved) {
+        store(block.kept.at + saved * block.c_next + unit, s[saved]);
+      }
+    }
+  }
+  if constexpr (C > 0) {
+    const Moments<T> of_c = moments_of_rows<T>(block.c.at, 0, 1, H);
+    for (int64_t unit = 0; unit < H; unit += L) {
+      const int64_t n = std::min<int64_t>(L, H - unit);
+      V s[Inner::saved];
+      for (int saved = 0; saved < Inner::saved; ++saved) {
+        s[saved] = load(block.kept.at + saved * block.c_next + unit);
+      }
+      const V gain = load_upto(block.unit[G] + unit, n), bias = load_upto(block.unit[G + 1] + unit, n);
+      const V c = of_c.normalise(load(block.c.at + unit)) * gain + bias;
+      finish(unit, n, nullptr, s, &c);
+    }
+  }
+}
+
+template <class Cell, class T>
+void normalised_cell_backward(const BackwardBlock<T>& given) {
+  const BackwardBlock<T> block = given;
+  using V = Vector<Real<T>>;
+  using Math = VectorMath<Real<T>>;
+  using Inner = typename Cell::Inner;
+  constexpr int G = Cell::gates, C = Cell::cell_states, L = kLanes<Real<T>>;
+  const int64_t H = block.units;
+  const auto mean_of = [](V sum, int64_t count) { return sum_lanes<T>(sum) / static_cast<Real<T>>(count); };
+  for (int64_t b = 0; b < block.rows; ++b) {
+    const auto at = [&](const auto& rows, int64_t unit)
+                        __attribute__((always_inline)) { return rows.at + b * rows.stride + unit; };
+    // The derivative of (v - mean) / deviation is that of v less its share in both moments.
+    Real<T> mean_w = 0, mean_w_c = 0;
+    const auto normalised_c = [&](const Moments<T>& of_c, int64_t unit, int64_t n) {
+      return of_c.normalise(load_upto(at(block.c, unit), n));
+    };
+    const Moments<T> of_product =
+        moments_of_rows<T>(at(block.s, 0) + Inner::saved * block.saved_next, block.saved_next, G, H);
+    const Moments<T> of_c = C > 0 ? moments_of_rows<T>(at(block.c, 0), 0, 1, H) : of_product;
+    // dc of what is normalised: the gradient that the output passes to it.
+    const auto through_output = [&](int64_t unit, int64_t n, V* s, V* dgx) __attribute__((always_inline)) {
+      for (int saved = 0; saved < Inner::saved; ++saved) {
+        s[saved] = load_upto(at(block.s, unit) + saved * block.saved_next, n);
+      }
+      V dc{};
+      if constexpr (C > 0) {
+        const V gain = load_upto(block.unit[G] + unit, n), bias = load_upto(block.unit[G + 1] + unit, n);
+        const V c = normalised_c(of_c, unit, n) * gain + bias;
+        Inner::template backward_output<Math>(s, c, load_upto(at(block.dh, unit), n), dgx, dc);
+      }
+      return dc;
+    };
+    if constexpr (C > 0) {
+      V sum{}, sum_c{};
+      for (int64_t unit = 0; unit < H; unit += L) {
+        const int64_t n = std::min<int64_t>(L, H - unit);
+        V s[Inner::saved], dgx[G];
+        const V dc = through_output(unit, n, s, dgx), c = normalised_c(of_c, unit, n);
+        store_upto(at(block.du, unit) + G * block.gate, dc * c, n);
+        store_upto(at(block.du, unit) + (G + 1) * block.gate, dc, n);
+        const V w = dc * load_upto(block.unit[G] + unit, n);
+        sum += w;
+        sum_c += w * c;
+      }
+      mean_w = mean_of(sum, H);
+      mean_w_c = mean_of(sum_c, H);
+    }
+
+    V sum{}, sum_product{};
+    for (int64_t unit = 0; unit < H; unit += L) {
+      const int64_t n = std::min<int64_t>(L, H - unit);
+      V s[Inner::saved], dgx[G], dgh[G], dh_prev{};
+      V dc = through_output(unit, n, s, dgx);
+      if constexpr (C > 0) {
+        const V c = normalised_c(of_c, unit, n), gain = load_upto(block.unit[G] + unit, n);
+        V c_prev{};
+        if (block.c_prev.at) {
+          c_prev = load_upto(at(block.c_prev, unit), n);
+        } else if (block.c_0[0].at) {
+          c_prev = load_upto(at(block.c_0[0], unit), n);
+        }
+        V dc_total = load(at(block.dc, unit)) + of_c.scale * (dc * gain - mean_w - c * mean_w_c);
+        Inner::template backward_gates<Math>(s, c_prev, dc_total, dgx);
+        store(at(block.dc, unit), dc_total);
+      } else {
+        V none{};
+        const V* const no_states = nullptr;
+        const V h_prev = Cell::reads_h ? load_upto(at(block.h_prev, unit), n) : V{};
+        Inner::template backward<Math>(s, no_states, h_prev, none, no_states, no_states,
+                                       load_upto(at(block.dh, unit), n), &none, dgx, dgh, &none, dh_prev);
+      }
+      store(at(block.dh, unit), dh_prev);
+      for (int g = 0; g < G; ++g) {
+        const V d = cells::has_split_gate<Inner> ? dgh[g] : dgx[g];
+        const V product =
+            of_product.normalise(load_upto(at(block.s, unit) + (Inner::saved + g) * block.saved_next, n));
+        store_upto(at(block.dgx, unit) + g * block.gate, dgx[g], n);
+        store_upto(at(block.du, unit) + g * block.gate, d * product, n);
+        const V e = d * load_upto(block.unit[g] + unit, n);
+        store(at(block.scratch, unit) + g * block.c_next, e);
+        sum += e;
+        sum_product += e * product;
+      }
+    }
+    const Real<T> mean_e = mean_of(sum, G * H), mean_e_product = mean_of(sum_product, G * H);
+    for (int g = 0; g < G; ++g) {
+      for (int64_t unit = 0; unit < H; unit += L) {
+        const int64_t n = std::min<int64_t>(L, H - unit);
+        const V product =
+            of_product.normalise(load_upto(at(block.s, unit) + (Inner::saved + g) * block.saved_next, n));
+        const V e = load(at(block.scratch, unit) + g * block.c_next);
+        store_upto(at(block.dgh, unit) + g * block.gate,
+                   of_product.scale * (e - mean_e - product * mean_e_product), n);
+      }
+    }
+  }
+}
+
+template <class Cell, class T>
+constexpr CellFunctions<T> functions_of() {
+  if constexpr (Cell::late_gates > 0) {
+    return {late_cell_forward<Cell, T>, late_cell_backward<Cell, T>, early_cell_forward<Cell, T>,
+            early_cell_backward<Cell, T>};
+  } else if constexpr (Cell::normalised) {
+    return {normalised_cell_forward<Cell, T>, normalised_cell_backward<Cell, T>};
+  } else {
+    return {cell_forward<Cell, T>, cell_backward<Cell, T>};
+  }
+}
+template <class Cell, class T>
+constexpr CellFunctions<T> kCellFunctions = functions_of<Cell, T>();
 
 }  // namespace fastrnn::cpu::FASTRNN_ISA

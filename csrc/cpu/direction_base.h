@@ -28,15 +28,22 @@ class DirectionBase {
       : cell_(cell.functions),
         info_(cell.info),
         G(info_.gates.size()),
+        late_(info_.late_gates),
         C(info_.states.size() - 1),
-        U(info_.count(cells::ParameterKind::unit_vector)),
+        U(info_.unit_vectors()),
         p_(params),
         d_(d),
         direction_{p_.rows.T, d == 1},
         plan_(plan),
         steal_(p_.rows.B >= tuning::kStolenRows ? Steal::at_once : Steal::if_late),
         w_(p_.weights[d]),
+        split_(info_.whole_gates < G),
+        has_W_ih_(info_.has(cells::ParameterKind::input_matrix)),
+        has_W_hh_(info_.has(cells::ParameterKind::state_matrix)),
         projected_(w_.W_hr != nullptr),
+        zoned_(p_.noise.zoneout[0] > 0 || p_.noise.zoneout[1] > 0 || p_.noise.zoneout[2] > 0 ||
+               p_.noise.zoneout[3] > 0),
+        noisy_(zoned_ || p_.noise.mask != nullptr),
         R_(p_.rows.total()),
         GH_(G * p_.H),
         H_padded_(ceil_div(p_.H, L) * L),
@@ -71,15 +78,17 @@ class DirectionBase {
 
   const CellFunctions<T>& cell_;
   const cells::CellInfo& info_;
-  const int G, C, U;  // gates, states beside h, and vectors of a unit
+  const int G, late_, C, U;  // gates, the late ones of them, states beside h, and vectors of a unit
   const Params& p_;
   const int d_;
   const Direction direction_;
   const Plan plan_;
   const Steal steal_;
   const Weights<T>& w_;
-  const bool projected_;
-  const int64_t R_, GH_;  // all rows; columns of all gates
+  const bool split_;  // is there a gate whose share from the hidden state is not just added?
+  const bool has_W_ih_, has_W_hh_, projected_;
+  const bool zoned_, noisy_;  // with zoneout; with that or dropout of what W_hh multiplies
+  const int64_t R_, GH_;      // all rows; columns of all gates
   const int64_t H_padded_, P_padded_;
   Workspace workspace_;
 };

@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "cells/registry.h"
+
 namespace fastrnn::cpu {
 
 // What engine.cpp and cells.cpp define for an instruction set.
@@ -97,6 +99,7 @@ std::vector<std::string> isas_available() {
 }
 std::string isa() { return current().load()->name; }
 void set_isa(const std::string& name) { current() = &find_available(name, "set_isa"); }
+const cells::CellInfo& info_of(int cell) { return *cells::kCells[cell]; }
 const Engines& engines() { return *current().load()->engines; }
 const FunctionsOfCell& functions_of_cell(int cell) { return current().load()->cells[cell]; }
 

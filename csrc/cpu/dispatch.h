@@ -5,7 +5,6 @@
 #include <tuple>
 #include <vector>
 
-#include "cells/registry.h"
 #include "core/params.h"
 #include "cpu/cell_block.h"
 #include "cpu/plan.h"
@@ -57,13 +56,15 @@ std::vector<std::string> isas_available();
 std::string isa();
 void set_isa(const std::string& name);
 
-// Of the instruction set in use. cell: its index in cells/registry.h
+// cell: its index in cells/registry.h, which the engine does not know
+const cells::CellInfo& info_of(int cell);
+// Of the instruction set in use.
 const Engines& engines();
 const FunctionsOfCell& functions_of_cell(int cell);
 template <class T>
 Kernels<T> kernels_of(int cell) {
   return {std::get<Engine<T>>(engines()),
-          {*cells::kCells[cell], std::get<CellFunctions<T>>(functions_of_cell(cell))}};
+          {info_of(cell), std::get<CellFunctions<T>>(functions_of_cell(cell))}};
 }
 
 }  // namespace fastrnn::cpu

@@ -12,18 +12,23 @@
 #include "cpu/layer_plan.h"
 #include "cpu/plan.h"
 #include "cpu/threads/team.h"
+#include "cpu/zoneout.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
 // The forward of one direction. A chunk of steps at a time: the gates' shares from the input as one product over
 // all rows of the chunk, then step after step the product with W_hh and, panel by panel as it leaves the tile, the
 // cell.
+//
+// A cell with late gates comes in two parts, and between them the product of the second, which all units of the
+// first have to be done for. A cell whose product is normalised follows when all panels are done, row by row.
 template <class T>
 class Forward : DirectionBase<T, ForwardParams<T>> {
   using Base = DirectionBase<T, ForwardParams<T>>;
-  using Base::C, Base::G, Base::L, Base::U, Base::cell_, Base::info_;
-  using Base::direction_, Base::plan_, Base::steal_, Base::d_, Base::p_, Base::w_, Base::projected_;
-  using Base::R_, Base::H_padded_, Base::P_padded_;
+  using Base::C, Base::G, Base::L, Base::late_, Base::U, Base::cell_, Base::info_;
+  using Base::direction_, Base::plan_, Base::steal_, Base::d_, Base::p_, Base::w_;
+  using Base::has_W_hh_, Base::has_W_ih_, Base::noisy_, Base::projected_, Base::split_, Base::zoned_;
+  using Base::R_, Base::GH_, Base::H_padded_, Base::P_padded_;
   using Base::take, Base::batch_group, Base::step_panels, Base::order_of, Base::for_each_batch;
   using typename Base::V;
   // Between steps the states are Real. What the products read is T: the same numbers, or rounded ones.
@@ -33,12 +38,12 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
   Forward(const EngineCell<T>& cell, const ForwardParams<T>& params, int d, const Plan& plan,
           const Resources& resources)
       : Base(cell, params, d, plan, resources),
-        split_(info_.whole_gates < G),
         packed_(R_ > tuning::kUnpackedRows),
         saves_(p_.s != nullptr || p_.y_copy != nullptr),
         panels_(W_hh_panels<T>(G, plan_, Pass::forward, p_.rows.B, p_.H, p_.P)),
         W_ih_{panels_, p_.I},
-        W_hh_{panels_, p_.P},
+        W_hh_{{panels_.units, G - late_, panels_.U, panels_.widest}, p_.P},
+        W_late_{{panels_.units, late_, panels_.U, panels_.widest}, p_.H},
         W_hr_{step_panels(p_.P, p_.H), p_.H} {
     const int64_t B = p_.rows.B, width = panels_.padded_width();
     chunk_steps_ = steps_in_chunk(
@@ -46,18 +51,25 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
     if (plan_.by_batch()) chunk_steps_ = std::min(chunk_steps_, ceil_div(p_.rows.T, tuning::kLeastChunks));
     if (packed_) {
       used_once_ = !plan_.by_batch() && chunk_steps_ >= p_.rows.T;
-      take(W_ih_.data, used_once_ ? plan_.threads * panels_.width(0) * W_ih_.rows() : W_ih_.size());
-      take(W_hh_.data, W_hh_.size());
+      if (has_W_ih_)
+        take(W_ih_.data, used_once_ ? plan_.threads * panels_.width(0) * W_ih_.rows() : W_ih_.size());
+      if (has_W_hh_) take(W_hh_.data, W_hh_.size());
+      if (late_ > 0) take(W_late_.data, W_late_.size());
       if (projected_) take(W_hr_.data, W_hr_.size());
     }
     // Vectors of units may be read from up to one vector past these.
     take(b_x_, width + L);
     if (split_) take(b_h_, width + L);
     take(gx_, chunk_steps_ * sequences_in_chunk(p_.rows) * width + L);
+    if (info_.normalised) take(gh_, B * width + L);
     take(h_[0], B * P_padded_);
     take(h_[1], B * P_padded_);
-    if (kRounded && !projected_) take(h_real_, B * P_padded_);
+    if ((kRounded || noisy_) && !projected_) take(h_real_, B * P_padded_);
+    if (noisy_ && !projected_) take(h_computed_, B * P_padded_);
+    if (zoned_ && C > 0) take(c_before_, C * B * H_padded_);
     if (C > 0) take(c_, C * B * H_padded_);
+    if (late_ > 0) take(v_, B * H_padded_);
+    if (late_ > 0 || info_.normalised) take(kept_, std::max(info_.saved, 1) * B * H_padded_);
     if (projected_) take(m_, B * H_padded_);
   }
 
@@ -86,6 +98,8 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
       input_gates(chunk, all, batch, W_ih_);
       for (int64_t i = i0; i < i1; ++i) {
         step(chunk, i, all, batch);
+        if (late_ > 0) late_step(chunk, i, all, batch);
+        if (info_.normalised) normalised_step(chunk, i, present(i, batch));
         if (projected_) project(i, all_out, batch);
       }
     });
@@ -93,7 +107,7 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
 
   void run_by_units(Team& team, Range batch) {
     PackedMatrix<T> W = W_ih_;
-    if (used_once_) {
+    if (used_once_ && has_W_ih_) {
       // Each panel is used by the thread that packs it, and each thread has room for one.
       W.single_panel = true;
       W.data += team.rank * panels_.width(0) * W.rows();
@@ -108,10 +122,26 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
         input_gates(chunk, {panel, panel + 1}, batch, W);
         if (first) pack_for_steps(panel);
       });
+      if (!has_W_hh_) {  // units that do not depend on each other
+        team.for_each(panels_.count(), steal_, Order::ascending, [&](int64_t panel) {
+          for (int64_t i = i0; i < i1; ++i) step(chunk, i, {panel, panel + 1}, batch);
+        });
+        continue;
+      }
       for (int64_t i = i0; i < i1; ++i) {
         fetch_written(h_before(i), p_.rows.B * P_padded_);
         team.for_each(panels_.count(), steal_, order_of(i),
                       [&](int64_t panel) { step(chunk, i, {panel, panel + 1}, batch); });
+        if (late_ > 0) {
+          team.for_each(panels_.count(), steal_, order_of(i),
+                        [&](int64_t panel) { late_step(chunk, i, {panel, panel + 1}, batch); });
+        }
+        if (info_.normalised) {
+          const Range rows = present(i, batch);
+          team.for_each_share(rows.end - rows.begin, [&](Range share) {
+            normalised_step(chunk, i, {rows.begin + share.begin, rows.begin + share.end});
+          });
+        }
         if (projected_) {
           team.for_each(W_hr_.panels.count(), steal_, order_of(i),
                         [&](int64_t panel) { project(i, {panel, panel + 1}, batch); });
@@ -121,12 +151,15 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
   }
 
   void pack_for_input(int64_t panel, const PackedMatrix<T>& W) {
-    if (packed_) pack_transposed(W, panel, w_.W_ih);
+    if (packed_ && has_W_ih_) pack_transposed(W, panel, w_.W_ih);
     pack_biases(panels_, panel, w_.b_ih, w_.b_hh, info_.whole_gates, b_x_, b_h_);
   }
   void pack_for_steps(int64_t panel) {
-    if (packed_) pack_transposed(W_hh_, panel, w_.W_hh);
+    if (!packed_) return;
+    if (has_W_hh_) pack_transposed(W_hh_, panel, w_.W_hh);
+    if (late_ > 0) pack_transposed(W_late_, panel, W_late());
   }
+  const T* W_late() const { return w_.W_hh + (G - late_) * p_.H * p_.P; }
 
   void prepare(Team& team) {
     if (packed_ && projected_) {
@@ -136,7 +169,10 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
     // Both buffers: a packed sequence that starts later finds its initial state in whichever is read then.
     team.for_each_share(p_.rows.B, [&](Range rows) {
       for (int64_t b = rows.begin; b < rows.end; ++b) {
-        for (T* buffer : h_) initial_state(p_.h0, b, p_.P, buffer + b * P_padded_);
+        for (T* buffer : h_) {
+          initial_state(p_.h0, b, p_.P, buffer + b * P_padded_);
+          if (p_.noise.mask) drop(b, 0, p_.P, buffer + b * P_padded_, buffer + b * P_padded_);
+        }
         if (h_real_) initial_state(p_.h0, b, p_.P, h_real_ + b * P_padded_);
         for (int state = 0; state < C; ++state) {
           initial_state(p_.c0[state], b, p_.H, c_ + (state * p_.rows.B + b) * H_padded_);
@@ -151,6 +187,15 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
       copy(state, given + (d_ * p_.rows.B + b) * size, size);
     } else {
       std::memset(state, 0, size * sizeof(S));
+    }
+  }
+
+  // to = from times the dropout mask, for `count` units of sequence b from `unit` on.
+  template <class S>
+  void drop(int64_t b, int64_t unit, int64_t count, const S* from, T* to) const {
+    const T* mask = p_.noise.mask + (d_ * p_.rows.B + b) * p_.P + unit;
+    for (int64_t j = 0; j < count; j += L) {
+      store_upto(to + j, load_upto(from + j, count - j) * load_upto(mask + j, count - j), count - j);
     }
   }
 
@@ -169,6 +214,10 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
         batch, [&](int64_t row, int64_t stride, int64_t chunk_row, int64_t chunk_stride, int64_t count) {
           for (int64_t panel = own.begin; panel < own.end; ++panel) {
             const int64_t column = panels_.offset(panel);
+            if (!has_W_ih_) {
+              copy_gates(panel, row, stride, gx_ + chunk_row * width + column, chunk_stride * width, count);
+              continue;
+            }
             multiply(w_.W_ih,
                      {.A = {.data = p_.x + row * p_.I, .M = count, .K = p_.I, .row_stride = stride * p_.I},
                       .B = W,
@@ -179,37 +228,114 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
         });
   }
 
+  // Where x holds the gates' shares: a panel of some rows of them.
+  void copy_gates(int64_t panel, int64_t row, int64_t stride, Real<T>* to, int64_t to_stride,
+                  int64_t count) const {
+    const int64_t size = panels_.size(panel);
+    for (int64_t i = 0; i < count; ++i) {
+      const T* from = p_.x + (row + i * stride) * p_.I + d_ * GH_ + panels_.first(panel);
+      for (int g = 0; g < G; ++g) copy(to + i * to_stride + g * size, from + g * p_.H, size);
+    }
+  }
+
   const T* h_before(int64_t i) const { return h_[i % 2]; }
   T* h_after(int64_t i) const { return h_[(i + 1) % 2]; }
   Range present(int64_t i, Range batch) const {
     return {batch.begin, std::min(batch.end, p_.rows.n(direction_.time(i)))};
   }
+  // The gates' shares from the input in step t.
+  const Real<T>* gx_at(const Chunk& chunk, int64_t t, int64_t b, int64_t panel) const {
+    return gx_ + (chunk.row(t) + b) * panels_.padded_width() + panels_.offset(panel);
+  }
 
-  // Step i of the recurrence: the hidden state after it, or what the projection takes.
+  // Calls f(block) for the rows of a step, as many at a time as a product takes.
+  template <class F>
+  static void for_each_block(Range rows, const F& f) {
+    for (int64_t b = rows.begin; b < rows.end; b += kRowBlock) f(Range{b, std::min(b + kRowBlock, rows.end)});
+  }
+
+  // Step i of the recurrence: the hidden state after it, or what the projection, or the product of the late gates,
+  // takes.
   void step(const Chunk& chunk, int64_t i, Range own, Range batch) {
     const int64_t t = direction_.time(i);
-    const Range rows = present(i, batch);
-    T* out = projected_ ? m_ : h_after(i);
     alignas(64) Real<T> gh[(kRowBlock * kPanelVectors + 1) * L];
     for (int64_t panel = own.begin; panel < own.end; ++panel) {
-      for (int64_t b0 = rows.begin; b0 < rows.end; b0 += kRowBlock) {
-        const Range block{b0, std::min(b0 + kRowBlock, rows.end)};
-        const int64_t count = block.end - b0;
-        PrefetchList prefetch_list(count);
-        if (saves_ && !projected_ && prefetch_pays(p_.P, count)) add_results(t, b0, panel, prefetch_list);
-        const Real<T>* gx_block = gx_ + (chunk.row(t) + b0) * panels_.padded_width() + panels_.offset(panel);
-        Destination<Real<T>> to{gh, panels_.width(panel), L};
-        if (!split_) to.plus = gx_block, to.plus_stride = panels_.padded_width();
-        multiply(w_.W_hh,
-                 {.A = {.data = h_before(i) + b0 * P_padded_, .M = count, .K = p_.P, .row_stride = P_padded_},
-                  .B = W_hh_,
+      for_each_block(present(i, batch), [&](Range block) {
+        const int64_t b = block.begin, count = block.end - b, width = W_hh_.panels.width(panel);
+        const Real<T>* gx = gx_at(chunk, t, b, panel);
+        const T* h = h_before(i) + b * P_padded_;
+        Destination<Real<T>> to{gh, width, L};
+        if (!split_) to.plus = gx, to.plus_stride = panels_.padded_width();
+        if (info_.normalised) {
+          to = {gh_ + b * panels_.padded_width() + panels_.offset(panel), panels_.padded_width(), L};
+        }
+        if (!has_W_hh_) {
+          const int64_t unit = panels_.first(panel), size = panels_.size(panel);
+          for (int64_t r = 0; r < count; ++r) copy(gh + r * width, h + r * P_padded_ + unit, size);
+        } else {
+          PrefetchList prefetch_list(count);
+          if (saves_ && !projected_ && prefetch_pays(p_.P, count)) add_results(t, b, panel, prefetch_list);
+          multiply(w_.W_hh, {.A = {.data = h, .M = count, .K = p_.P, .row_stride = P_padded_},
+                             .B = W_hh_,
+                             .panel = panel,
+                             .order = order_of(i),
+                             .to = to,
+                             .kc = kc_of(p_.P),
+                             .prefetch_list = &prefetch_list});
+        }
+        if (info_.normalised) return;
+        ForwardBlock<T> cells = cell_block(t, i, panel, block);
+        cells.gx = {gx, panels_.padded_width()};
+        cells.gh = {gh, width};
+        if (late_ > 0) {
+          cells.v = {v_ + b * H_padded_ + panels_.first(panel), H_padded_};
+          cell_.forward_early(cells);
+          for (int64_t r = b; p_.noise.mask && r < block.end; ++r) {
+            T* v = v_ + r * H_padded_ + panels_.first(panel);
+            drop(r, panels_.first(panel), panels_.size(panel), v, v);
+          }
+        } else {
+          cell_.forward(cells);
+          if (noisy_ && !projected_) finish(t, i, panels_.first(panel), panels_.size(panel), block);
+        }
+      });
+    }
+  }
+
+  // The late gates of step i, and the hidden state after it.
+  void late_step(const Chunk& chunk, int64_t i, Range own, Range batch) {
+    const int64_t t = direction_.time(i);
+    alignas(64) Real<T> gh[(kRowBlock * kPanelVectors + 1) * L];
+    for (int64_t panel = own.begin; panel < own.end; ++panel) {
+      for_each_block(present(i, batch), [&](Range block) {
+        const int64_t b = block.begin, width = W_late_.panels.width(panel);
+        const Real<T>* gx = gx_at(chunk, t, b, panel) + (G - late_) * panels_.size(panel);
+        multiply(W_late(),
+                 {.A = {.data = v_ + b * H_padded_, .M = block.end - b, .K = p_.H, .row_stride = H_padded_},
+                  .B = W_late_,
                   .panel = panel,
                   .order = order_of(i),
-                  .to = to,
-                  .kc = kc_of(p_.P),
-                  .prefetch_list = &prefetch_list});
-        cell_.forward(cell_block(t, panel, block, gx_block, gh, h_before(i), out));
-      }
+                  .to = {gh, width, L, gx, panels_.padded_width()},
+                  .kc = kc_of(p_.H)});
+        ForwardBlock<T> cells = cell_block(t, i, panel, block);
+        cells.gh = {gh, width};
+        cell_.forward(cells);
+        if (noisy_) finish(t, i, panels_.first(panel), panels_.size(panel), block);
+      });
+    }
+  }
+
+  // The cells of whole rows of step i, whose products are done.
+  void normalised_step(const Chunk& chunk, int64_t i, Range rows) {
+    const int64_t t = direction_.time(i);
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      ForwardBlock<T> cells = cell_block(t, i, 0, {b, b + 1});
+      cells.units = p_.H;
+      cells.panel_units = panels_.size(0);
+      cells.gx.at = gx_at(chunk, t, b, 0);
+      cells.gh.at = gh_ + b * panels_.padded_width();
+      cell_.forward(cells);
+      if (noisy_) finish(t, i, 0, p_.H, {b, b + 1});
     }
   }
 
@@ -231,67 +357,124 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
     }
   }
 
-  // A panel of some sequences. gx, gh: the panel's columns of the gates' shares, from row `rows.begin` on.
-  ForwardBlock<T> cell_block(int64_t t, int64_t panel, Range rows, const Real<T>* gx, const Real<T>* gh,
-                             const T* h_prev, T* out) const {
+  // What is saved of some sequences in step t: `count` numbers of each unit.
+  RowsAt<Real<T>> saved_rows(Real<T>* numbers, int64_t count, int64_t row, int64_t unit) const {
+    if (!numbers || count == 0) return {};
+    return {numbers + (d_ * R_ + row) * count * p_.H + unit, p_.rows.stride_b * count * p_.H};
+  }
+
+  // A panel of some sequences in step i, but for the gates' shares.
+  ForwardBlock<T> cell_block(int64_t t, int64_t i, int64_t panel, Range rows) const {
     const int64_t unit = panels_.first(panel), row = p_.rows.row(t, rows.begin);
     const int64_t at_h = rows.begin * P_padded_ + unit, at_c = rows.begin * H_padded_ + unit;
     ForwardBlock<T> block;
     block.rows = rows.end - rows.begin;
     block.units = panels_.size(panel);
     for (int vector = 0; vector < U; ++vector) block.unit[vector] = w_.unit[vector] + unit;
-    block.gx = {gx, panels_.padded_width()};
-    block.gh = {gh, panels_.width(panel)};
     block.gate = panels_.size(panel);
     if (split_) block.bias_h = b_h_ + panels_.offset(panel);
-    block.out = {out + at_c, H_padded_};
-    if (!projected_) {
-      if constexpr (kRounded) {
-        block.h_prev = {h_real_ + at_h, P_padded_};
-        block.h_real = {h_real_ + at_h, P_padded_};
-      } else {
-        block.h_prev = {h_prev + at_h, P_padded_};
-      }
+    block.saved_next = p_.H;
+    block.c_next = p_.rows.B * H_padded_;
+    if (C > 0) block.c = {c_ + at_c, H_padded_};
+    if (kept_) block.kept = {kept_ + at_c, H_padded_};
+    block.saved_s = saved_rows(p_.s, info_.saved, row, unit);
+    if (projected_) {
+      block.out = {m_ + at_c, H_padded_};
+      block.saved_c = saved_rows(p_.c, C, row, unit);
+      return block;
+    }
+    if constexpr (kRounded) {
+      block.h_prev = {h_real_ + at_h, P_padded_};
+    } else {
+      block.h_prev = {(noisy_ ? h_real_ : h_before(i)) + at_h, P_padded_};
+    }
+    if (noisy_) {
+      block.h_real = {h_computed_ + at_h, P_padded_};
+    } else {
+      if (kRounded) block.h_real = {h_real_ + at_h, P_padded_};
+      block.out = {h_after(i) + at_h, P_padded_};
       const int64_t at_y = (row * p_.D + d_) * p_.P + unit, y_stride = p_.rows.stride_b * p_.D * p_.P;
       block.y = {p_.y + at_y, y_stride};
       if (p_.y_copy) block.y_copy = {p_.y_copy + at_y, y_stride};
     }
-    if (C > 0) block.c = {c_ + at_c, H_padded_};
-    block.c_next = p_.rows.B * H_padded_;
-    const auto saved = [&](Real<T>* numbers, int64_t count) -> RowsAt<Real<T>> {
-      if (!numbers || count == 0) return {};
-      return {numbers + (d_ * R_ + row) * count * p_.H + unit, p_.rows.stride_b * count * p_.H};
-    };
-    block.saved_s = saved(p_.s, info_.saved);
-    block.saved_c = saved(p_.c, C);
-    block.saved_next = p_.H;
+    if (zoned_) {
+      const int h = info_.saved == 0;
+      block.saved_c = saved_rows(p_.computed, h + C, row, unit + h * p_.H);
+      if (C == 0) block.saved_c = {};
+      for (int state = 0; state < C; ++state) {
+        for (int64_t b = rows.begin; b < rows.end; ++b) {
+          const int64_t at = state * block.c_next + b * H_padded_ + unit;
+          copy(c_before_ + at, c_ + at, info_.normalised ? p_.H : panels_.size(panel));
+        }
+      }
+    } else {
+      block.saved_c = saved_rows(p_.c, C, row, unit);
+    }
     return block;
+  }
+
+  // With zoneout or dropout of h: the states after step i, for `units` units of some sequences from `unit` on, once
+  // the cell has computed h_computed_ and c_.
+  void finish(int64_t t, int64_t i, int64_t unit, int64_t units, Range rows) {
+    const int64_t B = p_.rows.B;
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      const int64_t row = p_.rows.row(t, b), at_h = b * P_padded_ + unit;
+      if (zoned_ && p_.computed && info_.saved == 0) {
+        copy(p_.computed + (d_ * R_ + row) * (1 + C) * p_.H + unit, h_computed_ + at_h, units);
+      }
+      for (int64_t j = 0; j < units; j += L) {
+        const int64_t n = std::min<int64_t>(L, units - j);
+        V h = load(h_computed_ + at_h + j);
+        if (zoned_) {
+          const Zoneout<T> zoneout(p_.noise, (d_ * R_ + row) * p_.H + unit + j, n);
+          h = zoneout.blend(0, load(h_real_ + at_h + j), h);
+          for (int state = 0; state < C; ++state) {
+            const int64_t at = (state * B + b) * H_padded_ + unit + j;
+            const V c = zoneout.blend(1 + state, load(c_before_ + at), load(c_ + at));
+            store(c_ + at, c);
+            if (p_.c) store_upto(p_.c + ((d_ * R_ + row) * C + state) * p_.H + unit + j, c, n);
+          }
+        }
+        store(h_real_ + at_h + j, h);
+        for (T* y : {p_.y, p_.y_copy}) {
+          if (y) store_upto(y + (row * p_.D + d_) * p_.P + unit + j, h, n);
+        }
+      }
+      if (p_.noise.mask) {
+        drop(b, unit, units, h_real_ + at_h, h_after(i) + at_h);
+      } else {
+        copy(h_after(i) + at_h, h_real_ + at_h, units);
+      }
+    }
   }
 
   void project(int64_t i, Range own, Range batch) {
     const int64_t t = direction_.time(i);
-    const Range rows = present(i, batch);
     const Panels<T>& panels = W_hr_.panels;
     alignas(64) Real<T> block[kRowBlock * kPanelVectors * L];
     for (int64_t panel = own.begin; panel < own.end; ++panel) {
       const int64_t width = panels.width(panel), unit = panels.first(panel);
-      for (int64_t b0 = rows.begin; b0 < rows.end; b0 += kRowBlock) {
-        const int64_t b1 = std::min(b0 + kRowBlock, rows.end);
-        multiply(w_.W_hr,
-                 {.A = {.data = m_ + b0 * H_padded_, .M = b1 - b0, .K = p_.H, .row_stride = H_padded_},
-                  .B = W_hr_,
-                  .panel = panel,
-                  .order = order_of(i),
-                  .to = {block, width, L},
-                  .kc = kc_of(p_.H)});
-        for (int64_t b = b0; b < b1; ++b) {
+      for_each_block(present(i, batch), [&](Range rows) {
+        multiply(w_.W_hr, {.A = {.data = m_ + rows.begin * H_padded_,
+                                 .M = rows.end - rows.begin,
+                                 .K = p_.H,
+                                 .row_stride = H_padded_},
+                           .B = W_hr_,
+                           .panel = panel,
+                           .order = order_of(i),
+                           .to = {block, width, L},
+                           .kc = kc_of(p_.H)});
+        for (int64_t b = rows.begin; b < rows.end; ++b) {
           const int64_t n = std::min(width, p_.P - unit);
-          copy(h_after(i) + b * P_padded_ + unit, block + (b - b0) * width, n);
+          const Real<T>* h = block + (b - rows.begin) * width;
+          T* after = h_after(i) + b * P_padded_ + unit;
+          copy(after, h, n);
+          if (p_.noise.mask) drop(b, unit, n, h, after);
           for (T* y : {p_.y, p_.y_copy}) {
-            if (y) copy(y + (p_.rows.row(t, b) * p_.D + d_) * p_.P + unit, block + (b - b0) * width, n);
+            if (y) copy(y + (p_.rows.row(t, b) * p_.D + d_) * p_.P + unit, h, n);
           }
         }
-      }
+      });
     }
   }
 
@@ -303,26 +486,39 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
         while (p_.rows.n(steps - 1) <= b) --steps;  // sorted: later sequences are shorter
       }
       const int64_t to = d_ * p_.rows.B + b;
-      if (p_.hn) copy(p_.hn + to * p_.P, h_[steps % 2] + b * P_padded_, p_.P);
+      if (p_.hn) {
+        if (noisy_ && projected_) {
+          const int64_t last = direction_.time(steps - 1);
+          copy(p_.hn + to * p_.P, p_.y + (p_.rows.row(last, b) * p_.D + d_) * p_.P, p_.P);
+        } else if (noisy_) {
+          copy(p_.hn + to * p_.P, h_real_ + b * P_padded_, p_.P);
+        } else {
+          copy(p_.hn + to * p_.P, h_[steps % 2] + b * P_padded_, p_.P);
+        }
+      }
       for (int state = 0; state < C; ++state) {
         copy(p_.cn[state] + to * p_.H, c_ + (state * p_.rows.B + b) * H_padded_, p_.H);
       }
     }
   }
 
-  const bool split_;  // is there a gate whose share from the hidden state is not just added?
   const bool packed_;
   const bool saves_;        // for the backward
   const Panels<T> panels_;  // gates of the hidden units
   int64_t chunk_steps_;
   bool used_once_ = false;  // the packed W_ih: each panel by the thread that packs it
-  PackedMatrix<T> W_ih_, W_hh_, W_hr_;
+  PackedMatrix<T> W_ih_, W_hh_, W_late_, W_hr_;
   Real<T>*b_x_, *b_h_ = nullptr;  // one row of panels each; what is added to either product
   Real<T>* gx_;                   // [rows of a chunk, padded_width]
+  Real<T>* gh_ = nullptr;         // [B, padded_width], a step's product if it is normalised
   T* h_[2];                       // [B, P_padded], read and written in turn
-  Real<T>* h_real_ = nullptr;     // [B, P_padded], h before it was rounded
+  Real<T>* h_real_ = nullptr;     // [B, P_padded], h before it was rounded or dropped
   Real<T>* c_ = nullptr;          // [C, B, H_padded]
+  T* v_ = nullptr;                // [B, H_padded], what the late gates' product reads
+  Real<T>* kept_ = nullptr;       // [saved, B, H_padded], between both parts of a cell with late gates
   T* m_ = nullptr;                // [B, H_padded], o tanh(c) before the projection
+  // With zoneout or dropout of h: the h that the cell computed, and c before the step. As h_real_ and c_.
+  Real<T>*h_computed_ = nullptr, *c_before_ = nullptr;
 };
 
 template <class T>

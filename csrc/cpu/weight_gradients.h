@@ -24,6 +24,8 @@ struct ChunkBuffers {
   T *dgx, *dgh;                   // [rows, GH]; one buffer unless a gate is split
   T *dh = nullptr, *m = nullptr;  // [rows, P] and [rows, H] with a projection: dh and the cell's output
   T* du = nullptr;                // [rows, U*H]
+  T* v = nullptr;                 // [rows, H] with late gates: what these multiplied
+  T* dropped = nullptr;           // [rows, P] with dropout of h: h before the step times the mask
   const T **x, **h;               // [rows]: where the input, and the hidden state before the step, stand
 };
 
@@ -42,13 +44,15 @@ struct ChunkFactor {
   const T* rows = nullptr;           // one row after the other, or
   const T* const* listed = nullptr;  // each where it stands
   Real<T>* packed = nullptr;         // null: not to be packed
+  int64_t stride = 0;                // from row to row, 0 for panels.units
 
+  int64_t row_stride() const { return stride ? stride : panels.units; }
   PackedMatrix<T> matrix(int64_t K) const { return {panels, K, packed}; }
 
   // Row after row, not panel after panel: rows that another core has written come quickest as a stream.
   void pack(int64_t K, Range block) const {
     const PackedMatrix<T> B = matrix(K);
-    const auto row = [&](int64_t k) { return listed ? listed[k] : rows + k * panels.units; };
+    const auto row = [&](int64_t k) { return listed ? listed[k] : rows + k * row_stride(); };
     const int64_t count = panels.count();
     for (int64_t k = block.begin; k < block.end; k += kKPack<T>) {
       for (int64_t p = 0; p < count; ++p) pack_micropanel_row(B, p, Micropanel{0, panels.nv(p)}, k, row);
@@ -72,7 +76,7 @@ struct WeightProduct {
       A.data = reinterpret_cast<const T*>(left.matrix(K).panel(block));
       A.k_stride = left.panels.width(block) * kKPack<T>;
     } else {
-      A.k_stride = left.panels.units;
+      A.k_stride = left.row_stride();
     }
     const Destination<Real<T>> C{to.sum + m * N + right.panels.first(p), N, right.panels.last(p)};
     multiply_packed<T>({.A = A,
@@ -145,7 +149,8 @@ class GradientSums {
                int64_t most_rows, int threads, Workspace& workspace)
       : GH_(cell.gates.size() * p.H),
         H_(p.H),
-        U(cell.count(cells::ParameterKind::unit_vector)),
+        EH_(GH_ - cell.late_gates * p.H),
+        U(cell.unit_vectors()),
         buffers_(buffers) {
     const WeightGradients<T>& dw = p.dweights[d];
     const auto sum_of = [&](T* result, int64_t size) -> GradientSum<T> {
@@ -157,6 +162,9 @@ class GradientSums {
     };
     dW_ih_ = sum_of(dw.W_ih, GH_ * p.I);
     dW_hh_ = sum_of(dw.W_hh, GH_ * p.P);
+    if (EH_ < GH_ && dw.W_hh) {  // the late gates' rows, as a sum of their own
+      dW_late_ = {dw.W_hh + EH_ * p.P, dW_hh_.sum + EH_ * p.P, (GH_ - EH_) * p.P};
+    }
     dW_hr_ = sum_of(dw.W_hr, p.P * p.H);
     db_ih_ = sum_of(dw.b_ih, GH_);
     db_hh_ = sum_of(dw.b_hh, GH_);
@@ -165,24 +173,33 @@ class GradientSums {
     const auto blocks_of = [&](int64_t units, int vectors) { return Panels<T>{units, 1, vectors, vectors}; };
     const int block = block_vectors(threads);
     factors_[kDgx] = {.panels = blocks_of(GH_, block), .rows = buffers.dgx};
-    factors_[kDgh] = {.panels = blocks_of(GH_, block), .rows = buffers.dgh};
+    factors_[kDgh] = {.panels = blocks_of(EH_, block), .rows = buffers.dgh, .stride = GH_};
+    factors_[kDgLate] = {.panels = blocks_of(GH_ - EH_, block), .rows = buffers.dgh + EH_, .stride = GH_};
     factors_[kDh] = {.panels = blocks_of(p.P, block), .rows = buffers.dh};
     factors_[kX] = {.panels = blocks_of(p.I, kTileVectors), .listed = buffers.x};
     factors_[kH] = {.panels = blocks_of(p.P, kTileVectors), .listed = buffers.h};
+    factors_[kV] = {.panels = blocks_of(p.H, kTileVectors), .rows = buffers.v};
     factors_[kM] = {.panels = blocks_of(p.H, kTileVectors), .rows = buffers.m};
     // How often products read their left factor. If that is seldom and its rows are near each other, packing it
     // does not pay.
     const auto panels_of = [](const GradientSum<T>& sum, int64_t N) {
       return sum.result ? ceil_div(N, kTileVectors * L) : 0;
     };
-    const int64_t ih = panels_of(dW_ih_, p.I), hh = panels_of(dW_hh_, p.P), hr = panels_of(dW_hr_, p.H);
+    const int64_t ih = panels_of(dW_ih_, p.I), hh = panels_of(dW_hh_, p.P), hr = panels_of(dW_hr_, p.H),
+                  late = panels_of(dW_late_, p.H);
     const auto pays = [](int64_t times, int64_t units) {
       const bool near = units * static_cast<int64_t>(sizeof(T)) <= tuning::kNearRowBytes;
       return times > (kKPack<T> == 1 && near ? tuning::kSeldomRead : 0);
     };
-    const bool one = buffers.dgx == buffers.dgh;
-    const bool packs[] = {
-        pays(ih + (one ? hh : 0), GH_), pays(one ? 0 : hh, GH_), pays(hr, p.P), ih > 0, hh > 0, hr > 0};
+    one_ = buffers.dgx == buffers.dgh && EH_ == GH_;
+    const bool packs[] = {pays(ih + (one_ ? hh : 0), GH_),
+                          pays(one_ ? 0 : hh, GH_),
+                          pays(late, GH_),
+                          pays(hr, p.P),
+                          ih > 0,
+                          hh > 0,
+                          late > 0,
+                          hr > 0};
     for (int i = 0; i < kFactors; ++i) {
       ChunkFactor<T>& factor = factors_[i];
       if (packs[i]) factor.packed = workspace.take<Real<T>>(factor.matrix(most_rows).size());
@@ -201,9 +218,12 @@ class GradientSums {
     factors_[i].pack(K, block_of(task, kRowBlock, K));
   }
 
-  int64_t product_tasks() const { return product(kIh).tasks() + product(kHh).tasks() + product(kHr).tasks(); }
+  int64_t product_tasks() const {
+    return product(kIh).tasks() + product(kHh).tasks() + product(kLate).tasks() + product(kHr).tasks();
+  }
   void multiply(int64_t K, int64_t task, Update update) const {
-    const int64_t counts[] = {product(kIh).tasks(), product(kHh).tasks(), product(kHr).tasks()};
+    const int64_t counts[] = {product(kIh).tasks(), product(kHh).tasks(), product(kLate).tasks(),
+                              product(kHr).tasks()};
     const size_t kind = kind_of(counts, task);
     product(kind).multiply(K, task, update);
   }
@@ -229,8 +249,8 @@ class GradientSums {
   }
 
  private:
-  enum Factors { kDgx, kDgh, kDh, kX, kH, kM, kFactors };  // kDgh is not used if dgh is dgx
-  enum Products : size_t { kIh, kHh, kHr };
+  enum Factors { kDgx, kDgh, kDgLate, kDh, kX, kH, kV, kM, kFactors };  // kDgh is not used if it is kDgx
+  enum Products : size_t { kIh, kHh, kLate, kHr };
   static constexpr int64_t kVectorBlock = tuning::kVectorBlock;
 
   static int64_t packing_tasks(const ChunkFactor<T>& factor, int64_t K) {
@@ -249,7 +269,9 @@ class GradientSums {
       case kIh:
         return {factors_[kDgx], factors_[kX], dW_ih_};
       case kHh:
-        return {factors_[buffers_.dgx == buffers_.dgh ? kDgx : kDgh], factors_[kH], dW_hh_};
+        return {factors_[one_ ? kDgx : kDgh], factors_[kH], dW_hh_};
+      case kLate:
+        return {factors_[kDgLate], factors_[kV], dW_late_};
       default:
         return {factors_[kDh], factors_[kM], dW_hr_};
     }
@@ -265,11 +287,13 @@ class GradientSums {
     sum_rows<T>({buffers_.dgh, K, GH_, gates, db_hh_.sum, update});
   }
 
-  const int64_t GH_, H_;
-  const int U;  // vectors of a unit
+  const int64_t GH_, H_, EH_;  // EH: columns of the gates that are not late
+  const int U;                 // vectors of a unit
   const ChunkBuffers<T> buffers_;
   ChunkFactor<T> factors_[kFactors];
+  bool one_;  // is kDgx the left factor of dW_hh too?
   GradientSum<T> dW_ih_, dW_hh_, dW_hr_, db_ih_, db_hh_;
+  GradientSum<T> dW_late_{};  // a part of dW_hh_
   GradientSum<T> dunit_[kMostUnitVectors];
 };
 

@@ -102,9 +102,16 @@ void backward(const BackwardParams<T>& p, const Context& context) {
   run_by_plan<Cell, T, LayerBackward<Queue, Cell, T>>(p, true, context);
 }
 
-#define FASTRNN_ROW(Cell)                                                     \
-  {forward<cells::Cell, FASTRNN_DTYPE>, backward<cells::Cell, FASTRNN_DTYPE>, \
-   Plans<cells::Cell, FASTRNN_DTYPE>::find},
+template <class Cell, class T>
+constexpr LayerKernels<T> layer_kernels() {
+  if constexpr (has_stepwise_kernels(Cell::info)) {
+    return {forward<Cell, T>, backward<Cell, T>, Plans<Cell, T>::find};
+  } else {
+    return {};
+  }
+}
+
+#define FASTRNN_ROW(Cell) layer_kernels<cells::Cell, FASTRNN_DTYPE>(),
 const LayerKernels<FASTRNN_DTYPE> kernels[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_ROW)};
 #undef FASTRNN_ROW
 

@@ -28,9 +28,14 @@ struct Device {
   std::array<int, kMostCluster> clusters;
 };
 
-// Whether the persistent kernels (grid and cluster plans) can compute a cell. Their lanes keep no unit vectors.
+// Whether there are kernels for a cell. A cell without any is computed in torch's operations.
+constexpr bool has_stepwise_kernels(const cells::CellInfo& cell) {
+  return cell.has(cells::ParameterKind::input_matrix) && cell.has(cells::ParameterKind::state_matrix) &&
+         cell.late_gates == 0 && !cell.normalised;
+}
+// The lanes of the persistent kernels (grid and cluster plans) keep no unit vectors.
 constexpr bool has_persistent_kernels(const cells::CellInfo& cell) {
-  return cell.count(cells::ParameterKind::unit_vector) == 0;
+  return cell.persistent && has_stepwise_kernels(cell) && cell.unit_vectors() == 0;
 }
 
 struct Problem {

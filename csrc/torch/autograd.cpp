@@ -65,8 +65,9 @@ class LayerNode : public Node {
         bidirectional_(args.bidirectional),
         batch_first_(args.batch_first),
         packed_(args.packed()),
+        zoneout_(args.noise.zoneout),
         stand_ins_(std::move(stand_ins)) {
-    saved_.reserve(count_ + 4);
+    saved_.reserve(count_ + 7);
     stand_ins_.resize(count_);
     for (const auto i : c10::irange(count_)) {
       save(stand_ins_[i].defined() && inputs[i].is_inference() ? Tensor() : inputs[i]);
@@ -74,6 +75,8 @@ class LayerNode : public Node {
     // A clone of an inference tensor is none.
     save(packed_ && args.batch_sizes->is_inference() ? args.batch_sizes->clone()
                                                      : args.batch_sizes.value_or(Tensor()));
+    save(args.noise.mask.value_or(Tensor()));
+    save(args.noise.seed.value_or(Tensor()));
   }
 
   // After the arguments.
@@ -91,10 +94,17 @@ class LayerNode : public Node {
     variable_list all;
     at::TensorList inputs, rest;
     optional<Tensor> batch_sizes;
+    LayerNoise noise;
   };
   LayerArgs args_of(const Unpacked& u) const {
-    return {u.inputs[0],    u.batch_sizes, u.inputs.slice(1, states_), u.inputs.slice(1 + states_), cell_,
-            bidirectional_, batch_first_};
+    return {u.inputs[0],
+            u.batch_sizes,
+            u.inputs.slice(1, states_),
+            u.inputs.slice(1 + states_),
+            cell_,
+            bidirectional_,
+            batch_first_,
+            u.noise};
   }
   Unpacked unpack(bool use_stand_ins) {
     Unpacked result;
@@ -117,14 +127,18 @@ class LayerNode : public Node {
   void arrange(Unpacked& u) const {
     const at::TensorList all(u.all);
     u.inputs = all.slice(0, count_);
-    u.rest = all.slice(count_ + 1);
+    u.rest = all.slice(rest_);
     if (packed_) u.batch_sizes = all[count_];
+    const auto given = [](const Tensor& t) { return t.defined() ? optional<Tensor>(t) : std::nullopt; };
+    u.noise = {given(all[count_ + 1]), given(all[count_ + 2]), zoneout_};
   }
 
   const size_t count_, states_;
+  const size_t rest_ = count_ + 3;  // where the rest begins
   const int cell_;
   const bool bidirectional_, batch_first_, packed_;
-  std::vector<torch::autograd::SavedVariable> saved_;  // inputs, batch_sizes, the rest
+  const std::vector<double> zoneout_;
+  std::vector<torch::autograd::SavedVariable> saved_;  // inputs, batch_sizes, mask, seed, the rest
   StandIns stand_ins_;                                 // one for each input, undefined for most
 };
 
@@ -155,7 +169,7 @@ class LayerDoubleBackward : public LayerNode {
       if (!tensor.requires_grad()) tensor.set_requires_grad(true);
       needed.push_back(tensor);
     };
-    for (const auto i : c10::irange(gradients)) view(count_ + 1 + i, i);
+    for (const auto i : c10::irange(gradients)) view(rest_ + i, i);
     for (const auto i : c10::irange(count_)) view(i, gradients + i);
     c10::List<optional<Tensor>> grads;
     size_t next = 0;
@@ -200,6 +214,7 @@ class LayerBackward : public LayerNode {
     for (const size_t number : {count_, states_}) args.collect(number);
     for (const bool flag : {bidirectional_, batch_first_, packed_, checkpoint_gates_}) args.collect(flag);
     args.collect(static_cast<size_t>(cell_));
+    for (const double p : zoneout_) args.collect(p);
   }
   variable_list apply_with_saved(const variable_list& grads,
                                  torch::dynamo::autograd::SwapSavedVariables& swap) override {

@@ -5,6 +5,7 @@
 
 #include <array>
 
+#include "core/random.h"
 #include "torch/layer.h"
 
 namespace fastrnn::torch_ops {
@@ -14,6 +15,11 @@ struct TensorMath {
   static Tensor sigmoid(const Tensor& x) { return at::sigmoid(x); }
   static Tensor tanh(const Tensor& x) { return at::tanh(x); }
   static Tensor relu(const Tensor& x) { return at::relu(x); }
+  static Tensor exp(const Tensor& x) { return at::exp(x); }
+  static Tensor log_sigmoid(const Tensor& x) { return at::log_sigmoid(x); }
+  static Tensor if_positive(const Tensor& x, const Tensor& a, const Tensor& b) {
+    return at::where(x <= 0, b, a);
+  }
   static Tensor zero_unless_positive(const Tensor& h, const Tensor& dh) {
     return at::threshold_backward(dh, h, 0);
   }
@@ -45,6 +51,21 @@ struct Layer {
   Tensor join_states(const std::vector<Tensor>& states) const { return step ? states[0] : at::stack(states); }
 };
 
+// Numbers normalised over the last dimension, without gain and bias.
+struct Normalised {
+  Tensor value, scale;
+
+  Normalised() = default;
+  explicit Normalised(const Tensor& x) {
+    const Tensor deviation = x - x.mean(-1, true);
+    scale = ((deviation * deviation).mean(-1, true) + cells::kNormEps).rsqrt();
+    value = deviation * scale;
+  }
+  Tensor backward(const Tensor& d) const {
+    return scale * (d - d.mean(-1, true) - value * (d * value).mean(-1, true));
+  }
+};
+
 // The states beside h.
 template <class Cell>
 using CellStates = std::array<Tensor, Cell::cell_states>;
@@ -52,15 +73,20 @@ using CellStates = std::array<Tensor, Cell::cell_states>;
 // What the backward of a step needs of its forward, for n sequences.
 template <class Cell>
 struct Step {
-  Tensor x, h_prev, s[Cell::saved + 1], h;  // h [n, H]: before a projection
-  CellStates<Cell> c_prev, c;
-  Tensor y;  // [n, P]
+  Tensor x, h_prev, s[Cell::saved + 1],
+      h;                       // h [n, H]: as the cell computes it, before zoneout or a projection
+  CellStates<Cell> c_prev, c;  // c: before zoneout
+  Tensor read, v;              // what W_hh multiplies, and its late gates' rows
+  Normalised product, of_c;
+  std::array<Tensor, 1 + Cell::cell_states> kept;  // zoneout's factors of the states before
+  Tensor y;                                        // [n, P]
 };
 
 // One direction: the weights, and its steps, by their time.
 template <class Cell>
 struct Direction {
   WeightsOf<Tensor> w;
+  Tensor mask;  // [B, P] or undefined
   bool reverse;
   std::vector<Step<Cell>> steps;
   Tensor h;            // final [B, P]
@@ -89,34 +115,133 @@ void put_each(const States& updated, States& states) {
   for (const auto k : c10::irange(states.size())) states[k] = put(updated[k], states[k]);
 }
 
+// Rows of a tensor with a gate's H in each: those of gates [begin, end).
+template <class Cell>
+Tensor rows_of_gates(const Tensor& rows, int begin, int end) {
+  if (!rows.defined()) return {};
+  const c10::SymInt H = rows.sym_size(0) / Cell::gates;
+  return rows.slice_symint(0, begin * H, end * H);
+}
+Tensor times(const Tensor& x, const Tensor& factor) { return factor.defined() ? x * first(factor, x) : x; }
+Tensor blend(const Tensor& kept, const Tensor& before, const Tensor& computed) {
+  return kept.defined() ? kept * before + (1 - kept) * computed : computed;
+}
+
+// The gates' shares and the cell of one step.
+template <class Cell>
+void compute(const Direction<Cell>& direction, Step<Cell>& step, const Tensor& gx_rows) {
+  constexpr int G = Cell::gates;
+  const WeightsOf<Tensor>& w = direction.w;
+  const std::vector<Tensor> gx = gx_rows.chunk(G, -1);
+  step.read = times(step.h_prev, direction.mask);
+  step.c = step.c_prev;
+  if constexpr (Cell::late_gates > 0) {
+    constexpr int E = G - Cell::late_gates;
+    const auto shares = [&](const Tensor& read, int begin, int end) {
+      return at::linear(read, rows_of_gates<Cell>(w.W_hh, begin, end),
+                        rows_of_gates<Cell>(w.b_hh, begin, end))
+          .chunk(end - begin, -1);
+    };
+    std::vector<Tensor> a = shares(step.read, 0, E);
+    for (const auto g : c10::irange(E)) a[g] = gx[g] + a[g];
+    Cell::template activate<TensorMath>(a.data(), step.h_prev, step.s, step.v);
+    step.v = times(step.v, direction.mask);
+    a = shares(step.v, E, G);
+    for (const auto g : c10::irange(Cell::late_gates)) a[g] = gx[E + g] + a[g];
+    Cell::template output<TensorMath>(a.data(), step.h_prev, step.s, step.h);
+  } else if constexpr (Cell::normalised) {
+    using Inner = typename Cell::Inner;
+    const Tensor product = at::linear(step.read, w.W_hh);
+    step.product = Normalised(product);
+    std::vector<Tensor> gh = step.product.value.chunk(G, -1), a(G);
+    for (const auto g : c10::irange(G)) gh[g] = gh[g] * w.unit[g], a[g] = gx[g] + gh[g];
+    if constexpr (cells::has_split_gate<Inner>) {
+      Inner::template activate<TensorMath>(gx.data(), gh.data(), w.unit, step.s, step.c.data());
+    } else {
+      Inner::template activate<TensorMath>(a.data(), w.unit, step.s, step.c.data());
+    }
+    const std::vector<Tensor> products = product.chunk(G, -1);
+    std::copy(products.begin(), products.end(), step.s + Inner::saved);
+    CellStates<Cell> c = step.c;
+    if constexpr (Cell::cell_states > 0) {
+      step.of_c = Normalised(c[0]);
+      c[0] = step.of_c.value * w.unit[G] + w.unit[G + 1];
+    }
+    Inner::template output<TensorMath>(step.s, w.unit, step.h_prev, c.data(), step.h);
+  } else {
+    const std::vector<Tensor> gh =
+        (w.W_hh.defined() ? at::linear(step.read, w.W_hh, w.b_hh) : step.read).chunk(G, -1);
+    cells::forward<Cell, TensorMath>(gx.data(), gh.data(), w.unit, step.h_prev, step.s, step.c.data(),
+                                     step.h);
+  }
+}
+
+// Zoneout's factors of state k before step t: [n, H], or undefined without zoneout of it.
+Tensor zoneout_factors(const Layer& layer, int64_t d, int64_t t, int64_t T, int64_t B, int64_t R,
+                       int64_t first_row, int64_t n, int64_t H, int k) {
+  const LayerNoise& noise = layer.args.noise;
+  const Tensor& x = layer.args.x;
+  if (noise.zoneout.empty() || noise.zoneout[k] == 0) return {};
+  if (!noise.seed) return at::full({n, H}, noise.zoneout[k], x.options());
+  const auto seed = static_cast<uint64_t>(noise.seed->item<int64_t>());
+  const Tensor factors = at::empty({n, H}, at::kDouble);
+  double* to = factors.mutable_data_ptr<double>();
+  for (const auto b : c10::irange(n)) {
+    const int64_t row = layer.args.packed()          ? first_row + b
+                        : layer.batch_major && B > 1 ? b * T + t
+                                                     : t * B + b;
+    for (const auto unit : c10::irange(H)) {
+      *to++ = keeps_state(seed, (d * R + row) * H + unit, k, noise.zoneout[k]);
+    }
+  }
+  return factors.to(x.options());
+}
+
 template <class Cell>
 Direction<Cell> run(const Layer& layer, int64_t d) {
   const LayerArgs& args = layer.args;
   Direction<Cell> result;
   const WeightsOf<Tensor>& w = result.w = layer.layout.of(args.weights, d);
   result.reverse = d == 1;
+  if (args.noise.mask) result.mask = args.noise.mask->select(0, d);
   const std::vector<Tensor> x = layer.split(args.x);
+  const c10::SymInt P = layer.layout.P(args.weights), H = layer.layout.H(args.weights);
   const auto state = [&](size_t i, const c10::SymInt& size) {
     if (args.hx.empty()) return at::zeros_symint({x[0].sym_size(0), size}, args.x.options());
     return layer.step ? args.hx[i] : args.hx[i].select(0, d);
   };
-  Tensor h = state(0, w.W_hh.sym_size(1));
+  Tensor h = state(0, P);
   CellStates<Cell> c;
-  for (const auto k : c10::irange(c.size())) c[k] = state(1 + k, w.W_ih.sym_size(0) / Cell::gates);
+  for (const auto k : c10::irange(c.size())) c[k] = state(1 + k, H);
   result.steps.resize(x.size());
+  std::vector<int64_t> first_rows;
+  int64_t R = 0;
+  for (const Tensor& rows : x) {
+    if (args.noise.zoneout.empty()) break;
+    first_rows.push_back(R);
+    R += rows.size(0);
+  }
   for (const auto i : c10::irange(x.size())) {
     const int64_t t = result.time(i);
     Step<Cell>& step = result.steps[t];
     step.x = x[t];
     step.h_prev = first(h, x[t]);
-    const std::vector<Tensor> gx = at::linear(x[t], w.W_ih, w.b_ih).chunk(Cell::gates, -1);
-    const std::vector<Tensor> gh = at::linear(step.h_prev, w.W_hh, w.b_hh).chunk(Cell::gates, -1);
-    step.c = step.c_prev = first_of_each(c, x[t]);
-    cells::forward<Cell, TensorMath>(gx.data(), gh.data(), w.unit, step.h_prev, step.s, step.c.data(),
-                                     step.h);
+    step.c_prev = first_of_each(c, x[t]);
+    compute(result, step,
+            w.W_ih.defined() ? at::linear(x[t], w.W_ih, w.b_ih) : x[t].chunk(layer.layout.D, -1)[d]);
     step.y = layer.layout.projected ? at::linear(step.h, w.W_hr) : step.h;
+    CellStates<Cell> c_after = step.c;
+    if (!args.noise.zoneout.empty()) {
+      for (const auto k : c10::irange<int>(1 + Cell::cell_states)) {
+        step.kept[k] = zoneout_factors(layer, d, t, static_cast<int64_t>(x.size()), x[0].size(0), R,
+                                       first_rows[t], x[t].size(0), H.expect_int(), k);
+      }
+      step.y = blend(step.kept[0], step.h_prev, step.h);
+      for (const auto k : c10::irange(c.size()))
+        c_after[k] = blend(step.kept[1 + k], step.c_prev[k], step.c[k]);
+    }
     h = put(step.y, h);
-    put_each(step.c, c);
+    put_each(c_after, c);
   }
   result.h = h;
   result.c = c;
@@ -161,13 +286,84 @@ variable_list forward(const Layer& layer, bool save) {
                         return at::cat(at::TensorList(step.s, Cell::saved), -1);
                       }).to(real));
   }
+  const bool zoned = !layer.args.noise.zoneout.empty();
   if (Cell::cell_states > 0) {
-    outputs.push_back(join(false, [](const auto& step) { return at::cat(step.c, -1); }).to(real));
+    outputs.push_back(join(false, [](const auto& step) {
+                        CellStates<Cell> c = step.c;
+                        for (const auto k : c10::irange(c.size())) {
+                          c[k] = blend(step.kept[1 + k], step.c_prev[k], c[k]);
+                        }
+                        return at::cat(c, -1);
+                      }).to(real));
+  }
+  if (zoned && (Cell::saved == 0 || Cell::cell_states > 0)) {
+    outputs.push_back(join(false, [](const auto& step) {
+                        std::vector<Tensor> computed(step.c.begin(), step.c.end());
+                        if (Cell::saved == 0) computed.insert(computed.begin(), step.h);
+                        return at::cat(computed, -1);
+                      }).to(real));
   }
   // As the kernels do: y again where the backward needs it, unless it is a step's own result.
   if (!layer.step && (Cell::saved == 0 || layer.args.packed() || directions[0].steps.size() > 1))
     outputs.push_back(outputs[0].clone());
   return outputs;
+}
+
+// The gradients that the cell of a step passes on.
+template <class Cell>
+struct StepGradients {
+  Tensor dgx, dgh;  // [n, GH]
+  Tensor du[Cell::unit_vectors + 1], dh_prev;
+};
+
+// dh, dc: of the step's states; turns dc into the gradients of those before.
+template <class Cell>
+StepGradients<Cell> differentiate(const Direction<Cell>& direction, const Step<Cell>& step, const Tensor& dh,
+                                  CellStates<Cell>& dc) {
+  constexpr int G = Cell::gates;
+  const WeightsOf<Tensor>& w = direction.w;
+  StepGradients<Cell> result;
+  Tensor dgx[G], dgh[G];
+  if constexpr (Cell::late_gates > 0) {
+    constexpr int E = G - Cell::late_gates;
+    Cell::template backward_output<TensorMath>(step.s, step.h_prev, dh, dgx, result.dh_prev);
+    const Tensor dv =
+        at::cat(at::TensorList(dgx + E, Cell::late_gates), -1).matmul(rows_of_gates<Cell>(w.W_hh, E, G));
+    Tensor v;
+    Cell::template backward_activate<TensorMath>(step.s, step.h_prev, times(dv, direction.mask), dgx,
+                                                 result.dh_prev, v);
+  } else if constexpr (Cell::normalised) {
+    using Inner = typename Cell::Inner;
+    if constexpr (Cell::cell_states > 0) {
+      Tensor dc_of_h;
+      const Tensor c = step.of_c.value * w.unit[G] + w.unit[G + 1];
+      Inner::template backward_output<TensorMath>(step.s, c, dh, dgx, dc_of_h);
+      result.du[G] = dc_of_h * step.of_c.value;
+      result.du[G + 1] = dc_of_h;
+      dc[0] = dc[0] + step.of_c.backward(dc_of_h * w.unit[G]);
+      Inner::template backward_gates<TensorMath>(step.s, step.c_prev[0], dc[0], dgx);
+      result.dh_prev = at::zeros_like(dh);
+    } else {
+      Inner::template backward<TensorMath>(step.s, w.unit, step.h_prev, step.h, step.c_prev.data(),
+                                           step.c.data(), dh, dc.data(), dgx, dgh, result.du, result.dh_prev);
+    }
+    const std::vector<Tensor> product = step.product.value.chunk(G, -1);
+    std::vector<Tensor> d(G);
+    for (const auto g : c10::irange(G)) {
+      const Tensor& share = cells::has_split_gate<Inner> ? dgh[g] : dgx[g];
+      result.du[g] = share * product[g];
+      d[g] = share * w.unit[g];
+    }
+    result.dgh = step.product.backward(at::cat(d, -1));
+  } else {
+    const Tensor& h_prev = w.W_hh.defined() ? step.h_prev : step.read;
+    Cell::template backward<TensorMath>(step.s, w.unit, h_prev, step.h, step.c_prev.data(), step.c.data(), dh,
+                                        dc.data(), dgx, dgh, result.du, result.dh_prev);
+    if (cells::has_split_gate<Cell>) result.dgh = at::cat(dgh, -1);
+  }
+  result.dgx = at::cat(dgx, -1);
+  if (!result.dgh.defined()) result.dgh = result.dgx;
+  return result;
 }
 
 // Gradients of x, hx and weights, in this order. grads: one for each result, undefined for none.
@@ -195,28 +391,42 @@ variable_list backward(const Layer& layer, const std::vector<Tensor>& grads) {
       dc[k] = of_state(grads.size() - dc.size() + k, direction.c[k]);
     }
 
-    std::vector<Tensor> x, h_prev, h, dgates_x(T), dgates_h(T), dy_total(T), dunit[kMostUnitVectors];
+    std::vector<Tensor> x, read, v, h, dgates_x(T), dgates_h(T), dy_total(T), dunit[kMostUnitVectors];
     for (int64_t i = T; i-- > 0;) {
       const int64_t t = direction.time(i);
       const Step<Cell>& step = direction.steps[t];
       dy_total[t] = first(dh, step.x);
       if (dy[t].defined()) dy_total[t] = dy_total[t] + dy[t];
-      Tensor dgx[Cell::gates], dgh[Cell::gates], du[Cell::unit_vectors + 1], dh_prev;
       CellStates<Cell> dc_t = first_of_each(dc, step.x);
-      Cell::template backward<TensorMath>(
-          step.s, w.unit, step.h_prev, step.h, step.c_prev.data(), step.c.data(),
-          layout.projected ? dy_total[t].matmul(w.W_hr) : dy_total[t], dc_t.data(), dgx, dgh, du, dh_prev);
-      dgates_x[t] = at::cat(dgx, -1);
-      dgates_h[t] = cells::has_split_gate<Cell> ? at::cat(dgh, -1) : dgates_x[t];
-      for (const auto k : c10::irange(Cell::unit_vectors)) dunit[k].push_back(du[k]);
-      Tensor dh_t = dgates_h[t].matmul(w.W_hh);
-      if (Cell::reads_h) dh_t = dh_t + dh_prev;
-      dh = put(dh_t, dh);
+      const CellStates<Cell> dc_after = dc_t;
+      const auto to_cell = [&](int k, const Tensor& d) {
+        return step.kept[k].defined() ? (1 - step.kept[k]) * d : d;
+      };
+      const auto to_before = [&](int k, const Tensor& d, const Tensor& of_cell) {
+        return step.kept[k].defined() ? of_cell + step.kept[k] * d : of_cell;
+      };
+      for (const auto k : c10::irange<int>(dc_t.size())) dc_t[k] = to_cell(1 + k, dc_t[k]);
+      const StepGradients<Cell> found = differentiate(
+          direction, step, to_cell(0, layout.projected ? dy_total[t].matmul(w.W_hr) : dy_total[t]), dc_t);
+      for (const auto k : c10::irange<int>(dc_t.size())) dc_t[k] = to_before(1 + k, dc_after[k], dc_t[k]);
+      dgates_x[t] = found.dgx;
+      dgates_h[t] = found.dgh;
+      for (const auto k : c10::irange(Cell::unit_vectors)) dunit[k].push_back(found.du[k]);
+      Tensor dh_t = found.dgh;
+      if (w.W_hh.defined()) {
+        constexpr int E = Cell::gates - Cell::late_gates;
+        dh_t = dh_t.narrow_symint(-1, 0, dh_t.sym_size(-1) / Cell::gates * E)
+                   .matmul(rows_of_gates<Cell>(w.W_hh, 0, E));
+      }
+      dh_t = times(dh_t, direction.mask);
+      if (Cell::reads_h) dh_t = dh_t + found.dh_prev;
+      dh = put(to_before(0, dy_total[t], dh_t), dh);
       put_each(dc_t, dc);
     }
     for (const Step<Cell>& step : direction.steps) {
       x.push_back(step.x);
-      h_prev.push_back(step.h_prev);
+      read.push_back(step.read);
+      if (Cell::late_gates > 0) v.push_back(step.v);
       h.push_back(step.h);
     }
     const Tensor all_x = at::cat(dgates_x), all_h = at::cat(dgates_h);
@@ -224,20 +434,36 @@ variable_list backward(const Layer& layer, const std::vector<Tensor>& grads) {
       switch (parameter.kind) {
         case cells::ParameterKind::input_matrix:
           return dweights.push_back(all_x.t().matmul(at::cat(x)));
-        case cells::ParameterKind::state_matrix:
-          return dweights.push_back(all_h.t().matmul(at::cat(h_prev)));
+        case cells::ParameterKind::state_matrix: {
+          if (Cell::late_gates == 0) return dweights.push_back(all_h.t().matmul(at::cat(read)));
+          constexpr int E = Cell::gates - Cell::late_gates;
+          const Tensor rows = all_h.t();
+          return dweights.push_back(at::cat({rows_of_gates<Cell>(rows, 0, E).matmul(at::cat(read)),
+                                             rows_of_gates<Cell>(rows, E, Cell::gates).matmul(at::cat(v))}));
+        }
         case cells::ParameterKind::input_bias:
           return dweights.push_back(all_x.sum(0));
         case cells::ParameterKind::state_bias:
           return dweights.push_back(all_h.sum(0));
-        case cells::ParameterKind::unit_vector:
-          return dweights.push_back(at::cat(dunit[k]).sum(0));
+        case cells::ParameterKind::unit_vectors:
+        case cells::ParameterKind::gate_vector: {
+          std::vector<Tensor> sums;
+          for (const auto j : c10::irange(layout.cell.vectors_of(parameter))) {
+            sums.push_back(at::cat(dunit[k + j]).sum(0));
+          }
+          return dweights.push_back(parameter.rows > 0 ? at::stack(sums) : at::cat(sums));
+        }
         case cells::ParameterKind::projection:
           return dweights.push_back(at::cat(dy_total).t().matmul(at::cat(h)));
       }
     });
-    const Tensor dx_rows = layer.join(dgates_x).matmul(w.W_ih);
-    dx.push_back(d == 0 ? dx_rows : dx[0] + dx_rows);
+    const Tensor rows = layer.join(dgates_x);
+    if (!w.W_ih.defined()) {
+      dx.push_back(d == 0 ? rows : at::cat({dx[0], rows}, -1));
+    } else {
+      const Tensor dx_rows = rows.matmul(w.W_ih);
+      dx.push_back(d == 0 ? dx_rows : dx[0] + dx_rows);
+    }
     dhx[0].push_back(dh);
     for (const auto k : c10::irange(dc.size())) dhx[1 + k].push_back(dc[k]);
   }

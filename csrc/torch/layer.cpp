@@ -35,7 +35,7 @@ void check_tensor(const Tensor& tensor, const std::string& name, at::SymIntArray
 struct Shape {
   const WeightLayout layout;
   SymInt T, B, R, I, H, P;
-  int64_t D, S, C;  // C: states beside h
+  int64_t D, S, C, N = 0;  // C: states beside h; N: states that are saved as they were before zoneout
   bool step = false;
   // In the backward: for the states before each step, or as the result of a cell that saves nothing.
   bool needs_y = false;
@@ -48,14 +48,15 @@ struct Shape {
   const CellInfo& cell() const { return layout.cell; }
 };
 
-c10::SymDimVector size_of(cells::ParameterKind kind, const Shape& s) {
+c10::SymDimVector size_of(const cells::Parameter& parameter, const Shape& s) {
   const SymInt GH = s.cell().gates.size() * s.H;
-  switch (kind) {
+  switch (parameter.kind) {
     case cells::ParameterKind::input_matrix:
       return {GH, s.I};
     case cells::ParameterKind::state_matrix:
       return {GH, s.P};
-    case cells::ParameterKind::unit_vector:
+    case cells::ParameterKind::unit_vectors:
+      if (parameter.rows > 0) return {parameter.rows, s.H};
       return {s.H};
     case cells::ParameterKind::projection:
       return {s.P, s.H};
@@ -65,7 +66,7 @@ c10::SymDimVector size_of(cells::ParameterKind kind, const Shape& s) {
 }
 
 Shape check_shape(const LayerArgs& args) {
-  const auto& [x, batch_sizes, hx, weights, cell_index, bidirectional, batch_first] = args;
+  const auto& [x, batch_sizes, hx, weights, cell_index, bidirectional, batch_first, noise] = args;
   const CellInfo& cell = args.info();
   const auto dtype = x.scalar_type();
   const bool half = !x.is_cpu();  // only the CUDA kernels have it
@@ -77,12 +78,15 @@ Shape check_shape(const LayerArgs& args) {
               "input: expected [T, B, I], packed [R, I] or a single step [B, I], got ", x.dim(),
               " dimensions");
   Shape s(args.layout());
-  TORCH_CHECK(weights[0].dim() == 2 && weights[1].dim() == 2,
-              "weights: expected W_ih and W_hh to be matrices");
+  s.layout.check_matrices(weights);
   s.step = args.is_step();
   s.I = x.sym_size(-1);
   s.P = s.layout.P(weights);
   s.H = s.layout.H(weights);
+  if (!cell.has(cells::ParameterKind::input_matrix)) {
+    TORCH_CHECK(s.I == s.layout.I(weights), "input: expected the gates' shares, ", s.layout.I(weights),
+                " numbers a row, got ", s.I);
+  }
   const size_t states = cell.states.size();
   TORCH_CHECK(hx.empty() || hx.size() == states, "hx: expected ", states, " state(s), got ", hx.size());
   if (batch_sizes) {
@@ -104,10 +108,20 @@ Shape check_shape(const LayerArgs& args) {
     check_tensor(hx[i], cell.states[i] + std::string("_0"),
                  s.step ? at::SymIntArrayRef(single) : at::SymIntArrayRef(layered), dtype, x);
   }
+  if (noise.mask) {
+    const SymInt size[] = {s.D, s.B, s.P};
+    check_tensor(*noise.mask, "mask", size, dtype, x);
+  }
+  if (noise.seed) {
+    const SymInt size[] = {1};
+    check_tensor(*noise.seed, "seed", size, at::kLong, x);
+  }
+  TORCH_CHECK(noise.zoneout.empty() || (noise.zoneout.size() == states && !s.layout.projected),
+              "zoneout: expected none, or one for each of ", states, " states and no projection");
+  if (!noise.zoneout.empty()) s.N = (s.S == 0) + s.C;
   for (const auto d : c10::irange(s.D)) {
     s.layout.for_each([&](const cells::Parameter& parameter, int place, int) {
-      check_tensor(weights[d * s.layout.each + place], parameter.symbol, size_of(parameter.kind, s), dtype,
-                   x);
+      check_tensor(weights[d * s.layout.each + place], parameter.symbol, size_of(parameter, s), dtype, x);
     });
   }
   return s;
@@ -135,9 +149,11 @@ void for_each_result(const Tensor& x, const Shape& s, const F& f) {
 template <class F>
 void for_each_activation(const Tensor& x, const Shape& s, const F& f) {
   const auto real = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const SymInt activations[] = {s.D, s.R, s.S * s.H}, c[] = {s.D, s.R, s.C * s.H};
+  const SymInt activations[] = {s.D, s.R, s.S * s.H}, c[] = {s.D, s.R, s.C * s.H},
+               computed[] = {s.D, s.R, s.N * s.H};
   if (s.S > 0) f("s", activations, real);
   if (s.C > 0) f("c", c, real);
+  if (s.N > 0) f("computed", computed, real);
 }
 
 // span: from the tensor's first number to its last.
@@ -231,6 +247,13 @@ void read_states(LayerParams<T>& p, Arguments& arguments, const LayerArgs& args,
 }
 
 template <class T>
+void read_noise(LayerParams<T>& p, Arguments& arguments, const LayerNoise& noise) {
+  if (noise.mask) p.noise.mask = arguments.read<T>(*noise.mask, "mask");
+  if (noise.seed) p.noise.seed = arguments.read<int64_t>(*noise.seed, "seed");
+  std::copy(noise.zoneout.begin(), noise.zoneout.end(), p.noise.zoneout);
+}
+
+template <class T>
 T* data(const Tensor& tensor) {
   return tensor.defined() ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
 }
@@ -238,6 +261,7 @@ T* data(const Tensor& tensor) {
 // Where a layer is computed; for CUDA see torch/cuda.h. An object of it lives while a layer is.
 struct Cpu {
   static constexpr bool computes = true, has_half = false;
+  static bool has_kernels(const LayerArgs&) { return true; }
   explicit Cpu(const Tensor&) {}
 
   template <class T>
@@ -281,7 +305,8 @@ variable_list layer_forward(const LayerArgs& args, bool save) {
   const at::TensorList hx = args.hx, weights = args.weights;
   const Shape s = check_shape(args);
   if constexpr (Backend::computes) {
-    if (s.R != 0 && s.has_empty_weights()) return differentiable_forward(args, save);
+    if (s.R != 0 && (s.has_empty_weights() || !Backend::has_kernels(args)))
+      return differentiable_forward(args, save);
   }
   variable_list outputs;
   outputs.reserve(6);
@@ -308,18 +333,21 @@ variable_list layer_forward(const LayerArgs& args, bool save) {
       fill_sizes(p, arguments, s);
       for (const auto d : c10::irange(s.D)) {
         s.layout.for_each([&](const cells::Parameter& parameter, int place, int i) {
-          p.weights[d].of(parameter.kind, i) =
-              arguments.read<T>(weights[d * s.layout.each + place], parameter.symbol);
+          p.weights[d].set(parameter.kind,
+                           arguments.read<T>(weights[d * s.layout.each + place], parameter.symbol), i,
+                           s.cell().vectors_of(parameter), p.H);
         });
       }
       p.x = arguments.read<T>(x, "input");
       read_states(p, arguments, args, true);
+      read_noise(p, arguments, args.noise);
       size_t i = 0;
       p.y = data<T>(outputs[i++]);
       if (!s.step) p.hn = data<T>(outputs[i++]);
       for (const auto k : c10::irange(s.C)) p.cn[k] = data<T>(outputs[i++]);
       if (save && s.S > 0) p.s = data<Real<T>>(outputs[i++]);
       if (save && s.C > 0) p.c = data<Real<T>>(outputs[i++]);
+      if (save && s.N > 0) p.computed = data<Real<T>>(outputs[i++]);
       if (copies_y) p.y_copy = data<T>(outputs[i++]);
       backend.forward(args.cell, p);
     });
@@ -357,7 +385,7 @@ void check_gradients(const c10::List<optional<Tensor>>& grads, const Tensor& x, 
 }
 
 void check_saved(at::TensorList saved, const Tensor& x, const Shape& s) {
-  const size_t expected = (s.S > 0) + (s.C > 0) + s.needs_y;
+  const size_t expected = (s.S > 0) + (s.C > 0) + (s.N > 0) + s.needs_y;
   TORCH_CHECK(saved.size() == expected, "saved: expected ", expected, " tensor(s), got ", saved.size());
   size_t i = 0;
   const auto check = [&](const char* name, at::SymIntArrayRef size, at::ScalarType dtype) {
@@ -385,7 +413,8 @@ variable_list layer_backward(const LayerArgs& args, const BackwardArgs& given) {
   TORCH_CHECK(given.wanted.size() == inputs.size(), "wanted: expected ", inputs.size(), " flags, got ",
               given.wanted.size());
   if constexpr (Backend::computes) {
-    if (s.R != 0 && s.has_empty_weights()) return differentiable_backward(args, given);
+    if (s.R != 0 && (s.has_empty_weights() || !Backend::has_kernels(args)))
+      return differentiable_backward(args, given);
   }
   std::vector<Tensor> all(inputs.size());
   variable_list result;
@@ -416,6 +445,7 @@ variable_list layer_backward(const LayerArgs& args, const BackwardArgs& given) {
       size_t i = 0;
       if (s.S > 0) p.s = arguments.read<Real<T>>(given.saved[i++], "saved s");
       if (s.C > 0) p.c = arguments.read<Real<T>>(given.saved[i++], "saved c");
+      if (s.N > 0) p.computed = arguments.read<Real<T>>(given.saved[i++], "saved states");
       if (s.needs_y) p.y = arguments.read<T>(given.saved[i++], "saved y");
       p.dy = arguments.read<T>(grad(0), "dy");
       if (!s.step) p.dhn = arguments.read<T>(grad(1), "dh_n");
@@ -428,15 +458,17 @@ variable_list layer_backward(const LayerArgs& args, const BackwardArgs& given) {
         s.layout.for_each([&](const cells::Parameter& parameter, int place, int k) {
           const size_t at = d * s.layout.each + place;
           const Tensor& dw = all[1 + hx.size() + at];
-          p.dweights[d].of(parameter.kind, k) = data<T>(dw);
+          const int n = s.cell().vectors_of(parameter);
+          p.dweights[d].set(parameter.kind, data<T>(dw), k, n, p.H);
           wants_W_ih |= parameter.kind == cells::ParameterKind::input_matrix && dw.defined();
           wants_W_hh |= parameter.kind == cells::ParameterKind::state_matrix && dw.defined();
           if (is_read(parameter.kind, p.dx != nullptr))
-            p.weights[d].of(parameter.kind, k) = arguments.read<T>(weights[at], parameter.symbol);
+            p.weights[d].set(parameter.kind, arguments.read<T>(weights[at], parameter.symbol), k, n, p.H);
         });
       }
       if (wants_W_ih) p.x = arguments.read<T>(x, "input");
       read_states(p, arguments, args, wants_W_hh || args.info().reads_h);
+      read_noise(p, arguments, args.noise);
       backend.backward(args.cell, p);
     });
   }
@@ -467,7 +499,8 @@ Which kept_for_backward(const LayerArgs& args, Which wanted) {
           if (wanted & bit) kept |= h_0_bit;                     // dW_hh = dgates^T h
           if (several_steps || (wanted & h_0_bit)) kept |= bit;  // dh = dgates W_hh
           break;
-        case cells::ParameterKind::unit_vector:
+        case cells::ParameterKind::unit_vectors:
+        case cells::ParameterKind::gate_vector:
         case cells::ParameterKind::projection:
           kept |= bit;
           break;

@@ -142,8 +142,10 @@ py::dict describe(const cells::CellInfo& cell) {
         return "input_bias";
       case cells::ParameterKind::state_bias:
         return "state_bias";
-      case cells::ParameterKind::unit_vector:
-        return "unit_vector";
+      case cells::ParameterKind::unit_vectors:
+        return "unit_vectors";
+      case cells::ParameterKind::gate_vector:
+        return "gate_vector";
       case cells::ParameterKind::projection:
         return "projection";
     }
@@ -156,11 +158,12 @@ py::dict describe(const cells::CellInfo& cell) {
   py::list parameters;
   for (const cells::Parameter& p : cell.parameters) {
     parameters.append(py::dict("symbol"_a = p.symbol, "name"_a = p.name, "kind"_a = name_of(p.kind),
-                               "needs"_a = needs_of(p.needs)));
+                               "needs"_a = needs_of(p.needs), "rows"_a = p.rows));
   }
   return py::dict("name"_a = cell.name, "layer"_a = cell.layer,
                   "gates"_a = std::vector<std::string>(cell.gates.begin(), cell.gates.end()),
                   "saved"_a = cell.saved, "whole_gates"_a = cell.whole_gates, "reads_h"_a = cell.reads_h,
+                  "late_gates"_a = cell.late_gates, "normalised"_a = cell.normalised,
                   "states"_a = std::vector<std::string>(cell.states.begin(), cell.states.end()),
                   "parameters"_a = parameters, "nonlinearity"_a = cell.nonlinearity);
 }
@@ -173,6 +176,10 @@ struct Held {
 template <>
 struct Held<at::TensorList> {
   using type = const std::vector<at::Tensor>&;
+};
+template <>
+struct Held<at::ArrayRef<double>> {
+  using type = const std::vector<double>&;
 };
 
 // A call of an operator through torch's dispatcher, as torch.ops makes it, but with arguments of types that the

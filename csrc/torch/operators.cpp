@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <limits>
 #include <sstream>
 
 namespace fastrnn::torch_ops {
@@ -84,7 +85,31 @@ struct StackOptions {
   int64_t num_layers;
   double dropout;
   bool train, bidirectional, batch_first, checkpoint_gates;
+  double recurrent_dropout;
+  std::vector<double> zoneout;  // none, or one for each state
 };
+
+// Of a layer of B sequences, with torch's generator.
+LayerNoise draw_noise(const StackOptions& options, const Tensor& x, const c10::SymInt& D,
+                      const c10::SymInt& B, const c10::SymInt& P) {
+  LayerNoise noise;
+  if (options.train && options.recurrent_dropout > 0) {
+    noise.mask =
+        at::dropout(at::ones_symint({D, B, P}, x.options()), options.recurrent_dropout, /*train=*/true);
+  }
+  const auto& zoneout = options.zoneout;
+  if (std::any_of(zoneout.begin(), zoneout.end(), [](double p) { return p > 0; })) {
+    noise.zoneout = zoneout;
+    if (options.train) {
+      noise.seed = at::randint(std::numeric_limits<int64_t>::max(), {1}, x.options().dtype(at::kLong));
+    }
+  }
+  return noise;
+}
+
+void check_probability(double p, const char* name) {
+  TORCH_CHECK_VALUE(p >= 0 && p <= 1, name, ": expected a probability, got ", p);
+}
 
 variable_list run_stack(const Tensor& input, const optional<Tensor>& batch_sizes, at::TensorList hx,
                         at::TensorList weights, const StackOptions& options) {
@@ -92,16 +117,25 @@ variable_list run_stack(const Tensor& input, const optional<Tensor>& batch_sizes
     return to_half(run_stack(input.to(at::kFloat), batch_sizes, half_to_float(hx, "hx"),
                              half_to_float(weights, "weights"), options));
   }
-  const auto& [cell, has_biases, num_layers, dropout, train, bidirectional, batch_first, checkpoint_gates] =
-      options;
+  const auto& [cell, has_biases, num_layers, dropout, train, bidirectional, batch_first, checkpoint_gates,
+               recurrent_dropout, zoneout] = options;
   const CellInfo& info = *cells::kCells[cell];
   TORCH_CHECK_VALUE(num_layers > 0, "num_layers: expected at least 1, got ", num_layers);
-  TORCH_CHECK_VALUE(dropout >= 0 && dropout <= 1, "dropout: expected a probability, got ", dropout);
+  check_probability(dropout, "dropout");
+  check_probability(recurrent_dropout, "recurrent_dropout");
+  for (const double p : zoneout) check_probability(p, "zoneout");
+  TORCH_CHECK_VALUE(zoneout.empty() || static_cast<int>(zoneout.size()) == info.states.size(),
+                    "zoneout: expected ", info.states.size(), " for the states of ", info.layer, ", got ",
+                    zoneout.size());
   const WeightLayout layout = weight_layout(info, weights, bidirectional, num_layers);
   TORCH_CHECK(layout.bias == (has_biases && info.can(cells::Needs::bias)), "weights: expected ",
               has_biases ? "biases among them" : "no biases among them", ", got ", layout.each,
               " tensors for each layer and direction");
   const int64_t D = layout.D, each = layout.each;
+  TORCH_CHECK(num_layers == 1 || info.has(cells::ParameterKind::input_matrix), "num_layers: expected 1 for ",
+              info.name, ", which takes its gates' shares from the input, got ", num_layers);
+  TORCH_CHECK_VALUE(zoneout.empty() || !layout.projected, "zoneout: expected none with a projection");
+  layout.check_matrices(weights);
   const bool packed = batch_sizes.has_value();
   const bool unbatched = !packed && input.dim() == 2;
   if (packed) {
@@ -119,8 +153,8 @@ variable_list run_stack(const Tensor& input, const optional<Tensor>& batch_sizes
                     ") does not match weight dtype (", dtype_name(expected_dtype),
                     "). Convert input: input.to(", dtype_name(expected_dtype),
                     "), or convert model: model.to(", dtype_name(dtype), ")");
-  TORCH_CHECK(input.sym_size(-1) == weights[0].sym_size(1),
-              "input.size(-1) must be equal to input_size. Expected ", weights[0].sym_size(1), ", got ",
+  TORCH_CHECK(input.sym_size(-1) == layout.I(weights),
+              "input.size(-1) must be equal to input_size. Expected ", layout.I(weights), ", got ",
               input.sym_size(-1));
   Tensor x = unbatched ? input.unsqueeze(batch_first ? 0 : 1) : input;
   if (!packed) {
@@ -156,8 +190,12 @@ variable_list run_stack(const Tensor& input, const optional<Tensor>& batch_sizes
     if (num_layers > 1) {
       for (Tensor& state : layer_states) state = state.narrow(0, layer * D, D);
     }
-    const LayerArgs of_layer{x,    batch_sizes,   layer_states, weights.slice(layer * D * each, D * each),
-                             cell, bidirectional, batch_first};
+    LayerArgs of_layer{x,    batch_sizes,   layer_states, weights.slice(layer * D * each, D * each),
+                       cell, bidirectional, batch_first};
+    if (recurrent_dropout > 0 || !zoneout.empty()) {
+      const c10::SymInt B = packed ? states[0].sym_size(1) : x.sym_size(batch_first ? 0 : 1);
+      of_layer.noise = draw_noise(options, x, D, B, P);
+    }
     variable_list outputs = call_layer(of_layer, checkpoint_gates);
     x = outputs[0];
     if (train && dropout > 0 && layer + 1 < num_layers)
@@ -185,12 +223,11 @@ variable_list run_step(const Tensor& input, at::TensorList hx, at::TensorList we
   const CellInfo& info = *cells::kCells[cell];
   TORCH_CHECK_VALUE(input.dim() == 1 || input.dim() == 2, info.layer,
                     "Cell: Expected input to be 1D or 2D, got ", input.dim(), "D instead");
-  TORCH_CHECK(!weight_layout(info, weights, false).projected, "weights: a cell has no W_hr, got ",
-              weights.size(), " tensors");
-  TORCH_CHECK(weights[0].dim() == 2 && weights[1].dim() == 2,
-              "weights: expected W_ih and W_hh to be matrices");
-  TORCH_CHECK(input.sym_size(-1) == weights[0].sym_size(1), "input has inconsistent input_size: got ",
-              input.sym_size(-1), " expected ", weights[0].sym_size(1));
+  const WeightLayout layout = weight_layout(info, weights, false);
+  TORCH_CHECK(!layout.projected, "weights: a cell has no W_hr, got ", weights.size(), " tensors");
+  layout.check_matrices(weights);
+  TORCH_CHECK(input.sym_size(-1) == layout.I(weights), "input has inconsistent input_size: got ",
+              input.sym_size(-1), " expected ", layout.I(weights));
   for (const auto i : c10::irange(hx.size())) {
     const Tensor& state = hx[i];
     const auto name = [&] { return state_name(info, static_cast<int>(i)); };
@@ -200,9 +237,9 @@ variable_list run_step(const Tensor& input, at::TensorList hx, at::TensorList we
     TORCH_CHECK(input.dim() == 1 || (state.dim() == 2 && input.sym_size(0) == state.sym_size(0)),
                 "Input batch size ", input.sym_size(0), " doesn't match hidden", i, " batch size ",
                 state.sym_size(0), " of ", name());
-    TORCH_CHECK(state.dim() == input.dim() && state.sym_size(-1) == weights[1].sym_size(1), "hidden", i,
+    TORCH_CHECK(state.dim() == input.dim() && state.sym_size(-1) == layout.H(weights), "hidden", i,
                 " has inconsistent hidden_size: got ", state.sym_size(input.dim() - 1), ", expected ",
-                weights[1].sym_size(1), " for ", name());
+                layout.H(weights), " for ", name());
   }
   if (input.dim() == 2) return call_layer({input, std::nullopt, hx, weights, cell, false, false}, false);
   std::vector<Tensor> states;
@@ -236,12 +273,12 @@ struct AsGiven {
 template <class Cast>
 variable_list rnn_of(const Tensor& input, const optional<Tensor>& batch_sizes, at::TensorList hx,
                      at::TensorList weights, const std::string& cell, bool has_biases, int64_t num_layers,
-                     double dropout, bool train, bool bidirectional, bool batch_first,
-                     bool checkpoint_gates) {
+                     double dropout, bool train, bool bidirectional, bool batch_first, bool checkpoint_gates,
+                     double recurrent_dropout, at::ArrayRef<double> zoneout) {
   const Cast cast;
   return run_stack(cast(input), batch_sizes, cast(hx), cast(weights),
                    {find_cell(cell), has_biases, num_layers, dropout, train, bidirectional, batch_first,
-                    checkpoint_gates});
+                    checkpoint_gates, recurrent_dropout, zoneout.vec()});
 }
 template <class Cast>
 variable_list cell_of(const Tensor& input, at::TensorList hx, at::TensorList weights,

@@ -8,7 +8,8 @@ namespace fastrnn::torch_ops {
 using RnnFunction = variable_list(const Tensor& input, const optional<Tensor>& batch_sizes, at::TensorList hx,
                                   at::TensorList weights, const std::string& cell, bool has_biases,
                                   int64_t num_layers, double dropout, bool train, bool bidirectional,
-                                  bool batch_first, bool checkpoint_gates);
+                                  bool batch_first, bool checkpoint_gates, double recurrent_dropout,
+                                  at::ArrayRef<double> zoneout);
 using CellFunction = variable_list(const Tensor& input, at::TensorList hx, at::TensorList weights,
                                    const std::string& cell);
 

@@ -36,6 +36,25 @@ std::string list_parameters(const CellInfo& cell) {
 
 }  // namespace
 
+WeightsOf<Tensor> WeightLayout::of(at::TensorList weights, int64_t d) const {
+  WeightsOf<Tensor> named;
+  for_each([&](const cells::Parameter& parameter, int place, int vectors) {
+    const Tensor& tensor = weights[d * each + place];
+    const int n = cell.vectors_of(parameter);
+    named.of(parameter.kind, vectors) = tensor;
+    for (int k = 0; n > 1 && k < n; ++k) named.unit[vectors + k] = tensor.reshape({n, -1}).select(0, k);
+  });
+  return named;
+}
+
+void WeightLayout::check_matrices(at::TensorList weights) const {
+  for_each([&](const cells::Parameter& parameter, int place, int) {
+    const bool is_matrix = parameter.kind == cells::ParameterKind::input_matrix ||
+                           parameter.kind == cells::ParameterKind::state_matrix;
+    TORCH_CHECK(!is_matrix || weights[place].dim() == 2, "weights: expected W_ih and W_hh to be matrices");
+  });
+}
+
 WeightLayout weight_layout(const CellInfo& cell, at::TensorList weights, bool bidirectional, int64_t layers) {
   const int64_t D = bidirectional ? 2 : 1, count = static_cast<int64_t>(weights.size());
   for (const bool bias : {true, false}) {
@@ -54,14 +73,17 @@ WeightLayout weight_layout(const CellInfo& cell, at::TensorList weights, bool bi
 namespace {
 
 using LayerFunction = variable_list(const Tensor&, const optional<Tensor>&, at::TensorList, at::TensorList,
-                                    const std::string&, bool, bool, bool);
+                                    const std::string&, bool, bool, bool, const optional<Tensor>&,
+                                    const optional<Tensor>&, at::ArrayRef<double>);
 using LayerBackwardFunction = variable_list(const c10::List<optional<Tensor>>&, const Tensor&,
                                             const optional<Tensor>&, at::TensorList, at::TensorList,
-                                            const std::string&, bool, bool, at::TensorList, c10::List<bool>);
+                                            const std::string&, bool, bool, at::TensorList, c10::List<bool>,
+                                            const optional<Tensor>&, const optional<Tensor>&,
+                                            at::ArrayRef<double>);
 
 variable_list call(const c10::TypedOperatorHandle<LayerFunction>& op, const LayerArgs& args, bool flag) {
   return op.call(args.x, args.batch_sizes, args.hx, args.weights, args.info().name, args.bidirectional,
-                 args.batch_first, flag);
+                 args.batch_first, flag, args.noise.mask, args.noise.seed, args.noise.zoneout);
 }
 
 }  // namespace
@@ -77,24 +99,29 @@ variable_list call_layer_forward(const LayerArgs& args, bool save) {
 variable_list call_layer_backward(const LayerArgs& args, const BackwardArgs& backward) {
   static const auto op = find_operator<LayerBackwardFunction>("fastrnn::layer_backward");
   return op.call(backward.grads, args.x, args.batch_sizes, args.hx, args.weights, args.info().name,
-                 args.bidirectional, args.batch_first, backward.saved, backward.wanted);
+                 args.bidirectional, args.batch_first, backward.saved, backward.wanted, args.noise.mask,
+                 args.noise.seed, args.noise.zoneout);
 }
 
 TORCH_LIBRARY(fastrnn, m) {
   m.def(
       "rnn(Tensor input, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str cell, bool has_biases, int "
       "num_layers, float dropout, bool train, bool bidirectional, bool batch_first, bool "
-      "checkpoint_gates=False) -> Tensor[]");
+      "checkpoint_gates=False, float recurrent_dropout=0., float[] zoneout=[]) -> Tensor[]");
   m.def("cell(Tensor input, Tensor[] hx, Tensor[] weights, str cell) -> Tensor[]");
   m.def(
       "layer(Tensor x, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str cell, bool bidirectional, "
-      "bool batch_first, bool checkpoint_gates=False) -> Tensor[]");
+      "bool batch_first, bool checkpoint_gates=False, Tensor? mask=None, Tensor? seed=None, float[] "
+      "zoneout=[]) "
+      "-> Tensor[]");
   m.def(
       "layer_forward(Tensor x, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str cell, bool "
-      "bidirectional, bool batch_first, bool save) -> Tensor[]");
+      "bidirectional, bool batch_first, bool save, Tensor? mask=None, Tensor? seed=None, float[] zoneout=[]) "
+      "-> Tensor[]");
   m.def(
       "layer_backward(Tensor?[] grads, Tensor x, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str "
-      "cell, bool bidirectional, bool batch_first, Tensor[] saved, bool[] wanted) -> Tensor[]");
+      "cell, bool bidirectional, bool batch_first, Tensor[] saved, bool[] wanted, Tensor? mask=None, Tensor? "
+      "seed=None, float[] zoneout=[]) -> Tensor[]");
 }
 
 }  // namespace fastrnn::torch_ops

@@ -5,13 +5,15 @@
 //   fastrnn::rnn, cell      what modules call: a stack of layers, a step; composed of fastrnn::layer (operators.cpp)
 //   fastrnn::layer          one layer, one or two directions: what autograd knows
 //   fastrnn::layer_forward  the kernel: [y, h_n(, further states)], and with `save` what the backward needs:
-//                           [s][, c][, a copy of y], as far as there are such
+//                           [s][, c][, states before zoneout][, a copy of y], as far as there are such
 //   fastrnn::layer_backward the kernel of its first derivative
 //
 // x is [T, B, I] ([B, T, I] with batch_first), packed [R, I] with batch_sizes, or one step [B, I]. hx is empty or has
 // a tensor for each state of the cell, [D, B, .]; for one step [B, .], and h_n is left out, being y. weights: the
 // cell's parameters in the order of its CellInfo, as far as the layer has them, for each direction. With
-// `checkpoint_gates` autograd keeps the arguments only, and the backward runs the forward again.
+// `checkpoint_gates` autograd keeps the arguments only, and the backward runs the forward again. mask [D, B, P]: factors
+// of the h that W_hh multiplies. zoneout: for each state the chance that a unit keeps it; with a seed, an int64, at
+// random, without one in expectation.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -41,33 +43,53 @@ struct WeightLayout {
   int64_t each;  // tensors a direction
   bool bias, projected;
 
-  // Calls f(parameter, its place among a direction's tensors, which of its kind it is).
+  // Calls f(parameter, its place among a direction's tensors, the number of vectors of a unit before it).
   template <class F>
   void for_each(const F& f) const {
-    int place = 0, of_kind[6] = {};
+    int place = 0, vectors = 0;
     for (const cells::Parameter& parameter : cell.parameters) {
       if (!CellInfo::is_there(parameter, bias, projected)) continue;
-      f(parameter, place++, of_kind[static_cast<int>(parameter.kind)]++);
+      f(parameter, place++, vectors);
+      vectors += cell.vectors_of(parameter);
     }
   }
-  // A direction's tensors by name.
-  WeightsOf<Tensor> of(at::TensorList weights, int64_t d) const {
-    WeightsOf<Tensor> named;
-    for_each([&](const cells::Parameter& parameter, int place, int i) {
-      named.of(parameter.kind, i) = weights[d * each + place];
+  // The place of a kind among a direction's tensors, -1 if it is none of them.
+  int place_of(cells::ParameterKind kind) const {
+    int found = -1;
+    for_each([&](const cells::Parameter& parameter, int place, int) {
+      if (parameter.kind == kind) found = place;
     });
-    return named;
+    return found;
   }
+  // A direction's tensors by name.
+  WeightsOf<Tensor> of(at::TensorList weights, int64_t d) const;
   // Units of the hidden state, and of the cell.
-  c10::SymInt P(at::TensorList weights) const { return weights[1].sym_size(1); }
+  c10::SymInt P(at::TensorList weights) const {
+    const int W_hh = place_of(cells::ParameterKind::state_matrix);
+    return W_hh >= 0 ? weights[W_hh].sym_size(-1) : weights[0].sym_size(0) / cell.gates.size();
+  }
   c10::SymInt H(at::TensorList weights) const {
     return projected ? weights[each - 1].sym_size(-1) : P(weights);
   }
+  // The width of the input: what W_ih multiplies, or, without W_ih, the gates' shares of all directions.
+  c10::SymInt I(at::TensorList weights) const {
+    const int W_ih = place_of(cells::ParameterKind::input_matrix);
+    return W_ih >= 0 ? weights[W_ih].sym_size(-1) : D * cell.gates.size() * H(weights);
+  }
+  void check_matrices(at::TensorList weights) const;
 };
 // Finds the layout by the number of tensors, which tells it (cells/registry.h); RuntimeError if no layout has as
 // many. layers: how many there are with the same layout.
 WeightLayout weight_layout(const CellInfo& cell, at::TensorList weights, bool bidirectional,
                            int64_t layers = 1);
+
+// What training changes at random in a layer's recurrence (core/params.h, Noise).
+struct LayerNoise {
+  optional<Tensor> mask, seed;  // [D, B, P]; one int64
+  std::vector<double> zoneout;  // none, or one for each state
+
+  bool is_there() const { return mask.has_value() || !zoneout.empty(); }
+};
 
 // What the operators are given of a layer.
 struct LayerArgs {
@@ -76,6 +98,7 @@ struct LayerArgs {
   at::TensorList hx, weights;
   int cell;  // its index in cells/registry.h
   bool bidirectional, batch_first;
+  LayerNoise noise{};
 
   const CellInfo& info() const { return *cells::kCells[cell]; }
   bool packed() const { return batch_sizes.has_value(); }
@@ -103,16 +126,23 @@ variable_list call_layer_backward(const LayerArgs& args, const BackwardArgs& bac
 template <variable_list (*f)(const LayerArgs&, bool)>
 variable_list as_layer(const Tensor& x, const optional<Tensor>& batch_sizes, at::TensorList hx,
                        at::TensorList weights, const std::string& cell, bool bidirectional, bool batch_first,
-                       bool flag) {  // checkpoint_gates, or save
-  return f({x, batch_sizes, hx, weights, find_cell(cell), bidirectional, batch_first}, flag);
+                       bool flag,  // checkpoint_gates, or save
+                       const optional<Tensor>& mask, const optional<Tensor>& seed,
+                       at::ArrayRef<double> zoneout) {
+  return f(
+      {x, batch_sizes, hx, weights, find_cell(cell), bidirectional, batch_first, {mask, seed, zoneout.vec()}},
+      flag);
 }
 template <variable_list (*f)(const LayerArgs&, const BackwardArgs&)>
 variable_list as_layer_backward(const c10::List<optional<Tensor>>& grads, const Tensor& x,
                                 const optional<Tensor>& batch_sizes, at::TensorList hx,
                                 at::TensorList weights, const std::string& cell, bool bidirectional,
-                                bool batch_first, at::TensorList saved, c10::List<bool> wanted) {
-  return f({x, batch_sizes, hx, weights, find_cell(cell), bidirectional, batch_first},
-           {grads, saved, wanted});
+                                bool batch_first, at::TensorList saved, c10::List<bool> wanted,
+                                const optional<Tensor>& mask, const optional<Tensor>& seed,
+                                at::ArrayRef<double> zoneout) {
+  return f(
+      {x, batch_sizes, hx, weights, find_cell(cell), bidirectional, batch_first, {mask, seed, zoneout.vec()}},
+      {grads, saved, wanted});
 }
 
 // Has this tensor memory of its own, and is no wrapper of a transform, a trace or a subclass?

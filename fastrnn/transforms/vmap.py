@@ -21,7 +21,7 @@ class _Batch:
     So nothing that a layer saves for its backward moves in memory.
     """
 
-    def __init__(self, N, x, x_dim, batch_sizes, sizes_dim, cell, batch_first):
+    def __init__(self, N, x, x_dim, batch_sizes, sizes_dim, cell, batch_first, zoned):
         if sizes_dim is not None:
             raise ValueError("batch_sizes: vmap cannot map over the lengths of packed sequences")
         flat = x.dim() - (x_dim is not None) == 2
@@ -30,9 +30,10 @@ class _Batch:
         self.outer = batch_first and not flat
         rows, states = (0 if flat or self.outer else 1), (0 if step else 1)
         num_states, saves_gates = len(CELLS[cell].states), CELLS[cell].saved > 0
+        saves_states = zoned and (num_states > 1 or not saves_gates)  # as they were before zoneout
         self.x, self.states = rows, states
         self.results = [rows, *[states] * (num_states - step)]
-        self.saved = [*[1] * (saves_gates + (num_states > 1)), rows]
+        self.saved = [*[1] * (saves_gates + (num_states > 1) + saves_states), rows]
         self.sizes = batch_sizes
         if batch_sizes is not None:
             keys = torch._C.DispatchKey
@@ -80,32 +81,72 @@ def _each(N, in_dims, call, *lists):
 def _map_forward(op):
     """The rule of fastrnn::layer and of fastrnn::layer_forward."""
 
-    def rule(info, in_dims, x, batch_sizes, hx, weights, cell, bidirectional, batch_first, flag=False):
+    def rule(
+        info,
+        in_dims,
+        x,
+        batch_sizes,
+        hx,
+        weights,
+        cell,
+        bidirectional,
+        batch_first,
+        flag=False,
+        mask=None,
+        seed=None,
+        zoneout=(),
+    ):
         x_dim, sizes_dim, hx_dims, weight_dims = in_dims[:4]
-        batch = _Batch(info.batch_size, x, x_dim, batch_sizes, sizes_dim, cell, batch_first)
+        mask_dim, seed_dim = (*in_dims[8:10], None, None)[:2]
+        batch = _Batch(info.batch_size, x, x_dim, batch_sizes, sizes_dim, cell, batch_first, bool(zoneout))
         rest = (cell, bidirectional, batch_first, flag)
-        if any(dim is not None for dim in weight_dims):
-            return _each(batch.N, in_dims[:4], lambda *args: op(*args, *rest), x, batch_sizes, hx, weights)
+        if any(dim is not None for dim in (*weight_dims, seed_dim)):
+
+            def call(x, batch_sizes, hx, weights, mask, seed):
+                return op(x, batch_sizes, hx, weights, *rest, mask, seed, zoneout)
+
+            dims = (*in_dims[:4], mask_dim, seed_dim)
+            return _each(batch.N, dims, call, x, batch_sizes, hx, weights, mask, seed)
         hx = batch.fold_all(hx, hx_dims, [batch.states] * len(hx))
-        results = op(batch.fold(x, x_dim, batch.x), batch.sizes, hx, weights, *rest)
+        mask = batch.fold(mask, mask_dim, 1)
+        results = op(batch.fold(x, x_dim, batch.x), batch.sizes, hx, weights, *rest, mask, seed, zoneout)
         return batch.unfold_all(results, batch.results + batch.saved)
 
     return rule
 
 
 def _map_backward(
-    info, in_dims, grads, x, batch_sizes, hx, weights, cell, bidirectional, batch_first, saved, wanted
+    info,
+    in_dims,
+    grads,
+    x,
+    batch_sizes,
+    hx,
+    weights,
+    cell,
+    bidirectional,
+    batch_first,
+    saved,
+    wanted,
+    mask=None,
+    seed=None,
+    zoneout=(),
 ):
-    grad_dims, x_dim, sizes_dim, hx_dims, weight_dims, *_, saved_dims, _ = in_dims
-    batch = _Batch(info.batch_size, x, x_dim, batch_sizes, sizes_dim, cell, batch_first)
+    grad_dims, x_dim, sizes_dim, hx_dims, weight_dims, _, _, _, saved_dims, _, *noise_dims = in_dims
+    mask_dim, seed_dim = (*noise_dims[:2], None, None)[:2]
+    batch = _Batch(info.batch_size, x, x_dim, batch_sizes, sizes_dim, cell, batch_first, bool(zoneout))
 
-    def call(grads, x, batch_sizes, hx, weights, saved):
-        rest = (cell, bidirectional, batch_first, saved, wanted)
+    def call(grads, x, batch_sizes, hx, weights, saved, mask, seed):
+        rest = (cell, bidirectional, batch_first, saved, wanted, mask, seed, zoneout)
         return _ops.layer_backward(grads, x, batch_sizes, hx, weights, *rest)
 
-    if any(dim is not None for dim in weight_dims) or any(wanted[1 + len(hx) :]):
-        dims = (*in_dims[:5], saved_dims)
-        return _each(batch.N, dims, call, grads, x, batch_sizes, hx, weights, saved)
+    if any(dim is not None for dim in (*weight_dims, seed_dim)) or any(wanted[1 + len(hx) :]):
+        if zoneout and seed is not None and seed_dim is None:
+            raise NotImplementedError(
+                "zoneout: vmap of gradients of weights for each example has randomness='different' only"
+            )
+        dims = (*in_dims[:5], saved_dims, mask_dim, seed_dim)
+        return _each(batch.N, dims, call, grads, x, batch_sizes, hx, weights, saved, mask, seed)
     results = call(
         batch.fold_all(grads, grad_dims, batch.results),
         batch.fold(x, x_dim, batch.x),
@@ -113,6 +154,8 @@ def _map_backward(
         batch.fold_all(hx, hx_dims, [batch.states] * len(hx)),
         weights,
         batch.fold_all(saved, saved_dims, batch.saved),
+        batch.fold(mask, mask_dim, 1),
+        seed,
     )
     return batch.unfold_all(results, [batch.x] * wanted[0] + [batch.states] * len(hx))
 

@@ -35,7 +35,7 @@ from fastrnn.reference import CELLS
 FORMS = ("padded", "batch_first", "packed", "unsorted", "unbatched")
 DTYPES = (torch.float32, torch.float64)
 STATE_NAMES = ("h", "c")
-EVERY_CELL = tuple(CELLS)
+EVERY_CELL = tuple(name for name, row in CELLS.items() if row.in_torch)
 
 Call = Callable[[Tensor, "Sequence[Tensor] | None"], "list[Tensor]"]
 

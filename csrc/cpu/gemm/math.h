@@ -74,6 +74,24 @@ struct VectorMath {
     return t / (t + 2);
   }
 
+  static FASTRNN_INLINE V exp(V x) {
+    const Exp2<T> e(kLog2E, at_least(Exp2<T>::lowest / kLog2E, at_most(Exp2<T>::highest / kLog2E, x)));
+    return e.scale * (1 + e.p);
+  }
+
+  // log(1 / (1 + exp(-x))) = min(x, 0) - log(1 + e), e = exp(-|x|). log(1 + e) = 2 atanh(e / (2 + e)), whose
+  // series in powers of at most 1/9 keeps its relative accuracy.
+  static FASTRNN_INLINE V log_sigmoid(V x) {
+    const V e = exp(x < 0 ? x : -x), y = e / (2 + e), y2 = y * y;
+    constexpr int terms = sizeof(T) == 4 ? 8 : 17;
+    V sum = splat(static_cast<T>(1.0 / (2 * terms - 1)));
+#pragma GCC unroll 17
+    for (int k = terms - 2; k >= 0; --k) sum = sum * y2 + static_cast<T>(1.0 / (2 * k + 1));
+    return (x > 0 ? V{} : x) - 2 * y * sum;
+  }
+
+  // a where x is positive or NaN, else b.
+  static FASTRNN_INLINE V if_positive(V x, V a, V b) { return x <= 0 ? b : a; }
   static FASTRNN_INLINE V relu(V x) { return x < 0 ? V{} : x; }
   static FASTRNN_INLINE V zero_unless_positive(V x, V value) { return x <= 0 ? V{} : value; }
 };

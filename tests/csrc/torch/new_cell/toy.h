@@ -15,7 +15,7 @@ inline constexpr CellInfo kToy{
     .saved = 2,  // f g
     .whole_gates = 2,
     .states = {"h", "c", "m"},
-    .parameters = {kW_ih, kW_hh, kB_ih, kB_hh, {"v", "weight_v", ParameterKind::unit_vector}}};
+    .parameters = {kW_ih, kW_hh, kB_ih, kB_hh, {"v", "weight_v", ParameterKind::unit_vectors}}};
 
 struct Toy : CellConstants<kToy> {
   template <class M, class V>
