@@ -16,6 +16,7 @@ from torch.nn.functional import linear
 from torch.nn.utils.rnn import PackedSequence
 
 from .cells import CELLS
+from .export import nodes
 
 __all__ = ["Options", "Rows", "cell_states", "form_of", "rows_of", "run_each_layer", "run_layers"]
 
@@ -327,7 +328,8 @@ def run_each_layer(x, batch_sizes, states, weights, options: Options, run):
 
 def run_layer(x, batch_sizes, states, weights, options: Options):
     """The operator with one layer."""
-    return _rnn(x, batch_sizes, states, weights, *options)
+    rnn = nodes.rnn if nodes.is_exporting() else _rnn
+    return rnn(x, batch_sizes, states, weights, *options)
 
 
 def _run_layer(x, batch_sizes, states, weights, options):
