@@ -7,6 +7,7 @@
     fastrnn.functional                                    the same as functions of tensors
     fastrnn.Stateful(layer)                               keeps the state from call to call
     fastrnn.onnx                                          export to ONNX
+    fastrnn.from_onnx(model)                              the layers of an ONNX model
     fastrnn.KindError                                     raised if an argument is of the wrong type
 
 `python -m fastrnn` prints what was built and what was chosen on this machine.
@@ -60,6 +61,7 @@ _load()
 from . import functional, onnx  # noqa: E402
 from .conversion import convert, revert, summary  # noqa: E402
 from .export import fake  # noqa: E402, F401
+from .export.from_onnx import from_onnx  # noqa: E402
 from .functional import KindError  # noqa: E402
 from .installation import install, uninstall  # noqa: E402
 from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell  # noqa: E402
@@ -81,6 +83,7 @@ __all__ = [
     "KindError",
     "Stateful",
     "convert",
+    "from_onnx",
     "functional",
     "install",
     "onnx",

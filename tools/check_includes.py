@@ -36,6 +36,7 @@ MODULES = """
     cells reference export.nodes sequences plain functional
     export.fake export.onnx onnx transforms.flops transforms.per_sample transforms.vmap
     modules layers stateful
+    export.from_onnx
     conversion installation transforms.quantization
     plan
 """.split()

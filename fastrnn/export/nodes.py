@@ -91,8 +91,7 @@ def stack(op, x, steps, hx, weights, cell, H, num_layers, bidirectional, batch_f
     G = len(gates)
     order = [CELLS[cell].gates.index(gate) for gate in gates]
     rows = [row for gate in order for row in range(gate * H, (gate + 1) * H)]
-    if "activations" in attributes:
-        attributes = attributes | {"activations": attributes["activations"] * D}
+    attributes = {key: value * D if isinstance(value, list) else value for key, value in attributes.items()}
 
     def join(layer, k):
         """The k-th weight of each direction, with its gates in ONNX's order: `[D, G*H, …]`."""
