@@ -15,7 +15,9 @@ import torch
 
 from fastrnn.reference import CELLS
 
-DEFAULT_CELLS = tuple(name for name, row in CELLS.items() if row.in_torch and name != "rnn_relu")  # it runs the same kernels as rnn_tanh
+DEFAULT_CELLS = tuple(
+    name for name, row in CELLS.items() if row.in_torch and name != "rnn_relu"
+)  # it runs the same kernels as rnn_tanh
 
 
 class NotSupported(NotImplementedError):

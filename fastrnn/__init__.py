@@ -1,6 +1,7 @@
 """fastrnn: LSTM, GRU and Elman RNN layers and cells that replace those of torch.nn one for one.
 
     fastrnn.LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell    the modules
+    fastrnn.PeepholeLSTM, LayerNormLSTM, LayerNormGRU, IndRNN, LiGRU, sLSTM     layers that torch.nn lacks
     fastrnn.convert(model), fastrnn.revert(model)         switch the torch.nn layers inside a model, and back
     fastrnn.summary(model)                                lists which library computes each layer
     fastrnn.install(), fastrnn.uninstall()                put the modules under torch.nn's names, and back
@@ -8,6 +9,7 @@
     fastrnn.Stateful(layer)                               keeps the state from call to call
     fastrnn.from_keras(layer), to_keras_weights(layer)    the layers of Keras as fastrnn's, and back
     fastrnn.onnx                                          export to ONNX
+    fastrnn.from_onnx(model)                              the layers of an ONNX model
     fastrnn.KindError                                     raised if an argument is of the wrong type
 
 `python -m fastrnn` prints what was built and what was chosen on this machine.
@@ -61,9 +63,11 @@ _load()
 from . import functional, onnx  # noqa: E402
 from .conversion import convert, revert, summary  # noqa: E402
 from .export import fake  # noqa: E402, F401
+from .export.from_onnx import from_onnx  # noqa: E402
 from .functional import KindError  # noqa: E402
 from .installation import install, uninstall  # noqa: E402
 from .keras_weights import from_keras, to_keras_weights  # noqa: E402
+from .layers import IndRNN, LayerNormGRU, LayerNormLSTM, LiGRU, PeepholeLSTM, sLSTM  # noqa: E402
 from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell  # noqa: E402
 from .stateful import Stateful  # noqa: E402
 from .transforms import flops, per_sample, quantization, vmap  # noqa: E402, F401
@@ -78,16 +82,23 @@ __all__ = [
     "LSTM",
     "RNN",
     "GRUCell",
-    "LSTMCell",
-    "RNNCell",
+    "IndRNN",
     "KindError",
+    "LSTMCell",
+    "LayerNormGRU",
+    "LayerNormLSTM",
+    "LiGRU",
+    "PeepholeLSTM",
+    "RNNCell",
     "Stateful",
     "convert",
     "from_keras",
+    "from_onnx",
     "functional",
     "install",
     "onnx",
     "revert",
+    "sLSTM",
     "summary",
     "to_keras_weights",
     "uninstall",

@@ -26,6 +26,7 @@ from torch.overrides import has_torch_function, is_tensor_like
 
 from . import _C
 from .cells import CELLS
+from .export import nodes
 from .plain import OPERATORS, is_foreign
 from .sequences import (
     Options,
@@ -552,9 +553,12 @@ def _run_with_more(input, states, weights, options, lengths, return_all_states, 
                 "return_all_states: with lengths it can be exported to ONNX by dynamo=True only"
             )
         if not return_all_states:
-            output, *states = torch.ops.fastrnn.rnn_with_lengths(
-                input, torch.as_tensor(lengths), states, weights, *options[:7]
-            )
+            lengths = torch.as_tensor(lengths)
+            if torch.jit.is_tracing():
+                results = torch.ops.fastrnn.rnn_with_lengths(input, lengths, states, weights, *options[:7])
+            else:
+                results = nodes.rnn(input, None, states, weights, *options, lengths=lengths)
+            output, *states = results
             return output, _join_states(states)
     return run_in_form(input, states, weights, options, lengths, return_all_states, stack=stack)
 
@@ -650,6 +654,8 @@ def _operator(name, input, hx, weights):
     is_compiling = torch.compiler.is_compiling()
     if (is_compiling or _is_tracing()) and is_foreign((input, *hx, *weights)):
         return OPERATORS[name]  # an error of the operator could not be caught: a graph has it then
+    if is_compiling and nodes.is_exporting():
+        return getattr(nodes, name)
     if is_compiling or has_torch_function((input, *hx, *weights)):
         return getattr(torch.ops.fastrnn, name).default
     return getattr(_C, name)

@@ -19,6 +19,7 @@ from torch.nn.functional import linear
 from torch.nn.utils.rnn import PackedSequence
 
 from .cells import CELLS
+from .export import nodes
 
 __all__ = [
     "Options",
@@ -588,7 +589,8 @@ def run_each_layer(x, batch_sizes, states, weights, options: Options, run, share
 
 def run_layer(x, batch_sizes, states, weights, options: Options):
     """The operator with one layer."""
-    return _rnn(x, batch_sizes, states, weights, *options)
+    rnn = nodes.rnn if nodes.is_exporting() else _rnn
+    return rnn(x, batch_sizes, states, weights, *options)
 
 
 def run_stack(x, batch_sizes, states, weights, options: Options, shares, run_one):

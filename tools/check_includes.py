@@ -33,9 +33,10 @@ INCLUDE = re.compile(r'\s*#\s*include\s*[<"]([^>"]+)[>"]')
 # fastrnn's modules in order: each may import those before it.
 MODULES = """
     late signatures transforms.fx
-    cells reference sequences plain functional
+    cells reference export.nodes sequences plain functional
     export.fake export.onnx onnx transforms.flops transforms.per_sample transforms.vmap
     modules layers stateful
+    export.from_onnx
     conversion installation keras_weights transforms.quantization
     plan
 """.split()
