@@ -333,7 +333,7 @@ def test_packed_resets(cell):
 
 @each_cell
 def test_dropout(cell):
-    """On the CPU masks are those of a call without resets; segments draw as the packed sequences that they are."""
+    """On the CPU masks are those of a call without resets; segments draw as packed sequences do."""
     case = Case(cell, T=6, B=1, I=5, H=9, L=2, dropout=0.5, hx=False)
     layer, (x, _) = case.build(fastrnn), case.inputs(fastrnn)
     resets = torch.tensor([[0], [0], [1], [0], [0], [1]], device=x.device).bool()
