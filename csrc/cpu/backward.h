@@ -337,7 +337,7 @@ class Backward : DirectionBase<T, BackwardParams<T>> {
   void keep_gradients(int64_t t, int64_t unit, int64_t units, Range rows) {
     for (int64_t b = rows.begin; b < rows.end; ++b) {
       for (int64_t j = unit; j < unit + units; j += L) {
-        const Zoneout<T> zoneout(p_.noise, (d_ * R_ + p_.rows.row(t, b)) * p_.H + j, unit + units - j);
+        const Zoneout<T> zoneout(p_.noise, (d_ * R_ + p_.rows.row(t, b)) * p_.H + j);
         for (int k = 0; k <= C; ++k) {
           Real<T>* d = gradient(k, b) + j;
           const V m = zoneout.factor(k), before = load(d);

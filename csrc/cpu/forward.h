@@ -455,7 +455,7 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
         const int64_t n = std::min<int64_t>(L, units - j);
         V h = load(h_computed_ + at_h + j);
         if (zoned_) {
-          const Zoneout<T> zoneout(p_.noise, (d_ * R_ + row) * p_.H + unit + j, n);
+          const Zoneout<T> zoneout(p_.noise, (d_ * R_ + row) * p_.H + unit + j);
           h = zoneout.blend(0, load(h_real_ + at_h + j), h);
           for (int state = 0; state < C; ++state) {
             const int64_t at = (state * B + b) * H_padded_ + unit + j;
