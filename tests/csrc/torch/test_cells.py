@@ -68,6 +68,7 @@ def test_layer(case):
         assert_close(got, rounded, bound_by(case))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.threads
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("form", FORMS)
