@@ -80,8 +80,7 @@ class RecurrentLayer(Leaf):
             raise ValueError(f"proj_size: {type(self).__name__} has no projection, got {proj_size}")
         if not 0 <= proj_size < hidden_size:
             raise ValueError(f"proj_size: expected from 0 to less than {hidden_size}, got {proj_size}")
-        self._zoneout = read_zoneout(zoneout, self.cell)
-        if self._zoneout and proj_size:
+        if read_zoneout(zoneout, self.cell) and proj_size:
             raise ValueError(f"zoneout: expected none with a projection, got {zoneout}")
         self.input_size, self.hidden_size, self.proj_size = input_size, hidden_size, proj_size
         self.num_layers, self.bias, self.batch_first = num_layers, bias, batch_first
@@ -149,7 +148,7 @@ class RecurrentLayer(Leaf):
             self.batch_first,
             self.checkpoint_gates,
             self.recurrent_dropout,
-            self._zoneout,
+            read_zoneout(self.zoneout, self.cell),
         )
         weights = gather(self, self._names)
         stack = None if self._info.has("input_matrix") else self._run_stack
@@ -159,6 +158,11 @@ class RecurrentLayer(Leaf):
 
         @typed_as(forward)
         def __call__(self) -> None: ...
+
+    def __prepare_scriptable__(self) -> None:
+        raise NotImplementedError(
+            f"{type(self).__name__}: torch.jit.script takes only layers that torch.nn has"
+        )
 
     def _run_stack(self, x, batch_sizes, states, weights, options, return_all_states):
         """What run_sequence takes as `stack`."""
