@@ -166,9 +166,29 @@ class RecurrentLayer(Leaf):
 
     def _run_stack(self, x, batch_sizes, states, weights, options, return_all_states):
         """What run_sequence takes as `stack`."""
+        self._check_input(x, weights)
         if return_all_states:
             return run_layers(x, batch_sizes, states, weights, options, self._shares, self._run_one)
         return run_stack(x, batch_sizes, states, weights, options, self._shares, self._run_one), []
+
+    def _check_input(self, x: Tensor, weights: Sequence[Tensor]) -> None:
+        """What the operator checks of an input that it is given, in its words, which begin with torch.nn's."""
+        if hasattr(weights[0], "orig_weight"):  # an ExpandedWeight
+            raise RuntimeError(
+                f"{type(self).__name__}: call_for_per_sample_grads cannot compute gradients of each sample: use "
+                "torch.func.grad in torch.func.vmap"
+            )
+        (W_ih,) = gather(self, ["weight_ih_l0"])
+        if x.shape[-1] != W_ih.shape[-1]:
+            raise RuntimeError(
+                "input.size(-1) must be equal to input_size. "
+                f"Expected {W_ih.shape[-1]}, got {x.shape[-1]}"
+            )
+        if x.dtype != W_ih.dtype and not torch._C._is_any_autocast_enabled():
+            raise ValueError(
+                f"RNN input dtype ({x.dtype}) does not match weight dtype ({W_ih.dtype}). Convert input: "
+                f"input.to({W_ih.dtype}), or convert model: model.to({x.dtype})"
+            )
 
     def _shares(self, layer: int, x: Tensor) -> Tensor:
         """The gates' shares from the input of a layer, `[..., D*G*H]`."""
