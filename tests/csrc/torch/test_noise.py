@@ -321,8 +321,7 @@ def test_packed_and_lengths_draw_for_their_sequences(cell):
 
 
 @pytest.mark.parametrize("lstm", [True, False])
-def test_as_keras(lstm):
-    """Keras multiplies the h of the product by one mask for all gates and steps."""
+def test_one_mask_for_all_gates_and_steps(lstm):
     layer = (fastrnn.LSTM if lstm else fastrnn.RNN)(5, 8, recurrent_dropout=0.5, dtype=torch.float64)
     x = torch.randn(4, 3, 5, dtype=torch.float64)
     torch.manual_seed(5)
