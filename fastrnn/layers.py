@@ -164,7 +164,15 @@ class RecurrentLayer(Leaf):
             f"{type(self).__name__}: torch.jit.script takes only layers that torch.nn has"
         )
 
-    def _run_stack(self, x, batch_sizes, states, weights, options, return_all_states):
+    def _run_stack(
+        self,
+        x: Tensor,
+        batch_sizes: Tensor | None,
+        states: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        options: Options,
+        return_all_states: bool,
+    ) -> tuple[Any, Any]:
         """What run_sequence takes as `stack`."""
         self._check_input(x, weights)
         if return_all_states:
@@ -349,7 +357,7 @@ class LiGRU(RecurrentLayer):
                     self.add_module(f"norm_l{layer}{reverse}", norm)
 
     @property
-    def parameters_of_input(self):  # type: ignore[override]
+    def parameters_of_input(self) -> tuple[CellParameter, ...]:  # type: ignore[override]
         return (_W_IH,) if self.normalization else (_W_IH, _BIAS)
 
     def share(self, x: Tensor, *weights: Any) -> Tensor:

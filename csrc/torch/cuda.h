@@ -14,7 +14,7 @@ class Cuda {
  public:
   static constexpr bool computes = true, has_half = true;
   static bool has_kernels(const LayerArgs& args) {
-    return cuda::has_stepwise_kernels(args.info()) && !args.noise.is_there();
+    return cuda::has_stepwise_kernels(args.info()) && !args.noise.is_there() && !args.resets;
   }
   explicit Cuda(const at::Tensor& x) : guard_(x.device()) {}
 
