@@ -162,7 +162,8 @@ def lstm(
         recurrent_dropout: probability of zeroing, when `training`, a unit of the h that W_hh multiplies; the
             others are multiplied by 1 / (1 - recurrent_dropout). The units are drawn once for each sequence,
             layer and direction (Gal and Ghahramani 2016, https://arxiv.org/abs/1512.05287; Keras's
-            argument of the same name). All else sees h as it is.
+            argument of the same name, but its LSTM and GRU draw a mask for each gate). All else sees h as it
+            is.
         zoneout: probability of a unit to keep the state that it had before a step (Krueger et al. 2017,
             https://arxiv.org/abs/1606.01305): when `training` at random, else in expectation,
             `p * h + (1 - p) * h'`. One for all states, or one for each, `(p_h, p_c)`. Not with a projection.

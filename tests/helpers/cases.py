@@ -34,7 +34,7 @@ from fastrnn.reference import CELLS
 
 FORMS = ("padded", "batch_first", "packed", "unsorted", "unbatched")
 DTYPES = (torch.float32, torch.float64)
-STATE_NAMES = ("h", "c")
+STATE_NAMES = ("h", "c", "n", "m")
 EVERY_CELL = tuple(name for name, row in CELLS.items() if row.in_torch)
 
 Call = Callable[[Tensor, "Sequence[Tensor] | None"], "list[Tensor]"]
@@ -153,7 +153,7 @@ class Case:
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
-        return (self.P or self.H, self.H)[: self.row.states]
+        return (self.P or self.H, *[self.H] * (self.row.states - 1))
 
     @cached_property
     def lengths(self) -> Tensor:
