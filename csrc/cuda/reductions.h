@@ -10,16 +10,17 @@
 
 namespace fastrnn::cuda {
 
-// h before each step, for (t, b, column) with column < D*P: y of the step before, in the order of the direction, or
-// h0.
+// What W_hh multiplied in each step, for (t, b, column) with column < D*P: y of the step before, in the order of the
+// direction, or h0; times the dropout mask.
 template <class T>
 struct GatherPrevious {
   DeviceRows rows;
   int64_t P;
   int D;
-  const T* y;   // [R, D*P]
-  const T* h0;  // [D, B, P] or null (zeros)
-  T* to;        // [R, D*P]
+  const T* y;     // [R, D*P]
+  const T* h0;    // [D, B, P] or null (zeros)
+  const T* mask;  // [D, B, P] or null
+  T* to;          // [R, D*P]
 
   FASTRNN_INLINE int64_t n(int64_t t) const {
     return rows.offsets ? rows.offsets[t + 1] - rows.offsets[t] : rows.B;
@@ -32,13 +33,14 @@ struct GatherPrevious {
     if (b >= n(t)) return;
     const bool reverse = column >= P;
     const int64_t width = D * P, before = reverse ? t + 1 : t - 1;
+    const int64_t state = ((reverse ? rows.B : 0) + b) * P + (reverse ? column - P : column);
     T& h = to[row(t, b) * width + column];
     if (before >= 0 && before < rows.T && b < n(before)) {
       h = y[row(before, b) * width + column];
     } else {
-      const int64_t p = reverse ? column - P : column;
-      h = h0 ? h0[((reverse ? rows.B : 0) + b) * P + p] : from_real<T>(0);
+      h = h0 ? h0[state] : from_real<T>(0);
     }
+    if (mask) h = from_real<T>(to_real(h) * to_real(mask[state]));
   }
 };
 

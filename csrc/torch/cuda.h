@@ -5,7 +5,6 @@
 
 #include "core/params.h"
 #include "cuda/plan.h"
-#include "torch/schema.h"
 
 namespace fastrnn::torch_ops {
 
@@ -13,9 +12,6 @@ namespace fastrnn::torch_ops {
 class Cuda {
  public:
   static constexpr bool computes = true, has_half = true;
-  static bool has_kernels(const LayerArgs& args) {
-    return cuda::has_stepwise_kernels(args.info()) && !args.noise.is_there();
-  }
   explicit Cuda(const at::Tensor& x) : guard_(x.device()) {}
 
   // Defined for float, double, fp16 and bf16. No call waits for the device.

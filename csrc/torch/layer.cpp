@@ -261,7 +261,6 @@ T* data(const Tensor& tensor) {
 // Where a layer is computed; for CUDA see torch/cuda.h. An object of it lives while a layer is.
 struct Cpu {
   static constexpr bool computes = true, has_half = false;
-  static bool has_kernels(const LayerArgs&) { return true; }
   explicit Cpu(const Tensor&) {}
 
   template <class T>
@@ -305,8 +304,7 @@ variable_list layer_forward(const LayerArgs& args, bool save) {
   const at::TensorList hx = args.hx, weights = args.weights;
   const Shape s = check_shape(args);
   if constexpr (Backend::computes) {
-    if (s.R != 0 && (s.has_empty_weights() || !Backend::has_kernels(args)))
-      return differentiable_forward(args, save);
+    if (s.R != 0 && s.has_empty_weights()) return differentiable_forward(args, save);
   }
   variable_list outputs;
   outputs.reserve(6);
@@ -413,8 +411,7 @@ variable_list layer_backward(const LayerArgs& args, const BackwardArgs& given) {
   TORCH_CHECK(given.wanted.size() == inputs.size(), "wanted: expected ", inputs.size(), " flags, got ",
               given.wanted.size());
   if constexpr (Backend::computes) {
-    if (s.R != 0 && (s.has_empty_weights() || !Backend::has_kernels(args)))
-      return differentiable_backward(args, given);
+    if (s.R != 0 && s.has_empty_weights()) return differentiable_backward(args, given);
   }
   std::vector<Tensor> all(inputs.size());
   variable_list result;

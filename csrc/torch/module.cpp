@@ -72,7 +72,7 @@ py::dict plan(const std::string& cell, const std::string& math, bool backward, b
               const std::array<int, cuda::kMostCluster>& clusters, const std::optional<std::string>& kind,
               const std::set<std::string>& fitting) {
   const cuda::Problem problem{
-      cells::kCells[ops::find_cell(cell)], find_math(math), backward, projected, T, B, H, D};
+      cells::kCells[ops::find_cell(cell)], find_math(math), backward, projected, false, T, B, H, D};
   const cuda::Device device{sms, capability, shared_bytes, clusters};
   const std::optional<cuda::Kind> forced = kind ? cuda::find_kind(*kind) : std::nullopt;
   if (kind && !forced) {
@@ -86,7 +86,7 @@ py::dict plan(const std::string& cell, const std::string& math, bool backward, b
 py::dict plan_here(const std::string& cell, const std::string& math, bool backward, bool projected, int64_t T,
                    int64_t B, int64_t H, int D) {
   const int index = ops::find_cell(cell);
-  const cuda::Problem problem{cells::kCells[index], find_math(math), backward, projected, T, B, H, D};
+  const cuda::Problem problem{cells::kCells[index], find_math(math), backward, projected, false, T, B, H, D};
   return describe(problem, ops::plan_on_device(index, problem));
 }
 

@@ -34,7 +34,7 @@ from fastrnn.reference import CELLS
 
 FORMS = ("padded", "batch_first", "packed", "unsorted", "unbatched")
 DTYPES = (torch.float32, torch.float64)
-STATE_NAMES = ("h", "c")
+STATE_NAMES = ("h", "c", "n", "m")
 EVERY_CELL = tuple(name for name, row in CELLS.items() if row.in_torch)
 
 Call = Callable[[Tensor, "Sequence[Tensor] | None"], "list[Tensor]"]
@@ -153,7 +153,7 @@ class Case:
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
-        return (self.P or self.H, self.H)[: self.row.states]
+        return (self.P or self.H, *[self.H] * (self.row.states - 1))
 
     @cached_property
     def lengths(self) -> Tensor:
@@ -233,10 +233,14 @@ class Case:
 
         return call
 
-    def judge(self, weights: Sequence[Tensor], cell: reference.Cell | None = None) -> Call:
-        """The reference, in the dtype of `weights`, without dropout."""
+    def judge(self, weights: Sequence[Tensor], cell: reference.Cell | None = None, **noise) -> Call:
+        """The reference, in the dtype of `weights`, without dropout; `noise`: its `masks` and `kept`."""
         kwargs = dict(
-            cell=cell or self.row, bias=self.bias, num_layers=self.L, bidirectional=self.bidirectional
+            cell=cell or self.row,
+            bias=self.bias,
+            num_layers=self.L,
+            bidirectional=self.bidirectional,
+            **noise,
         )
 
         def call(x, hx):

@@ -54,14 +54,14 @@ def chain(case, name: str) -> int:
     if not name.startswith("d"):
         return forward
     backward = forward + steps * (CELLS[case.cell].gates * case.H + 8)
-    return backward if name in ("dx", "dh_0", "dc_0") else backward + case.T * case.B
+    return backward if kind(name) == "gradient" else backward + case.T * case.B
 
 
 def kind(name: str) -> str:
     """Results of one kind have one scale."""
     if not name.startswith("d"):
         return "value"
-    return "gradient" if name in ("dx", "dh_0", "dc_0") else "gradient of a weight"
+    return "gradient" if name == "dx" or name.endswith("_0") else "gradient of a weight"
 
 
 def bound(case, name: str, expected: dict, u: float | None = None) -> float:
