@@ -114,7 +114,7 @@ class LayerForward {
         rows_(p_.rows, arena),
         W_ih_(p_, GH_, arena) {
     fill(recurrence_, p_, rows_.get());
-    if constexpr (kGivenGates && std::is_same_v<T, Real<T>>) {
+    if constexpr (!Cell::has_W_ih && std::is_same_v<T, Real<T>>) {
       recurrence_.gx = p_.x;
     } else {
       recurrence_.gx = gx_ = arena.take<Real<T>>(R_ * p_.D * GH_);
@@ -130,7 +130,7 @@ class LayerForward {
 
   void run(Q& queue) {
     rows_.write(queue);
-    if constexpr (!kGivenGates) {
+    if constexpr (Cell::has_W_ih) {
       queue.multiply(Gemm<T, Real<T>>{.M = R_,
                                       .N = p_.D * GH_,
                                       .K = p_.I,
@@ -149,8 +149,6 @@ class LayerForward {
   }
 
  private:
-  static constexpr bool kGivenGates = !Cell::info.has(cells::ParameterKind::input_matrix);
-
   const ForwardParams<T>& p_;
   const Plan plan_;
   const int64_t GH_, R_;
@@ -176,7 +174,7 @@ class LayerBackward {
         rows_(p_.rows, arena),
         W_ih_(p_, GH_, arena) {
     const int64_t width = p_.D * GH_;
-    dgx_ = kGivenGates && p_.dx ? p_.dx : arena.take<T>(R_ * width);
+    dgx_ = !Cell::has_W_ih && p_.dx ? p_.dx : arena.take<T>(R_ * width);
     dgh_ = has_own_dgh<Cell> ? arena.take<T>(R_ * width) : dgx_;
     if (p_.dweights[0].W_hh || p_.dweights[1].W_hh) {
       h_prev_ = arena.take<T>(R_ * p_.D * p_.P);
@@ -214,7 +212,7 @@ class LayerBackward {
     } else {
       queue.template run_recurrence<Cell>(plan_, recurrence_, scratch_);
     }
-    if (p_.dx && !kGivenGates) {
+    if (p_.dx && Cell::has_W_ih) {
       queue.multiply(Gemm<T, T>{.M = R_,
                                 .N = p_.I,
                                 .K = p_.D * GH_,
@@ -245,7 +243,6 @@ class LayerBackward {
 
  private:
   static constexpr int U = Cell::unit_vectors;
-  static constexpr bool kGivenGates = !Cell::info.has(cells::ParameterKind::input_matrix);
 
   // `count` columns from `first` on of a matrix with R rows of `ld` numbers.
   struct Columns {
@@ -269,9 +266,9 @@ class LayerBackward {
     typename TotalColumnSums<T>::Targets of_x{}, of_h{}, of_units{};
     for (int d = 0; d < p_.D; ++d) {
       const WeightGradients<T>& dw = p_.dweights[d];
-      of_x[d] = {dw.b_ih, has_own_dgh<Cell> ? nullptr : dw.b_hh};
-      if (has_own_dgh<Cell>) of_h[d] = {dw.b_hh};
-      for (int k = 0; k < U; ++k) of_units[d * U + k] = {dw.unit[k]};
+      of_x.of_block[d] = {dw.b_ih, has_own_dgh<Cell> ? nullptr : dw.b_hh};
+      if (has_own_dgh<Cell>) of_h.of_block[d] = {dw.b_hh, nullptr};
+      for (int k = 0; k < U; ++k) of_units.of_block[d * U + k] = {dw.unit[k], nullptr};
     }
     sum_columns(queue, dgx_, p_.D, GH_, of_x);
     sum_columns(queue, dgh_, p_.D, GH_, of_h);
@@ -281,8 +278,8 @@ class LayerBackward {
   // Writes the column sums of each column block of `from` [R, blocks * columns] to one or two places.
   void sum_columns(Q& queue, const T* from, int blocks, int64_t columns,
                    const typename TotalColumnSums<T>::Targets& to) {
-    const auto wanted = [](const auto& targets) { return targets[0] || targets[1]; };
-    if (std::none_of(to.begin(), to.end(), wanted)) return;
+    const auto wanted = [](const auto& places) { return places.first || places.second; };
+    if (std::ranges::none_of(to.of_block, wanted)) return;
     const int64_t width = blocks * columns;
     queue.launch(1, strips_, width, PartialColumnSums<T>{from, R_, width, strip_, sums_});
     queue.launch(

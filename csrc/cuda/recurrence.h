@@ -22,8 +22,7 @@ struct DeviceRows {
 // Do the gradients of the gates' shares from the hidden state differ from those of the shares from the input, and does
 // a layer need both?
 template <class Cell>
-constexpr bool has_own_dgh = Cell::info.has(cells::ParameterKind::state_matrix) &&
-                             (cells::has_split_gate<Cell> || Cell::normalised);
+constexpr bool has_own_dgh = Cell::has_W_hh && (cells::has_split_gate<Cell> || Cell::normalised);
 
 // Pointers are to device memory. GH = gates * H, S = saved activations of a unit, C = states beside h, U = unit
 // vectors, R = number of rows, N = states that zoneout saves. Only stepwise plans read what is marked so.
@@ -62,9 +61,9 @@ struct BackwardRecurrence {
   const T* dhn;                   // [D, B, H] or null (zeros)
   const T* dcn[kMostCellStates];  // [D, B, H] or null (zeros)
   T* dgx;                         // [R, D*GH]: gradients of the inputs' shares of the gates
-  T* dgh;  // [R, D*GH]: of the hidden state's shares; dgx itself unless has_own_dgh<Cell>
-  T* du;   // [R, D*U*H]: each step's share of the gradients of the unit vectors
-  T* dh0;  // [D, B, H] or null (not wanted)
+  T* dgh;                   // [R, D*GH]: of the hidden state's shares; dgx itself unless has_own_dgh<Cell>
+  T* du;                    // [R, D*U*H]: each step's share of the gradients of the unit vectors
+  T* dh0;                   // [D, B, H] or null (not wanted)
   T* dc0[kMostCellStates];  // [D, B, H] or null (not wanted)
   // Stepwise:
   Noise<T> noise;

@@ -1,7 +1,5 @@
 #pragma once
 
-#include <array>
-
 #include "cuda/numbers.h"
 #include "cuda/recurrence.h"
 
@@ -63,8 +61,13 @@ struct PartialColumnSums {
 // blocks are the directions, or their unit vectors.
 template <class T>
 struct TotalColumnSums {
-  // [columns]: up to two places for each column block, null if not wanted.
-  using Targets = std::array<std::array<T*, 2>, 2 * kMostUnitVectors>;
+  // [columns]: up to two places for each column block, null if not wanted. No std::array: device code cannot read it.
+  struct Places {
+    T *first, *second;
+  };
+  struct Targets {
+    Places of_block[2 * kMostUnitVectors];
+  };
 
   const Real<T>* sums;  // [strips, blocks*columns]
   int64_t strips, width, columns;
@@ -73,9 +76,9 @@ struct TotalColumnSums {
   FASTRNN_INLINE void operator()(int64_t block, int64_t, int64_t column) const {
     Real<T> sum = 0;
     for (int64_t i = 0; i < strips; ++i) sum += sums[i * width + block * columns + column];
-    for (T* place : to[block]) {
-      if (place) place[column] = from_real<T>(sum);
-    }
+    const Places& places = to.of_block[block];
+    if (places.first) places.first[column] = from_real<T>(sum);
+    if (places.second) places.second[column] = from_real<T>(sum);
   }
 };
 

@@ -38,8 +38,8 @@ struct Drop {
 template <class Cell, class T>
 struct CellForward : ForwardStep<Cell, T> {
   using Step = ForwardStep<Cell, T>;
-  using typename Step::V;
   using Step::C, Step::G, Step::U;
+  using typename Step::V;
 
   FASTRNN_INLINE void operator()(int64_t d, int64_t b, int64_t unit) const {
     if (!this->has(d, b)) return;
@@ -116,8 +116,8 @@ struct AddDropped {
 template <class Cell, class T>
 struct CellBackward : BackwardStep<Cell, T> {
   using Step = BackwardStep<Cell, T>;
-  using typename Step::V;
   using Step::C, Step::G, Step::U;
+  using typename Step::V;
 
   T* m;  // [R, D*H], the projection's operand again, or null without a projection
 
@@ -148,7 +148,7 @@ struct CellBackward : BackwardStep<Cell, T> {
         m[this->in_row(d, b, unit, 1)] = from_real<T>(output);
       }
     }
-    if constexpr (!Step::kHasW_hh) {
+    if constexpr (!Cell::has_W_hh) {
       const T* mask = this->noise.mask;
       dh_prev += mask ? gh[0] * to_real(mask[i]) : gh[0];
     }
@@ -229,8 +229,8 @@ struct LateBackward : BackwardStep<Cell, T> {
 template <class Cell, class T>
 struct EarlyBackward : BackwardStep<Cell, T> {
   using Step = BackwardStep<Cell, T>;
-  using typename Step::V;
   using Step::G;
+  using typename Step::V;
 
   const V* dv;  // [D, B, H]
   T* v;         // [R, D*H], times the dropout mask, or null (not wanted)

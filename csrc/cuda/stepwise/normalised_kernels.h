@@ -79,8 +79,8 @@ struct Moments {
     mean = sum / static_cast<V>(width);
     for (int lane = 0; lane < lanes; ++lane) {
       const V deviation = of_lanes[lane] - mean;
-      squares += of_lanes[kRowLanes + lane] +
-                 static_cast<V>(numbers_of_lane(lane, width)) * deviation * deviation;
+      squares +=
+          of_lanes[kRowLanes + lane] + static_cast<V>(numbers_of_lane(lane, width)) * deviation * deviation;
     }
     scale = 1 / std::sqrt(squares / static_cast<V>(width) + static_cast<V>(cells::kNormEps));
   }
@@ -91,8 +91,8 @@ struct Moments {
 template <class Cell, class T>
 struct NormalisedForward : ForwardStep<Cell, T> {
   using Step = ForwardStep<Cell, T>;
-  using typename Step::V;
   using Step::C, Step::G, Step::U;
+  using typename Step::V;
   using Inner = typename Cell::Inner;
 
   const V* moments;  // [D, B, 2, kRowLanes], of the product
@@ -134,8 +134,8 @@ struct NormalisedForward : ForwardStep<Cell, T> {
 template <class Cell, class T>
 struct NormalisedOutput : ForwardStep<Cell, T> {
   using Step = ForwardStep<Cell, T>;
-  using typename Step::V;
   using Step::G, Step::U;
+  using typename Step::V;
   using Inner = typename Cell::Inner;
 
   const V* moments_c;   // [D, B, 2, kRowLanes]
@@ -170,8 +170,8 @@ struct NormalisedGradient {
 template <class Cell, class T>
 struct NormalisedStep : BackwardStep<Cell, T> {
   using Step = BackwardStep<Cell, T>;
-  using typename Step::V;
   using Step::G;
+  using typename Step::V;
   using Inner = typename Cell::Inner;
 
   const V* moments;    // [D, R, 2, kRowLanes], of the product
@@ -188,14 +188,14 @@ struct NormalisedStep : BackwardStep<Cell, T> {
     return {of_row.scale, mean_of(of_lanes, width), mean_of(of_lanes + kRowLanes, width)};
   }
   FASTRNN_INLINE V product(const Moments<V>& of_product, int64_t d, int64_t b, int64_t unit, int g) const {
-    return of_product.normalise(
-        this->s[this->saved(d, b, unit, Cell::saved) + (Inner::saved + g) * this->H]);
+    return of_product.normalise(this->s[this->saved(d, b, unit, Cell::saved) + (Inner::saved + g) * this->H]);
   }
   // Writes the gate gradients of the output; returns the gradient of the c that the output is computed from.
   FASTRNN_INLINE V through_output(int64_t d, int64_t unit, V c, const V* s, V dh, V* gx) const {
     const T *gain = this->weights[d].unit[G], *bias = this->weights[d].unit[G + 1];
     V dc;
-    Inner::template backward_output<Activations>(s, c * to_real(gain[unit]) + to_real(bias[unit]), dh, gx, dc);
+    Inner::template backward_output<Activations>(s, c * to_real(gain[unit]) + to_real(bias[unit]), dh, gx,
+                                                 dc);
     return dc;
   }
 };
@@ -204,8 +204,8 @@ struct NormalisedStep : BackwardStep<Cell, T> {
 template <class Cell, class T>
 struct OutputBackward : NormalisedStep<Cell, T> {
   using Step = NormalisedStep<Cell, T>;
-  using typename Step::V, typename Step::Inner;
   using Step::G;
+  using typename Step::V, typename Step::Inner;
 
   FASTRNN_INLINE void operator()(int64_t d, int64_t b, int64_t unit) const {
     if (!this->has(d, b)) return;
@@ -227,8 +227,8 @@ struct OutputBackward : NormalisedStep<Cell, T> {
 template <class Cell, class T>
 struct NormalisedBackward : NormalisedStep<Cell, T> {
   using Step = NormalisedStep<Cell, T>;
-  using typename Step::V, typename Step::Inner;
   using Step::C, Step::G;
+  using typename Step::V, typename Step::Inner;
 
   FASTRNN_INLINE void operator()(int64_t d, int64_t b, int64_t unit) const {
     if (!this->has(d, b)) return;
@@ -250,8 +250,8 @@ struct NormalisedBackward : NormalisedStep<Cell, T> {
       V none{}, h_prev{};
       const V* const no_states = nullptr;
       if constexpr (Cell::reads_h) h_prev = this->h_prev(d, b, unit);
-      Inner::template backward<Activations>(s, no_states, h_prev, none, no_states, no_states, dh, &none, gx, gh,
-                                            &none, dh_prev);
+      Inner::template backward<Activations>(s, no_states, h_prev, none, no_states, no_states, dh, &none, gx,
+                                            gh, &none, dh_prev);
     }
     this->dh[i] = dh_prev + kept_dh;
     for (int g = 0; g < G; ++g) {
@@ -270,8 +270,8 @@ struct NormalisedBackward : NormalisedStep<Cell, T> {
 template <class Cell, class T>
 struct ProductBackward : NormalisedStep<Cell, T> {
   using Step = NormalisedStep<Cell, T>;
-  using typename Step::V;
   using Step::G;
+  using typename Step::V;
 
   FASTRNN_INLINE void operator()(int64_t d, int64_t b, int64_t unit) const {
     if (!this->has(d, b)) return;

@@ -68,7 +68,7 @@ struct ForwardStep {
     return gx[((row(d, b) * D + d) * G + g) * H + unit] + (bias ? to_real(bias[g * H + unit]) : V(0));
   }
   FASTRNN_INLINE V h_share(int64_t d, int64_t b, int64_t unit, int g) const {
-    if constexpr (Cell::info.has(cells::ParameterKind::state_matrix)) {
+    if constexpr (Cell::has_W_hh) {
       const T* bias = weights[d].b_hh;
       return gh[gate(d, b, unit, g)] + (bias ? to_real(bias[g * H + unit]) : V(0));
     } else {
@@ -118,7 +118,6 @@ struct BackwardStep {
   using V = Real<T>;
   static constexpr int G = Cell::gates, C = Cell::cell_states, U = Cell::unit_vectors;
   static constexpr int kSaved = ForwardStep<Cell, T>::kSaved;
-  static constexpr bool kHasW_hh = Cell::info.has(cells::ParameterKind::state_matrix);
 
   StepRows step[2], before[2];  // before: the step before in the direction's order; n = 0 if there is none
   int64_t B, H, R, stride_b;
@@ -179,7 +178,7 @@ struct BackwardStep {
     } else if (h0) {
       h = to_real(h0[i]);
     }
-    return !kHasW_hh && noise.mask ? h * to_real(noise.mask[i]) : h;
+    return !Cell::has_W_hh && noise.mask ? h * to_real(noise.mask[i]) : h;
   }
   FASTRNN_INLINE V c_prev(int64_t d, int64_t b, int64_t unit, int k) const {
     if (b < before[d].n) {
@@ -210,7 +209,7 @@ struct BackwardStep {
   FASTRNN_INLINE void store_dgh(int64_t d, int64_t b, int64_t unit, int g, V gradient) const {
     const T rounded = from_real<T>(gradient);
     if constexpr (has_own_dgh<Cell>) dgh[in_row(d, b, unit, G) + g * H] = rounded;
-    if constexpr (kHasW_hh) dgh_step[gate(d, b, unit, g)] = rounded;
+    if constexpr (Cell::has_W_hh) dgh_step[gate(d, b, unit, g)] = rounded;
   }
   FASTRNN_INLINE void store_du(int64_t d, int64_t b, int64_t unit, int k, V gradient) const {
     du[in_row(d, b, unit, U) + k * H] = from_real<T>(gradient);

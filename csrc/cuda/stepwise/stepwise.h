@@ -26,7 +26,6 @@ class StepwiseBase {
  protected:
   using V = Real<T>;
   static constexpr int C = Cell::cell_states, G = Cell::gates;
-  static constexpr bool kHasW_hh = Cell::info.has(cells::ParameterKind::state_matrix);
 
   StepwiseBase(const Params& recurrence, const Rows& rows, int64_t P, Arena& arena)
       : r_(recurrence),
@@ -36,7 +35,7 @@ class StepwiseBase {
         EH_(GH_ - Cell::late_gates * r_.H),
         projected_(r_.weights[0].W_hr != nullptr) {
     if (r_.D == 2) {
-      if (kHasW_hh) stacked_W_hh_ = arena.take<T>(2 * GH_ * P_);
+      if (Cell::has_W_hh) stacked_W_hh_ = arena.take<T>(2 * GH_ * P_);
       if (projected_) stacked_W_hr_ = arena.take<T>(2 * P_ * r_.H);
     }
   }
@@ -50,7 +49,7 @@ class StepwiseBase {
       return;
     }
     for (int d = 0; d < 2; ++d) {
-      if (kHasW_hh) queue.copy(stacked_W_hh_ + d * GH_ * P_, r_.weights[d].W_hh, GH_ * P_);
+      if (Cell::has_W_hh) queue.copy(stacked_W_hh_ + d * GH_ * P_, r_.weights[d].W_hh, GH_ * P_);
       if (projected_) queue.copy(stacked_W_hr_ + d * P_ * r_.H, r_.weights[d].W_hr, P_ * r_.H);
     }
     W_hh_ = stacked_W_hh_;
@@ -112,7 +111,7 @@ class Forward : StepwiseBase<Cell, T, Recurrence<T>> {
     const int64_t DB = r_.D * rows_.B, states = DB * r_.H;
     h_ = r_.hn ? r_.hn : arena.take<T>(DB * P_);
     if (r_.noise.mask) dropped_ = arena.take<T>(DB * P_);
-    if (kHasW_hh) gh_ = arena.take<V>(DB * GH_);
+    if (Cell::has_W_hh) gh_ = arena.take<V>(DB * GH_);
     if ((Cell::reads_h || r_.noise.zoneout[0] > 0) && !std::is_same_v<T, V>) h_real_ = arena.take<V>(DB * P_);
     if (C > 0) c_ = arena.take<V>(C * states);
     if (projected_) m_ = arena.take<T>(states);
@@ -142,7 +141,7 @@ class Forward : StepwiseBase<Cell, T, Recurrence<T>> {
                                 .dropped = dropped_,
                                 .y = r_.y};
     for (int64_t i = 0; i < rows_.T; ++i) {
-      if (kHasW_hh) multiply_gates(queue, i, dropped_ ? dropped_ : h_, 0, EH_);
+      if (Cell::has_W_hh) multiply_gates(queue, i, dropped_ ? dropped_ : h_, 0, EH_);
       compute_cells(queue, i);
       if (!projected_) continue;
       this->multiply(queue, i,
@@ -210,16 +209,13 @@ class Forward : StepwiseBase<Cell, T, Recurrence<T>> {
 
   template <class Q>
   void find_moments(Q& queue, int64_t i, const V* from, int64_t width) {
-    this->launch(queue, i, kRowLanes,
-                 RowMoments<V>{.step = {},
-                               .rows = rows_.B,
-                               .width = width,
-                               .stride = width,
-                               .from = from,
-                               .moments = moments_});
+    this->launch(
+        queue, i, kRowLanes,
+        RowMoments<V>{
+            .step = {}, .rows = rows_.B, .width = width, .stride = width, .from = from, .moments = moments_});
   }
 
-  using Base::r_, Base::rows_, Base::P_, Base::GH_, Base::EH_, Base::projected_, Base::C, Base::kHasW_hh;
+  using Base::r_, Base::rows_, Base::P_, Base::GH_, Base::EH_, Base::projected_, Base::C;
   T* h_;                     // [D, B, P], in the end h_n
   T* dropped_ = nullptr;     // [D, B, P], h times the dropout mask
   V* gh_ = nullptr;          // [D, B, GH], the hidden state's share of the gates
@@ -242,8 +238,8 @@ class Backward : StepwiseBase<Cell, T, BackwardRecurrence<T>> {
       : Base(recurrence, rows, P, arena) {
     const int64_t DB = r_.D * rows_.B, states = DB * r_.H;
     dh_ = arena.take<V>(DB * P_);
-    if (kHasW_hh) dgh_ = arena.take<T>(DB * GH_);
-    if (kHasW_hh && r_.noise.mask) product_ = arena.take<V>(DB * P_);
+    if (Cell::has_W_hh) dgh_ = arena.take<T>(DB * GH_);
+    if (Cell::has_W_hh && r_.noise.mask) product_ = arena.take<V>(DB * P_);
     if (C > 0) dc_ = arena.take<V>(C * states);
     if (projected_) {
       dh_step_ = arena.take<T>(DB * P_);
@@ -286,7 +282,7 @@ class Backward : StepwiseBase<Cell, T, BackwardRecurrence<T>> {
                                   .C = {dm_, H, B * H}});
       }
       compute_cells(queue, i);
-      if (!kHasW_hh || (i == 0 && !r_.dh0)) continue;
+      if (!Cell::has_W_hh || (i == 0 && !r_.dh0)) continue;
       multiply_gates(queue, i, 0, EH_, product_ ? product_ : dh_, !product_);
       if (product_) this->launch(queue, i, P_, AddDropped<T>{{}, B, P_, product_, r_.noise.mask, dh_});
     }
@@ -376,19 +372,19 @@ class Backward : StepwiseBase<Cell, T, BackwardRecurrence<T>> {
   }
   template <class Q>
   void sum_terms(Q& queue, int64_t i, int64_t width) {
-    this->launch(queue, i, kRowLanes,
-                 RowSums<V>{
-                     .step = {}, .B = rows_.B, .width = width, .D = r_.D, .terms = terms_, .sums = sums_});
+    this->launch(
+        queue, i, kRowLanes,
+        RowSums<V>{.step = {}, .B = rows_.B, .width = width, .D = r_.D, .terms = terms_, .sums = sums_});
   }
 
-  using Base::r_, Base::rows_, Base::P_, Base::GH_, Base::EH_, Base::projected_, Base::C, Base::kHasW_hh;
-  V* dh_;                   // [D, B, P], the gradient of the state h
-  T* dgh_ = nullptr;        // [D, B, GH], a step's gradients of the hidden state's shares
-  V* product_ = nullptr;    // [D, B, P], their product with W_hh, where a dropout mask follows
-  V* dc_ = nullptr;         // [C, D, B, H]
-  T* dh_step_ = nullptr;    // [D, B, P], the gradient of a step's h
-  V* dm_ = nullptr;         // [D, B, H], the gradient of what was projected
-  V* dv_ = nullptr;         // [D, B, H], that of what the late gates multiply
+  using Base::r_, Base::rows_, Base::P_, Base::GH_, Base::EH_, Base::projected_, Base::C;
+  V* dh_;                 // [D, B, P], the gradient of the state h
+  T* dgh_ = nullptr;      // [D, B, GH], a step's gradients of the hidden state's shares
+  V* product_ = nullptr;  // [D, B, P], their product with W_hh, where a dropout mask follows
+  V* dc_ = nullptr;       // [C, D, B, H]
+  T* dh_step_ = nullptr;  // [D, B, P], the gradient of a step's h
+  V* dm_ = nullptr;       // [D, B, H], the gradient of what was projected
+  V* dv_ = nullptr;       // [D, B, H], that of what the late gates multiply
   V *moments_ = nullptr, *moments_c_ = nullptr;  // [D, R, 2, kRowLanes], of the product and of c
   V* terms_ = nullptr;                           // [2, D, B, GH]
   V* sums_ = nullptr;                            // [D, B, 2, kRowLanes]
