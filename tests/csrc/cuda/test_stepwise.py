@@ -207,10 +207,11 @@ def layer_cases(**changes):
     """Tails of every size, both layouts, packed, both directions, with and without biases and states."""
     for cell in EVERY_CELL:
         yield case_of(cell, T=5, B=3, I=7, H=33, **changes)
-        yield case_of(cell, T=4, B=2, I=1, H=1, bidirectional=True, **changes)
-        yield case_of(
-            cell, T=3, B=17, I=33, H=16, form="batch_first", bidirectional=True, hx=False, **changes
-        )
+        # Normalising few numbers divides by their deviation, which may be small, and so enlarges errors.
+        least = 4 if CELLS[cell].info.normalised else 1
+        yield case_of(cell, T=4, B=2, I=1, H=least, bidirectional=True, **changes)
+        more = dict(form="batch_first", bidirectional=True, hx=False)
+        yield case_of(cell, T=3, B=17, I=33, H=16, **more, **changes)
         yield case_of(cell, T=7, B=9, I=5, H=17, form="packed", bidirectional=True, **changes)
         yield case_of(cell, T=6, B=5, I=3, H=9, form="packed", bias=False, hx=False, **changes)
         yield case_of(cell, T=1, B=4, I=6, H=8, **changes)
