@@ -123,6 +123,8 @@ struct CellConstants {
   static constexpr int saved = info_.saved;
   static constexpr int whole_gates = info_.whole_gates;
   static constexpr bool reads_h = info_.reads_h;
+  static constexpr bool has_W_ih = info_.has(ParameterKind::input_matrix);
+  static constexpr bool has_W_hh = info_.has(ParameterKind::state_matrix);
   static constexpr int cell_states = info_.states.size() - 1;  // beside h
   static constexpr bool normalised = info_.normalised;
   static constexpr int late_gates = info_.late_gates;

@@ -82,6 +82,9 @@ struct Noise {
   // do not, by random numbers (core/random.h). Without one each gets the expected value.
   double zoneout[1 + kMostCellStates] = {};
   const int64_t* seed = nullptr;
+
+  bool zoned() const { return zoneout[0] > 0 || zoneout[1] > 0 || zoneout[2] > 0 || zoneout[3] > 0; }
+  bool is_there() const { return mask != nullptr || zoned(); }
 };
 
 // What a layer is given; D = 1 or 2 directions.

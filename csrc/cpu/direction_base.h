@@ -41,9 +41,8 @@ class DirectionBase {
         has_W_ih_(info_.has(cells::ParameterKind::input_matrix)),
         has_W_hh_(info_.has(cells::ParameterKind::state_matrix)),
         projected_(w_.W_hr != nullptr),
-        zoned_(p_.noise.zoneout[0] > 0 || p_.noise.zoneout[1] > 0 || p_.noise.zoneout[2] > 0 ||
-               p_.noise.zoneout[3] > 0),
-        noisy_(zoned_ || p_.noise.mask != nullptr),
+        zoned_(p_.noise.zoned()),
+        noisy_(p_.noise.is_there()),
         R_(p_.rows.total()),
         GH_(G * p_.H),
         H_padded_(ceil_div(p_.H, L) * L),

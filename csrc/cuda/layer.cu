@@ -52,9 +52,9 @@ class Plans {
   }
 
  private:
-  using Key = std::tuple<int, std::optional<Kind>, Math, bool, bool, int64_t, int64_t, int64_t, int>;
+  using Key = std::tuple<int, std::optional<Kind>, Math, bool, bool, bool, int64_t, int64_t, int64_t, int>;
   static Key key_of(const Problem& p, std::optional<Kind> forced) {
-    return {current_device_index(), forced, p.math, p.backward, p.projected,
+    return {current_device_index(), forced, p.math, p.backward, p.projected, p.noisy,
             steps_of_plan(p.T),     p.B,    p.H,    p.D};
   }
   static std::map<Key, Plan>& plans() {
@@ -81,8 +81,15 @@ void run(const Params& p, const Plan& plan, const Context& context) {
 // Tries plans until the device accepts one. It always accepts a stepwise plan.
 template <class Cell, class T, class Pass, class Params>
 void run_by_plan(const Params& p, bool backward, const Context& context) {
-  const Problem problem{&Cell::info, context.math, backward, p.weights[0].W_hr != nullptr,
-                        p.rows.T,    p.rows.B,     p.H,      p.D};
+  const Problem problem{.cell = &Cell::info,
+                        .math = context.math,
+                        .backward = backward,
+                        .projected = p.weights[0].W_hr != nullptr,
+                        .noisy = p.noise.is_there(),
+                        .T = p.rows.T,
+                        .B = p.rows.B,
+                        .H = p.H,
+                        .D = p.D};
   for (;;) {
     const Plan plan = Plans<Cell, T>::find(problem);
     try {
@@ -104,11 +111,7 @@ void backward(const BackwardParams<T>& p, const Context& context) {
 
 template <class Cell, class T>
 constexpr LayerKernels<T> layer_kernels() {
-  if constexpr (has_stepwise_kernels(Cell::info)) {
-    return {forward<Cell, T>, backward<Cell, T>, Plans<Cell, T>::find};
-  } else {
-    return {};
-  }
+  return {forward<Cell, T>, backward<Cell, T>, Plans<Cell, T>::find};
 }
 
 #define FASTRNN_ROW(Cell) layer_kernels<cells::Cell, FASTRNN_DTYPE>(),

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "cuda/plan.h"
@@ -70,7 +71,7 @@ template <class T>
 class InputWeights {
  public:
   InputWeights(const LayerParams<T>& p, int64_t GH, Arena& arena) : p_(p), GH_(GH) {
-    if (p.D == 2) stacked_ = arena.take<T>(2 * GH * p.I);
+    if (p.D == 2 && p.weights[0].W_ih) stacked_ = arena.take<T>(2 * GH * p.I);
   }
 
   template <class Q>
@@ -98,6 +99,8 @@ void fill(R& r, const Params& p, const DeviceRows& rows) {
   r.y = p.y;
   r.s = p.s;
   r.c = p.c;
+  r.noise = p.noise;
+  r.computed = p.computed;
 }
 
 template <class Q, class Cell, class T>
@@ -110,9 +113,12 @@ class LayerForward {
         R_(p_.rows.total()),
         rows_(p_.rows, arena),
         W_ih_(p_, GH_, arena) {
-    gx_ = arena.take<Real<T>>(R_ * p_.D * GH_);
     fill(recurrence_, p_, rows_.get());
-    recurrence_.gx = gx_;
+    if constexpr (!Cell::has_W_ih && std::is_same_v<T, Real<T>>) {
+      recurrence_.gx = p_.x;
+    } else {
+      recurrence_.gx = gx_ = arena.take<Real<T>>(R_ * p_.D * GH_);
+    }
     recurrence_.hn = p_.hn;
     std::copy_n(p_.cn, kMostCellStates, recurrence_.cn);
     if (plan_.kind == Kind::stepwise) {
@@ -124,12 +130,16 @@ class LayerForward {
 
   void run(Q& queue) {
     rows_.write(queue);
-    queue.multiply(Gemm<T, Real<T>>{.M = R_,
-                                    .N = p_.D * GH_,
-                                    .K = p_.I,
-                                    .A = {p_.x, p_.I},
-                                    .B = {W_ih_.stack(queue), p_.I, true},
-                                    .C = {gx_, p_.D * GH_}});
+    if constexpr (Cell::has_W_ih) {
+      queue.multiply(Gemm<T, Real<T>>{.M = R_,
+                                      .N = p_.D * GH_,
+                                      .K = p_.I,
+                                      .A = {p_.x, p_.I},
+                                      .B = {W_ih_.stack(queue), p_.I, true},
+                                      .C = {gx_, p_.D * GH_}});
+    } else if (gx_) {
+      queue.launch(1, R_, p_.D * GH_, Assign<T, Real<T>>{p_.x, gx_, p_.D * GH_});
+    }
     if (stepwise_) {
       stepwise_->run(queue);
     } else {
@@ -144,7 +154,7 @@ class LayerForward {
   const int64_t GH_, R_;
   const RowsOnDevice rows_;
   const InputWeights<T> W_ih_;
-  Real<T>* gx_;  // [R, D*GH]
+  Real<T>* gx_ = nullptr;  // [R, D*GH], unless x has it
   Recurrence<T> recurrence_{};
   std::optional<stepwise::Forward<Cell, T>> stepwise_;  // for a stepwise plan
   void* scratch_ = nullptr;                             // for the other kinds
@@ -164,9 +174,12 @@ class LayerBackward {
         rows_(p_.rows, arena),
         W_ih_(p_, GH_, arena) {
     const int64_t width = p_.D * GH_;
-    dgx_ = arena.take<T>(R_ * width);
-    dgh_ = cells::has_split_gate<Cell> ? arena.take<T>(R_ * width) : dgx_;
-    if (p_.dweights[0].W_hh || p_.dweights[1].W_hh) h_prev_ = arena.take<T>(R_ * p_.D * p_.P);
+    dgx_ = !Cell::has_W_ih && p_.dx ? p_.dx : arena.take<T>(R_ * width);
+    dgh_ = has_own_dgh<Cell> ? arena.take<T>(R_ * width) : dgx_;
+    if (p_.dweights[0].W_hh || p_.dweights[1].W_hh) {
+      h_prev_ = arena.take<T>(R_ * p_.D * p_.P);
+      if (Cell::late_gates > 0) v_ = arena.take<T>(R_ * p_.D * p_.H);
+    }
     sums_ = arena.take<Real<T>>(strips_ * std::max(width, p_.D * U * p_.H));
     if (U > 0) du_ = arena.take<T>(R_ * p_.D * U * p_.H);
     if (p_.weights[0].W_hr) {
@@ -180,10 +193,13 @@ class LayerBackward {
     recurrence_.dgx = dgx_;
     recurrence_.dgh = dgh_;
     recurrence_.du = du_;
+    recurrence_.dh_rows = dh_rows_;
+    recurrence_.m = m_;
+    recurrence_.v = v_;
     recurrence_.dh0 = p_.dh0;
     std::copy_n(p_.dc0, kMostCellStates, recurrence_.dc0);
     if (plan_.kind == Kind::stepwise) {
-      stepwise_.emplace(recurrence_, p_.rows, p_.P, dh_rows_, m_, arena);
+      stepwise_.emplace(recurrence_, p_.rows, p_.P, arena);
     } else {
       scratch_ = arena.take<char>(Q::recurrence_bytes(plan_));
     }
@@ -196,7 +212,7 @@ class LayerBackward {
     } else {
       queue.template run_recurrence<Cell>(plan_, recurrence_, scratch_);
     }
-    if (p_.dx) {
+    if (p_.dx && Cell::has_W_ih) {
       queue.multiply(Gemm<T, T>{.M = R_,
                                 .N = p_.I,
                                 .K = p_.D * GH_,
@@ -206,13 +222,21 @@ class LayerBackward {
     }
     if (h_prev_) {
       queue.launch(p_.rows.T, p_.rows.B, p_.D * p_.P,
-                   GatherPrevious<T>{rows_.get(), p_.P, p_.D, p_.y, p_.h0, h_prev_});
+                   GatherPrevious<T>{rows_.get(), p_.P, p_.D, p_.y, p_.h0, p_.noise.mask, h_prev_});
     }
+    const int64_t EH = GH_ - Cell::late_gates * p_.H;
     for (int d = 0; d < p_.D; ++d) {
       const WeightGradients<T>& dw = p_.dweights[d];
-      sum_products(queue, dgx_, GH_, d, p_.x, p_.I, 0, p_.I, dw.W_ih);
-      sum_products(queue, dgh_, GH_, d, h_prev_, p_.P, d, p_.D * p_.P, dw.W_hh);
-      sum_products(queue, dh_rows_, p_.P, d, m_, p_.H, d, p_.D * p_.H, dw.W_hr);
+      // Columns of direction d, which has `width` of them.
+      const auto block = [&](const T* rows, int64_t width, int64_t first, int64_t count) -> Columns {
+        return {rows, d * width + first, count, p_.D * width};
+      };
+      sum_products(queue, block(dgx_, GH_, 0, GH_), {p_.x, 0, p_.I, p_.I}, dw.W_ih);
+      sum_products(queue, block(dgh_, GH_, 0, EH), block(h_prev_, p_.P, 0, p_.P), dw.W_hh);
+      if (EH < GH_ && dw.W_hh) {
+        sum_products(queue, block(dgh_, GH_, EH, GH_ - EH), block(v_, p_.H, 0, p_.H), dw.W_hh + EH * p_.P);
+      }
+      sum_products(queue, block(dh_rows_, p_.P, 0, p_.P), block(m_, p_.H, 0, p_.H), dw.W_hr);
     }
     sum_vectors(queue);
   }
@@ -220,17 +244,21 @@ class LayerBackward {
  private:
   static constexpr int U = Cell::unit_vectors;
 
-  // to [M, N] = A^T B, a sum over all R rows. A is column block d of `gradient` [R, D*M]. B is column block `block` of
-  // `right`, whose rows have `ld` numbers.
-  void sum_products(Q& queue, const T* gradient, int64_t M, int d, const T* right, int64_t N, int block,
-                    int64_t ld, T* to) {
+  // `count` columns from `first` on of a matrix with R rows of `ld` numbers.
+  struct Columns {
+    const T* rows;
+    int64_t first, count, ld;
+  };
+
+  // to [left.count, right.count] = left^T right, a sum over all R rows.
+  void sum_products(Q& queue, const Columns& left, const Columns& right, T* to) {
     if (!to) return;
-    queue.multiply(Gemm<T, T>{.M = M,
-                              .N = N,
+    queue.multiply(Gemm<T, T>{.M = left.count,
+                              .N = right.count,
                               .K = R_,
-                              .A = {gradient + d * M, p_.D * M, true},
-                              .B = {right + block * N, ld},
-                              .C = {to, N}});
+                              .A = {left.rows + left.first, left.ld, true},
+                              .B = {right.rows + right.first, right.ld},
+                              .C = {to, right.count}});
   }
 
   // The gradients of vectors: sums over all rows.
@@ -238,9 +266,9 @@ class LayerBackward {
     typename TotalColumnSums<T>::Targets of_x{}, of_h{}, of_units{};
     for (int d = 0; d < p_.D; ++d) {
       const WeightGradients<T>& dw = p_.dweights[d];
-      of_x[d] = {dw.b_ih, cells::has_split_gate<Cell> ? nullptr : dw.b_hh};
-      if (cells::has_split_gate<Cell>) of_h[d] = {dw.b_hh};
-      for (int k = 0; k < U; ++k) of_units[d * U + k] = {dw.unit[k]};
+      of_x.of_block[d] = {dw.b_ih, has_own_dgh<Cell> ? nullptr : dw.b_hh};
+      if (has_own_dgh<Cell>) of_h.of_block[d] = {dw.b_hh, nullptr};
+      for (int k = 0; k < U; ++k) of_units.of_block[d * U + k] = {dw.unit[k], nullptr};
     }
     sum_columns(queue, dgx_, p_.D, GH_, of_x);
     sum_columns(queue, dgh_, p_.D, GH_, of_h);
@@ -250,8 +278,8 @@ class LayerBackward {
   // Writes the column sums of each column block of `from` [R, blocks * columns] to one or two places.
   void sum_columns(Q& queue, const T* from, int blocks, int64_t columns,
                    const typename TotalColumnSums<T>::Targets& to) {
-    const auto wanted = [](const auto& targets) { return targets[0] || targets[1]; };
-    if (std::none_of(to.begin(), to.end(), wanted)) return;
+    const auto wanted = [](const auto& places) { return places.first || places.second; };
+    if (std::ranges::none_of(to.of_block, wanted)) return;
     const int64_t width = blocks * columns;
     queue.launch(1, strips_, width, PartialColumnSums<T>{from, R_, width, strip_, sums_});
     queue.launch(
@@ -264,8 +292,9 @@ class LayerBackward {
   const int64_t GH_, R_, strip_, strips_;
   const RowsOnDevice rows_;
   const InputWeights<T> W_ih_;
-  T *dgx_, *dgh_;                        // [R, D*GH]; one buffer unless the cell has a split gate
-  T* h_prev_ = nullptr;                  // [R, D*P], the hidden state before each step, if wanted
+  T *dgx_, *dgh_;                        // [R, D*GH]; one buffer unless has_own_dgh<Cell>
+  T* h_prev_ = nullptr;                  // [R, D*P], what W_hh multiplied in each step, if wanted
+  T* v_ = nullptr;                       // [R, D*H], what its rows for the late gates multiplied
   T* du_ = nullptr;                      // [R, D*U*H], each step's share of the gradients of the unit vectors
   Real<T>* sums_;                        // [strips, max(D*GH, D*U*H)]
   T *dh_rows_ = nullptr, *m_ = nullptr;  // [R, D*P], [R, D*H], with a projection

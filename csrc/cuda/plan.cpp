@@ -32,7 +32,7 @@ constexpr Plan kStepByStep{
 // the rule does not expect this plan to win.
 std::optional<Plan> plan_of(const Rule& rule, const Problem& problem, const Device& device, bool choose) {
   if (device.capability < rule.capability || problem.math == Math::fp64 || problem.projected ||
-      !has_persistent_kernels(*problem.cell)) {
+      problem.noisy || !has_persistent_kernels(*problem.cell)) {
     return std::nullopt;
   }
   if (choose && problem.T < rule.least_steps) return std::nullopt;

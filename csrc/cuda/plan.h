@@ -28,14 +28,9 @@ struct Device {
   std::array<int, kMostCluster> clusters;
 };
 
-// Whether there are kernels for a cell. A cell without any is computed in torch's operations.
-constexpr bool has_stepwise_kernels(const cells::CellInfo& cell) {
-  return cell.has(cells::ParameterKind::input_matrix) && cell.has(cells::ParameterKind::state_matrix) &&
-         cell.late_gates == 0 && !cell.normalised;
-}
-// The lanes of the persistent kernels (grid and cluster plans) keep no unit vectors.
+// Whether there are grid and cluster plans for a cell. Their lanes keep no unit vectors.
 constexpr bool has_persistent_kernels(const cells::CellInfo& cell) {
-  return cell.persistent && has_stepwise_kernels(cell) && cell.unit_vectors() == 0;
+  return cell.persistent && cell.unit_vectors() == 0;
 }
 
 struct Problem {
@@ -43,12 +38,13 @@ struct Problem {
   Math math;
   bool backward;
   bool projected;
+  bool noisy;  // with zoneout or dropout of h
   int64_t T, B, H;
   int D;
 };
 
 // How a recurrence is computed.
-//   stepwise: step after step, a GEMM and a pointwise kernel. Any device, any size.
+//   stepwise: step after step, a GEMM and a pointwise kernel. Any device, any size, every cell.
 //   grid:     a grid whose blocks keep the weights in registers for the whole sequence and pass h through
 //             global memory. sm_80.
 //   cluster:  the same in clusters of blocks that pass h through their shared memory. sm_90.

@@ -1,7 +1,5 @@
 #pragma once
 
-#include <array>
-
 #include "cuda/numbers.h"
 #include "cuda/recurrence.h"
 
@@ -10,16 +8,17 @@
 
 namespace fastrnn::cuda {
 
-// h before each step, for (t, b, column) with column < D*P: y of the step before, in the order of the direction, or
-// h0.
+// What W_hh multiplied in each step, for (t, b, column) with column < D*P: y of the step before, in the order of the
+// direction, or h0; times the dropout mask.
 template <class T>
 struct GatherPrevious {
   DeviceRows rows;
   int64_t P;
   int D;
-  const T* y;   // [R, D*P]
-  const T* h0;  // [D, B, P] or null (zeros)
-  T* to;        // [R, D*P]
+  const T* y;     // [R, D*P]
+  const T* h0;    // [D, B, P] or null (zeros)
+  const T* mask;  // [D, B, P] or null
+  T* to;          // [R, D*P]
 
   FASTRNN_INLINE int64_t n(int64_t t) const {
     return rows.offsets ? rows.offsets[t + 1] - rows.offsets[t] : rows.B;
@@ -32,13 +31,14 @@ struct GatherPrevious {
     if (b >= n(t)) return;
     const bool reverse = column >= P;
     const int64_t width = D * P, before = reverse ? t + 1 : t - 1;
+    const int64_t state = ((reverse ? rows.B : 0) + b) * P + (reverse ? column - P : column);
     T& h = to[row(t, b) * width + column];
     if (before >= 0 && before < rows.T && b < n(before)) {
       h = y[row(before, b) * width + column];
     } else {
-      const int64_t p = reverse ? column - P : column;
-      h = h0 ? h0[((reverse ? rows.B : 0) + b) * P + p] : from_real<T>(0);
+      h = h0 ? h0[state] : from_real<T>(0);
     }
+    if (mask) h = from_real<T>(to_real(h) * to_real(mask[state]));
   }
 };
 
@@ -61,8 +61,13 @@ struct PartialColumnSums {
 // blocks are the directions, or their unit vectors.
 template <class T>
 struct TotalColumnSums {
-  // [columns]: up to two places for each column block, null if not wanted.
-  using Targets = std::array<std::array<T*, 2>, 2 * kMostUnitVectors>;
+  // [columns]: up to two places for each column block, null if not wanted. No std::array: device code cannot read it.
+  struct Places {
+    T *first, *second;
+  };
+  struct Targets {
+    Places of_block[2 * kMostUnitVectors];
+  };
 
   const Real<T>* sums;  // [strips, blocks*columns]
   int64_t strips, width, columns;
@@ -71,9 +76,9 @@ struct TotalColumnSums {
   FASTRNN_INLINE void operator()(int64_t block, int64_t, int64_t column) const {
     Real<T> sum = 0;
     for (int64_t i = 0; i < strips; ++i) sum += sums[i * width + block * columns + column];
-    for (T* place : to[block]) {
-      if (place) place[column] = from_real<T>(sum);
-    }
+    const Places& places = to.of_block[block];
+    if (places.first) places.first[column] = from_real<T>(sum);
+    if (places.second) places.second[column] = from_real<T>(sum);
   }
 };
 

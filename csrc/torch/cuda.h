@@ -13,9 +13,8 @@ namespace fastrnn::torch_ops {
 class Cuda {
  public:
   static constexpr bool computes = true, has_half = true;
-  static bool has_kernels(const LayerArgs& args) {
-    return cuda::has_stepwise_kernels(args.info()) && !args.noise.is_there() && !args.resets;
-  }
+  // Python gives a GPU segments of sequences, not resets.
+  static bool has_kernels(const LayerArgs& args) { return !args.resets; }
   explicit Cuda(const at::Tensor& x) : guard_(x.device()) {}
 
   // Defined for float, double, fp16 and bf16. No call waits for the device.

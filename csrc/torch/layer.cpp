@@ -503,8 +503,10 @@ Which kept_for_backward(const LayerArgs& args, Which wanted) {
           if (wanted & x_bit) kept |= bit;  // dx = dgates W_ih
           break;
         case cells::ParameterKind::state_matrix:
-          if (wanted & bit) kept |= h_0_bit;                     // dW_hh = dgates^T h
-          if (several_steps || (wanted & h_0_bit)) kept |= bit;  // dh = dgates W_hh
+          if (wanted & bit) kept |= h_0_bit;  // dW_hh = dgates^T h
+          if (several_steps || (wanted & h_0_bit) || layout.cell.late_gates > 0) {
+            kept |= bit;  // dh = dgates W_hh, and so the gradient of what late gates multiply
+          }
           break;
         case cells::ParameterKind::unit_vectors:
         case cells::ParameterKind::gate_vector:

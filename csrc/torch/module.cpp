@@ -67,12 +67,12 @@ py::dict describe(const cuda::Problem& problem, const cuda::Plan& p) {
                   "tiles"_a = p.tiles, "tile_batch"_a = p.tile_batch, "shared_bytes"_a = p.shared_bytes);
 }
 
-py::dict plan(const std::string& cell, const std::string& math, bool backward, bool projected, int64_t T,
-              int64_t B, int64_t H, int D, int sms, int capability, int64_t shared_bytes,
+py::dict plan(const std::string& cell, const std::string& math, bool backward, bool projected, bool noisy,
+              int64_t T, int64_t B, int64_t H, int D, int sms, int capability, int64_t shared_bytes,
               const std::array<int, cuda::kMostCluster>& clusters, const std::optional<std::string>& kind,
               const std::set<std::string>& fitting) {
   const cuda::Problem problem{
-      cells::kCells[ops::find_cell(cell)], find_math(math), backward, projected, T, B, H, D};
+      cells::kCells[ops::find_cell(cell)], find_math(math), backward, projected, noisy, T, B, H, D};
   const cuda::Device device{sms, capability, shared_bytes, clusters};
   const std::optional<cuda::Kind> forced = kind ? cuda::find_kind(*kind) : std::nullopt;
   if (kind && !forced) {
@@ -83,10 +83,10 @@ py::dict plan(const std::string& cell, const std::string& math, bool backward, b
 }
 
 #ifdef FASTRNN_CUDA
-py::dict plan_here(const std::string& cell, const std::string& math, bool backward, bool projected, int64_t T,
-                   int64_t B, int64_t H, int D) {
+py::dict plan_here(const std::string& cell, const std::string& math, bool backward, bool projected,
+                   bool noisy, int64_t T, int64_t B, int64_t H, int D) {
   const int index = ops::find_cell(cell);
-  const cuda::Problem problem{cells::kCells[index], find_math(math), backward, projected, T, B, H, D};
+  const cuda::Problem problem{cells::kCells[index], find_math(math), backward, projected, noisy, T, B, H, D};
   return describe(problem, ops::plan_on_device(index, problem));
 }
 
@@ -230,15 +230,15 @@ PYBIND11_MODULE(_C, m) {
       "core_round_trip", &cpu::core_round_trip,
       "Nanoseconds that a cache line takes between two cores of the team and back; 2^63 - 1: no second one.");
   m.def("plan", &plan, py::kw_only(), py::arg("cell"), py::arg("math"), py::arg("backward") = false,
-        py::arg("projected") = false, py::arg("T"), py::arg("B"), py::arg("H"), py::arg("D") = 1,
-        py::arg("sms"), py::arg("capability"), py::arg("shared_bytes"), py::arg("clusters"),
+        py::arg("projected") = false, py::arg("noisy") = false, py::arg("T"), py::arg("B"), py::arg("H"),
+        py::arg("D") = 1, py::arg("sms"), py::arg("capability"), py::arg("shared_bytes"), py::arg("clusters"),
         py::arg("kind") = py::none(), py::arg("fitting") = std::set<std::string>{"grid", "cluster"},
         "How a GPU would compute a recurrence, if it can hold the blocks of the kinds that are `fitting`: "
         "csrc/cuda/plan.h says what the fields are.");
 #ifdef FASTRNN_CUDA
   m.def("plan_here", &plan_here, py::kw_only(), py::arg("cell"), py::arg("math"), py::arg("backward") = false,
-        py::arg("projected") = false, py::arg("T"), py::arg("B"), py::arg("H"), py::arg("D") = 1,
-        "How the current GPU computes a recurrence. The GPU is asked what fits.");
+        py::arg("projected") = false, py::arg("noisy") = false, py::arg("T"), py::arg("B"), py::arg("H"),
+        py::arg("D") = 1, "How the current GPU computes a recurrence. The GPU is asked what fits.");
   m.def("device", &device, "What a plan depends on, of the current GPU: csrc/cuda/plan.h says what.");
 #endif
   m.def(

@@ -40,6 +40,7 @@ def problems(draw):
         math=draw(st.sampled_from(sorted(MATHS.values()))),
         backward=draw(st.booleans()),
         projected=draw(st.booleans()),
+        noisy=draw(st.booleans()),
         T=draw(st.one_of(st.integers(1, 5), st.just(MANY_STEPS))),
         B=draw(st.one_of(st.integers(1, 300), st.integers(1, 10_000))),
         H=draw(st.one_of(st.integers(1, 600), st.integers(1, 5000))),
@@ -54,7 +55,8 @@ def check(plan, problem, device):
     if kind == "stepwise":
         assert plan["directions"] == 1 and plan["shared_bytes"] == 0
         return
-    assert problem["math"] in BYTES and not problem["projected"], "only a stepwise plan computes these"
+    assert problem["math"] in BYTES, "only a stepwise plan computes this"
+    assert not problem["projected"] and not problem["noisy"], "only a stepwise plan computes these"
     warps = plan["row_warps"] * plan["k_warps"]
     assert 1 <= warps <= 8
     assert 1 <= plan["directions"] <= problem["D"]

@@ -233,10 +233,14 @@ class Case:
 
         return call
 
-    def judge(self, weights: Sequence[Tensor], cell: reference.Cell | None = None) -> Call:
-        """The reference, in the dtype of `weights`, without dropout."""
+    def judge(self, weights: Sequence[Tensor], cell: reference.Cell | None = None, **noise) -> Call:
+        """The reference, in the dtype of `weights`, without dropout; `noise`: its `masks` and `kept`."""
         kwargs = dict(
-            cell=cell or self.row, bias=self.bias, num_layers=self.L, bidirectional=self.bidirectional
+            cell=cell or self.row,
+            bias=self.bias,
+            num_layers=self.L,
+            bidirectional=self.bidirectional,
+            **noise,
         )
 
         def call(x, hx):

@@ -1,11 +1,6 @@
 #pragma once
 
-#include <array>
-
-#include "cells/registry.h"
-#include "cuda/activations.h"
-#include "cuda/numbers.h"
-#include "cuda/recurrence.h"
+#include "cuda/stepwise/step.h"
 
 // The bodies of the kernels between the products. A body is a function object: a queue calls it once for every index
 // (i, row, column) of a box, in any order. On the device each thread has some indices; on the host a loop has all of
@@ -26,54 +21,38 @@ struct Assign {
   }
 };
 
-// The rows of a step. Sequence b < n has row first + b * stride_b.
-struct StepRows {
-  int64_t first, n;
+// to[i] = h[i] mask[i]: the state times the dropout mask.
+template <class T>
+struct Drop {
+  const T *h, *mask;
+  T* to;
+  int64_t width;
+
+  FASTRNN_INLINE void operator()(int64_t, int64_t row, int64_t column) const {
+    const int64_t i = row * width + column;
+    to[i] = from_real<T>(to_real(h[i]) * to_real(mask[i]));
+  }
 };
 
-// A step of the cell, for (d, b, unit). The hidden state's share gh has been computed.
+// A step of the cell, for (d, b, unit).
 template <class Cell, class T>
-struct CellForward {
-  using V = Real<T>;
-  StepRows step[2];
-  int64_t B, H, R, stride_b;
-  int D;
-  const V* gx;  // [R, D*GH]
-  const V* gh;  // [D, B, GH]
-  Weights<T> weights[2];
-  T* h;        // [D, B, H], the state, or what the projection takes
-  V* h_real;   // [D, B, H], the state before it was rounded, or null
-  V* c;        // [C, D, B, H]
-  T* y;        // [R, D*H] or null
-  V* s;        // [D, R, S*H] or null
-  V* saved_c;  // [D, R, C*H] or null
+struct CellForward : ForwardStep<Cell, T> {
+  using Step = ForwardStep<Cell, T>;
+  using Step::C, Step::G, Step::U;
+  using typename Step::V;
 
   FASTRNN_INLINE void operator()(int64_t d, int64_t b, int64_t unit) const {
-    constexpr int G = Cell::gates, C = Cell::cell_states, U = Cell::unit_vectors;
-    if (b >= step[d].n) return;
-    const int64_t row = step[d].first + b * stride_b, state = (d * B + b) * H + unit;
-    const int64_t c_size = D * B * H;  // of a state
-    const Weights<T>& w = weights[d];
-    V x_share[G], h_share[G], activations[Cell::saved + 1], u[U + 1], c_state[C + 1], h_out{}, h_prev{};
-    for (int k = 0; k < U; ++k) u[k] = to_real(w.unit[k][unit]);
+    if (!this->has(d, b)) return;
+    V x_share[G], h_share[G], s[Cell::saved + 1], u[U + 1], c[C + 1], h{}, h_prev{};
+    this->load_unit_vectors(d, unit, u);
     for (int g = 0; g < G; ++g) {
-      const int64_t gate = g * H + unit;
-      x_share[g] = gx[(row * D + d) * G * H + gate] + (w.b_ih ? to_real(w.b_ih[gate]) : V(0));
-      h_share[g] = gh[(d * B + b) * G * H + gate] + (w.b_hh ? to_real(w.b_hh[gate]) : V(0));
+      x_share[g] = this->x_share(d, b, unit, g);
+      h_share[g] = this->h_share(d, b, unit, g);
     }
-    if constexpr (Cell::reads_h) h_prev = h_real ? h_real[state] : to_real(h[state]);
-    for (int k = 0; k < C; ++k) c_state[k] = c[k * c_size + state];
-    cells::forward<Cell, Activations>(x_share, h_share, u, h_prev, activations, c_state, h_out);
-    h[state] = from_real<T>(h_out);
-    if (h_real) h_real[state] = h_out;
-    if (y) y[(row * D + d) * H + unit] = from_real<T>(h_out);
-    for (int k = 0; k < C; ++k) {
-      c[k * c_size + state] = c_state[k];
-      if (saved_c) saved_c[((d * R + row) * C + k) * H + unit] = c_state[k];
-    }
-    if (s) {
-      for (int k = 0; k < Cell::saved; ++k) s[((d * R + row) * Cell::saved + k) * H + unit] = activations[k];
-    }
+    if constexpr (Cell::reads_h) h_prev = this->h_prev(d, b, unit);
+    for (int k = 0; k < C; ++k) c[k] = this->c[k * this->all_states() + this->state(d, b, unit)];
+    cells::forward<Cell, Activations>(x_share, h_share, u, h_prev, s, c, h);
+    this->finish(d, b, unit, s, c, h);
   }
 };
 
@@ -83,12 +62,16 @@ struct StoreOutput {
   StepRows step[2];
   int64_t B, P, stride_b;
   int D;
-  const T* h;  // [D, B, P]
-  T* y;        // [R, D*P]
+  const T* h;     // [D, B, P]
+  const T* mask;  // [D, B, P] or null
+  T* dropped;     // [D, B, P], h times the mask, or null
+  T* y;           // [R, D*P]
 
   FASTRNN_INLINE void operator()(int64_t d, int64_t b, int64_t p) const {
     if (b >= step[d].n) return;
-    y[((step[d].first + b * stride_b) * D + d) * P + p] = h[(d * B + b) * P + p];
+    const int64_t i = (d * B + b) * P + p;
+    y[((step[d].first + b * stride_b) * D + d) * P + p] = h[i];
+    if (dropped) dropped[i] = from_real<T>(to_real(h[i]) * to_real(mask[i]));
   }
 };
 
@@ -113,79 +96,160 @@ struct TakeGradient {
   }
 };
 
+// With a dropout mask: adds what the product with W_hh passes on to dh, for (d, b, p).
+template <class T>
+struct AddDropped {
+  StepRows step[2];
+  int64_t B, P;
+  const Real<T>* product;  // [D, B, P]
+  const T* mask;           // [D, B, P]
+  Real<T>* dh;             // [D, B, P]
+
+  FASTRNN_INLINE void operator()(int64_t d, int64_t b, int64_t p) const {
+    if (b >= step[d].n) return;
+    const int64_t i = (d * B + b) * P + p;
+    dh[i] += product[i] * to_real(mask[i]);
+  }
+};
+
 // The gate gradients of a step, for (d, b, unit).
 template <class Cell, class T>
-struct CellBackward {
-  using V = Real<T>;
-  StepRows step[2], before[2];  // before: the step before in the direction's order; n = 0 if there is none
-  int64_t B, H, R, stride_b;
-  int D;
-  Weights<T> weights[2];
-  const V* s;                    // [D, R, S*H]
-  const V* saved_c;              // [D, R, C*H]
-  const T* y;                    // [R, D*H] or null (not read)
-  const T* h0;                   // [D, B, H] or null (zeros)
-  const T* c0[kMostCellStates];  // [D, B, H] or null (zeros)
-  const T* dy;                   // [R, D*H] or null (zeros)
-  V* dh;                         // [D, B, H], the gradient of the state h
-  const V* dm;                   // [D, B, H], that of the projection's operand, or null without a projection
-  V* dc;                         // [C, D, B, H]
-  T* dgx;                        // [R, D*GH]
-  T* dgh;                        // [R, D*GH], dgx unless the cell has a split gate
-  T* dgh_step;                   // [D, B, GH]
-  T* du;                         // [R, D*U*H]
-  T* m;                          // [R, D*H], the projection's operand again, or null without a projection
+struct CellBackward : BackwardStep<Cell, T> {
+  using Step = BackwardStep<Cell, T>;
+  using Step::C, Step::G, Step::U;
+  using typename Step::V;
+
+  T* m;  // [R, D*H], the projection's operand again, or null without a projection
 
   FASTRNN_INLINE void operator()(int64_t d, int64_t b, int64_t unit) const {
-    constexpr int G = Cell::gates, C = Cell::cell_states, U = Cell::unit_vectors;
-    if (b >= step[d].n) return;
-    const int64_t row = step[d].first + b * stride_b, at = (row * D + d) * H + unit;
-    const int64_t c_size = D * B * H;  // of a state
-    const int64_t state = (d * B + b) * H + unit;
-    const bool initial = b >= before[d].n;
-    const int64_t row_before = before[d].first + b * stride_b;
-    V activations[Cell::saved + 1], u[U + 1], gx[G], gh[G], du_step[U + 1], h{}, h_prev{}, dh_prev{};
-    V c[C + 1], c_prev[C + 1], dc_step[C + 1];
-    for (int k = 0; k < U; ++k) u[k] = to_real(weights[d].unit[k][unit]);
-    for (int k = 0; k < Cell::saved; ++k) activations[k] = s[((d * R + row) * Cell::saved + k) * H + unit];
-    if constexpr (Cell::saved == 0) h = to_real(y[at]);
-    if constexpr (Cell::reads_h) {
-      if (!initial) {
-        h_prev = to_real(y[(row_before * D + d) * H + unit]);
-      } else if (h0) {
-        h_prev = to_real(h0[state]);
-      }
-    }
+    if (!this->has(d, b)) return;
+    const int64_t i = this->state(d, b, unit);
+    V s[Cell::saved + 1], u[U + 1], gx[G], gh[G], du[U + 1], h{}, h_prev{}, dh_prev{};
+    V c[C + 1], c_prev[C + 1], dc[C + 1], kept_dc[C + 1];
+    this->load_unit_vectors(d, unit, u);
+    this->load_activations(d, b, unit, s);
+    if constexpr (Cell::saved == 0) h = this->h_computed(d, b, unit);
+    if constexpr (Cell::reads_h) h_prev = this->h_prev(d, b, unit);
     for (int k = 0; k < C; ++k) {
-      c[k] = saved_c[((d * R + row) * C + k) * H + unit];
-      c_prev[k] = 0;
-      if (!initial) {
-        c_prev[k] = saved_c[((d * R + row_before) * C + k) * H + unit];
-      } else if (c0[k]) {
-        c_prev[k] = to_real(c0[k][state]);
-      }
-      dc_step[k] = dc[k * c_size + state];
+      c[k] = this->c_computed(d, b, unit, k);
+      c_prev[k] = this->c_prev(d, b, unit, k);
+      dc[k] = this->dc[k * this->all_states() + i];
+      kept_dc[k] = this->take_kept(d, b, unit, 1 + k, dc[k]);
     }
-    const V dh_step = dm ? dm[state] : dh[state] + (dy ? to_real(dy[at]) : V(0));
-    Cell::template backward<Activations>(activations, u, h_prev, h, c_prev, c, dh_step, dc_step, gx, gh,
-                                         du_step, dh_prev);
-    for (int k = 0; k < C; ++k) dc[k * c_size + state] = dc_step[k];
-    for (int k = 0; k < U; ++k) du[((row * D + d) * U + k) * H + unit] = from_real<T>(du_step[k]);
+    V dh = this->gradient_of_h(d, b, unit);
+    const V kept_dh = this->take_kept(d, b, unit, 0, dh);
+    Cell::template backward<Activations>(s, u, h_prev, h, c_prev, c, dh, dc, gx, gh, du, dh_prev);
+    for (int k = 0; k < C; ++k) this->dc[k * this->all_states() + i] = dc[k] + kept_dc[k];
+    for (int k = 0; k < U; ++k) this->store_du(d, b, unit, k, du[k]);
     if constexpr (Cell::projects) {
       if (m) {
         V output{};
-        Cell::template output<Activations>(activations, u, h_prev, c, output);
-        m[at] = from_real<T>(output);
+        Cell::template output<Activations>(s, u, h_prev, c, output);
+        m[this->in_row(d, b, unit, 1)] = from_real<T>(output);
       }
     }
-    if (!dm) dh[state] = dh_prev;
-    for (int g = 0; g < G; ++g) {
-      const int64_t gate = (row * D + d) * G * H + g * H + unit;
-      const T of_x = from_real<T>(gx[g]), of_h = cells::has_split_gate<Cell> ? from_real<T>(gh[g]) : of_x;
-      dgx[gate] = of_x;
-      if constexpr (cells::has_split_gate<Cell>) dgh[gate] = of_h;
-      dgh_step[(d * B + b) * G * H + g * H + unit] = of_h;
+    if constexpr (!Cell::has_W_hh) {
+      const T* mask = this->noise.mask;
+      dh_prev += mask ? gh[0] * to_real(mask[i]) : gh[0];
     }
+    if (!this->dm) this->dh[i] = dh_prev + kept_dh;
+    for (int g = 0; g < G; ++g) {
+      this->store_dgx(d, b, unit, g, gx[g]);
+      this->store_dgh(d, b, unit, g, cells::has_split_gate<Cell> ? gh[g] : gx[g]);
+    }
+  }
+};
+
+// ---- a cell with late gates ----
+
+// The first part of a step, for (d, b, unit): v, and what the second one needs.
+template <class Cell, class T>
+struct EarlyForward : ForwardStep<Cell, T> {
+  using Step = ForwardStep<Cell, T>;
+  using typename Step::V;
+  static constexpr int E = Cell::gates - Cell::late_gates;
+
+  V* kept;  // [S, D, B, H]
+  T* v;     // [D, B, H], times the dropout mask
+
+  FASTRNN_INLINE void operator()(int64_t d, int64_t b, int64_t unit) const {
+    if (!this->has(d, b)) return;
+    const int64_t i = this->state(d, b, unit);
+    V a[E], s[Cell::saved], v_of_unit;
+    for (int g = 0; g < E; ++g) a[g] = this->x_share(d, b, unit, g) + this->h_share(d, b, unit, g);
+    Cell::template activate<Activations>(a, this->h_prev(d, b, unit), s, v_of_unit);
+    for (int k = 0; k < Cell::saved; ++k) kept[k * this->all_states() + i] = s[k];
+    const T* mask = this->noise.mask;
+    v[i] = from_real<T>(mask ? v_of_unit * to_real(mask[i]) : v_of_unit);
+  }
+};
+
+// The second part, after the product with v.
+template <class Cell, class T>
+struct LateForward : ForwardStep<Cell, T> {
+  using Step = ForwardStep<Cell, T>;
+  using typename Step::V;
+  static constexpr int E = Cell::gates - Cell::late_gates;
+
+  const V* kept;  // [S, D, B, H]
+
+  FASTRNN_INLINE void operator()(int64_t d, int64_t b, int64_t unit) const {
+    if (!this->has(d, b)) return;
+    V a[Cell::late_gates], s[Cell::saved], h;
+    for (int g = E; g < Cell::gates; ++g) {
+      a[g - E] = this->x_share(d, b, unit, g) + this->h_share(d, b, unit, g);
+    }
+    for (int k = 0; k < Cell::saved; ++k) s[k] = kept[k * this->all_states() + this->state(d, b, unit)];
+    Cell::template output<Activations>(a, this->h_prev(d, b, unit), s, h);
+    this->finish(d, b, unit, s, nullptr, h);
+  }
+};
+
+// The backward of the second part: the gradients of the gates that it is computed from.
+template <class Cell, class T>
+struct LateBackward : BackwardStep<Cell, T> {
+  using Step = BackwardStep<Cell, T>;
+  using typename Step::V;
+
+  FASTRNN_INLINE void operator()(int64_t d, int64_t b, int64_t unit) const {
+    if (!this->has(d, b)) return;
+    V s[Cell::saved], gx[Cell::gates] = {}, dh_prev{}, dh = this->gradient_of_h(d, b, unit);
+    const V kept_dh = this->take_kept(d, b, unit, 0, dh);
+    this->load_activations(d, b, unit, s);
+    Cell::template backward_output<Activations>(s, this->h_prev(d, b, unit), dh, gx, dh_prev);
+    this->dh[this->state(d, b, unit)] = dh_prev + kept_dh;
+    for (int g = 0; g < Cell::gates; ++g) {
+      this->store_dgx(d, b, unit, g, gx[g]);
+      this->store_dgh(d, b, unit, g, gx[g]);
+    }
+  }
+};
+
+// That of the first part, from the gradient of v: the other gates'; and v again.
+template <class Cell, class T>
+struct EarlyBackward : BackwardStep<Cell, T> {
+  using Step = BackwardStep<Cell, T>;
+  using Step::G;
+  using typename Step::V;
+
+  const V* dv;  // [D, B, H]
+  T* v;         // [R, D*H], times the dropout mask, or null (not wanted)
+
+  FASTRNN_INLINE void operator()(int64_t d, int64_t b, int64_t unit) const {
+    if (!this->has(d, b)) return;
+    const int64_t i = this->state(d, b, unit);
+    const V factor = this->noise.mask ? to_real(this->noise.mask[i]) : V(1);
+    V s[Cell::saved], gx[G], dh_prev = this->dh[i], v_of_unit;
+    this->load_activations(d, b, unit, s);
+    for (int g = 0; g < G; ++g) gx[g] = to_real(this->dgx[this->in_row(d, b, unit, G) + g * this->H]);
+    Cell::template backward_activate<Activations>(s, this->h_prev(d, b, unit), dv[i] * factor, gx, dh_prev,
+                                                  v_of_unit);
+    this->dh[i] = dh_prev;
+    for (int g = 0; g < G - Cell::late_gates; ++g) {
+      this->store_dgx(d, b, unit, g, gx[g]);
+      this->store_dgh(d, b, unit, g, gx[g]);
+    }
+    if (v) v[this->in_row(d, b, unit, 1)] = from_real<T>(v_of_unit * factor);
   }
 };
 

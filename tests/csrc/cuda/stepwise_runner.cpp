@@ -6,6 +6,7 @@
 // is a sequence of arrays: an int64 number of bytes (-1 for a null pointer), and then the bytes.
 // tests/csrc/cuda/test_stepwise.py writes it. OUTPUT gets the results in the same form.
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <deque>
@@ -135,9 +136,35 @@ void run(const Params& p, HostQueue& queue) {
   Pass(p, plan, arena).run(queue);
 }
 
+// Calls f(parameter, i) for each parameter of a direction. i: the number of its first vector of units among all.
+template <class Cell, class F>
+void for_each_parameter(const F& f) {
+  int i = 0;
+  for (const cells::Parameter& parameter : Cell::info.parameters) {
+    f(parameter, i);
+    i += Cell::info.vectors_of(parameter);
+  }
+}
+
+template <class Cell, class T>
+int64_t count_of(const cells::Parameter& parameter, const LayerParams<T>& p) {
+  switch (parameter.kind) {
+    case cells::ParameterKind::input_matrix:
+      return Cell::gates * p.H * p.I;
+    case cells::ParameterKind::state_matrix:
+      return Cell::gates * p.H * p.P;
+    case cells::ParameterKind::projection:
+      return p.P * p.H;
+    case cells::ParameterKind::unit_vectors:
+      return Cell::info.vectors_of(parameter) * p.H;
+    default:
+      return Cell::gates * p.H;
+  }
+}
+
 template <class Cell, class T>
 void solve(Input& input, Output& output, HostQueue queue) {
-  static_assert(Cell::cell_states <= 1 && Cell::unit_vectors == 0);
+  constexpr int C = Cell::cell_states;
   LayerParams<T> given{};
   const int64_t* sizes = input.next<int64_t>();
   given.rows = {sizes[0], sizes[1], sizes[2], sizes[3], nullptr, nullptr};
@@ -154,45 +181,47 @@ void solve(Input& input, Output& output, HostQueue queue) {
     rows.offsets = offsets.data();
   }
   for (int d = 0; d < given.D; ++d) {
-    for (const T* Weights<T>::* w :
-         {&Weights<T>::W_ih, &Weights<T>::W_hh, &Weights<T>::b_ih, &Weights<T>::b_hh, &Weights<T>::W_hr}) {
-      given.weights[d].*w = input.next<T>();
-    }
+    for_each_parameter<Cell>([&](const cells::Parameter& parameter, int i) {
+      given.weights[d].set(parameter.kind, input.next<T>(), i, Cell::info.vectors_of(parameter), given.H);
+    });
   }
   given.x = input.next<T>();
   given.h0 = input.next<T>();
-  given.c0[0] = input.next<T>();
+  for (int k = 0; k < C; ++k) given.c0[k] = input.next<T>();
+  given.noise.mask = input.next<T>();
+  const double* zoneout = input.next<double>();
+  if (zoneout) std::copy_n(zoneout, 1 + C, given.noise.zoneout);
+  given.noise.seed = input.next<int64_t>();
   BackwardParams<T> p{};
   static_cast<LayerParams<T>&>(p) = given;
   p.dy = input.next<T>();
   p.dhn = input.next<T>();
-  p.dcn[0] = input.next<T>();
+  for (int k = 0; k < C; ++k) p.dcn[k] = input.next<T>();
 
-  const int64_t R = rows.total(), DB = p.D * rows.B, GH = Cell::gates * p.H, C = Cell::cell_states;
+  const int64_t R = rows.total(), DB = p.D * rows.B, N = zoneout ? (Cell::saved == 0) + C : 0;
   // Once as if no backward follows, once as if one does.
   ForwardParams<T> forward{};
   static_cast<LayerParams<T>&>(forward) = given;
   forward.y = output.take<T>(true, R * p.D * p.P);
   forward.hn = output.take<T>(hn_wanted, DB * p.P);
-  forward.cn[0] = output.take<T>(C > 0, DB * p.H);
+  for (int k = 0; k < C; ++k) forward.cn[k] = output.take<T>(true, DB * p.H);
   run<LayerForward<HostQueue, Cell, T>>(forward, queue);
   p.y = forward.y;
   p.s = forward.s = output.take<Real<T>>(Cell::saved > 0, p.D * R * Cell::saved * p.H);
-  p.c = forward.c = output.take<Real<T>>(C > 0, p.D * R * p.H);
+  p.c = forward.c = output.take<Real<T>>(C > 0, p.D * R * C * p.H);
+  p.computed = forward.computed = output.take<Real<T>>(N > 0, p.D * R * N * p.H);
   forward.y = output.take<T>(true, R * p.D * p.P);
   run<LayerForward<HostQueue, Cell, T>>(forward, queue);
 
   p.dx = output.take<T>(inputs_wanted, R * p.I);
   p.dh0 = output.take<T>(inputs_wanted, DB * p.P);
-  p.dc0[0] = output.take<T>(inputs_wanted && C > 0, DB * p.H);
+  for (int k = 0; k < C; ++k) p.dc0[k] = output.take<T>(inputs_wanted, DB * p.H);
   for (int d = 0; d < p.D; ++d) {
-    const Weights<T>& w = p.weights[d];
-    p.dweights[d] = {output.take<T>(weights_wanted, GH * p.I),
-                     output.take<T>(weights_wanted, GH * p.P),
-                     output.take<T>(weights_wanted && w.b_ih, GH),
-                     output.take<T>(weights_wanted && w.b_hh, GH),
-                     output.take<T>(weights_wanted && w.W_hr, p.P * p.H),
-                     {}};
+    for_each_parameter<Cell>([&](const cells::Parameter& parameter, int i) {
+      const bool wanted = weights_wanted && p.weights[d].of(parameter.kind, i);
+      T* gradient = output.take<T>(wanted, count_of<Cell>(parameter, p));
+      p.dweights[d].set(parameter.kind, gradient, i, Cell::info.vectors_of(parameter), p.H);
+    });
   }
   // As csrc/torch/layer.cpp does: a single step has no y, unless the cell saves nothing else.
   if (rows.T == 1 && Cell::saved > 0) p.y = nullptr;
