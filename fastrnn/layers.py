@@ -189,8 +189,7 @@ class RecurrentLayer(Leaf):
         (W_ih,) = gather(self, ["weight_ih_l0"])
         if x.shape[-1] != W_ih.shape[-1]:
             raise RuntimeError(
-                "input.size(-1) must be equal to input_size. "
-                f"Expected {W_ih.shape[-1]}, got {x.shape[-1]}"
+                f"input.size(-1) must be equal to input_size. Expected {W_ih.shape[-1]}, got {x.shape[-1]}"
             )
         if x.dtype != W_ih.dtype and not torch._C._is_any_autocast_enabled():
             raise ValueError(

@@ -654,7 +654,6 @@ class GRUCell(_Cell, torch.nn.GRUCell):
 class RNNCell(_Cell, torch.nn.RNNCell):
     """torch.nn.RNNCell, computed by fastrnn. Arguments, shapes and attributes: see torch.nn.RNNCell."""
 
-
     @property
     def _cell(self):
         return name_rnn(self.nonlinearity, RuntimeError)  # torch.nn.RNNCell finds out in forward only
