@@ -180,14 +180,14 @@ class RecurrentLayer(Leaf):
         return run_stack(x, batch_sizes, states, weights, options, self._shares, self._run_one), []
 
     def _check_input(self, x: Tensor, weights: Sequence[Tensor]) -> None:
-        """What the operator checks of an input that it is given, in its words, which begin with torch.nn's."""
+        """What the operator checks of its input, in the same words, which begin with torch.nn's."""
         if hasattr(weights[0], "orig_weight"):  # an ExpandedWeight
             raise RuntimeError(
-                f"{type(self).__name__}: call_for_per_sample_grads cannot compute gradients of each sample: use "
-                "torch.func.grad in torch.func.vmap"
+                f"{type(self).__name__}: call_for_per_sample_grads cannot compute gradients of each sample: "
+                "use torch.func.grad in torch.func.vmap"
             )
         (W_ih,) = gather(self, ["weight_ih_l0"])
-        if x.shape[-1] != W_ih.shape[-1]:
+        if not torch.jit.is_tracing() and x.shape[-1] != W_ih.shape[-1]:  # a trace keeps no check
             raise RuntimeError(
                 f"input.size(-1) must be equal to input_size. Expected {W_ih.shape[-1]}, got {x.shape[-1]}"
             )

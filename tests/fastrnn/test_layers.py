@@ -708,8 +708,8 @@ def test_options_can_be_changed_afterwards():
     [
         (lambda: fastrnn.sLSTM(I, H, num_heads=3), "num_heads: expected a divisor of 8, got 3"),
         (lambda: fastrnn.sLSTM(I, H, num_heads=0), "num_heads: expected a divisor of 8, got 0"),
-        (lambda: fastrnn.IndRNN(I, H, nonlinearity="gelu"), "nonlinearity: expected 'relu' or 'tanh', got 'gelu'"),
-        (lambda: fastrnn.RNN(I, H, nonlinearity="gelu"), "nonlinearity: expected .*got 'gelu'|Unknown nonlin"),
+        (lambda: fastrnn.IndRNN(I, H, nonlinearity="gelu"), "expected 'relu' or 'tanh', got 'gelu'"),
+        (lambda: fastrnn.RNN(I, H, nonlinearity="gelu"), "nonlinearity: expected .*got 'gelu'"),
         (lambda: fastrnn.LiGRU(I, H, normalization="rms"), "normalization: expected .*, got 'rms'"),
         (lambda: fastrnn.LSTM(I, H, recurrent_dropout=1.5), "recurrent_dropout: .*probability, got 1.5"),
         (lambda: fastrnn.sLSTM(I, H, recurrent_dropout=-1), "recurrent_dropout: .*probability, got -1"),
