@@ -1,5 +1,6 @@
 """Layers whose cells torch.nn does not have, and their base."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -231,6 +232,15 @@ class RecurrentLayer(Leaf):
         return text + "".join(f", {name}={v}" for name, v in given.items() if v != defaults[name])
 
 
+def _takes_its_own(init: Callable[..., None]) -> Callable[..., None]:
+    """Tell `inspect` the arguments that a constructor passes on to RecurrentLayer's beside its own.
+    torch.nn.utils.skip_init looks for them."""
+    own = [p for p in inspect.signature(init).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    all_of_them = [*inspect.signature(RecurrentLayer.__init__).parameters.values(), *own]
+    init.__signature__ = inspect.Signature(all_of_them)  # type: ignore[attr-defined]
+    return init
+
+
 class PeepholeLSTM(RecurrentLayer):
     r"""An LSTM whose gates see c (Gers and Schmidhuber 2000, "Recurrent nets that time and count")::
 
@@ -261,6 +271,7 @@ class IndRNN(RecurrentLayer):
         others: as RecurrentLayer's
     """
 
+    @_takes_its_own
     def __init__(self, *args: Any, nonlinearity: str = "relu", **kwargs: Any) -> None:
         cells = {info.nonlinearity: name for name, info in CELLS.items() if info.layer == "IndRNN"}
         if nonlinearity not in cells:
@@ -339,6 +350,7 @@ class LiGRU(RecurrentLayer):
 
     cell = "ligru"
 
+    @_takes_its_own
     def __init__(self, *args: Any, normalization: str | None = "batchnorm", **kwargs: Any) -> None:
         kinds = {"batchnorm": torch.nn.BatchNorm1d, "layernorm": torch.nn.LayerNorm, None: None}
         if normalization not in kinds:
@@ -394,6 +406,7 @@ class sLSTM(RecurrentLayer):
     cell = "slstm"
     parameters_of_input = (_W_IH, _BIAS)
 
+    @_takes_its_own
     def __init__(self, *args: Any, num_heads: int = 1, **kwargs: Any) -> None:
         self.num_heads = num_heads
         super().__init__(*args, **kwargs)

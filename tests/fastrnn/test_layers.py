@@ -172,6 +172,14 @@ def test_initial_values(name):
 
 
 @each_layer
+def test_skip_init(name):
+    kind, own, _ = LAYERS[name]
+    layer = torch.nn.utils.skip_init(kind, I, H, **own)
+    want = kind(I, H, **own)
+    assert [p.shape for p in layer.parameters()] == [p.shape for p in want.parameters()]
+
+
+@each_layer
 @pytest.mark.parametrize("how", ["pickle", "deepcopy", "state_dict", "save"])
 def test_copies(name, how, tmp_path):
     layer = make(name, num_layers=2, bidirectional=True).eval()
