@@ -56,8 +56,9 @@ def from_keras(layer: Any) -> LSTM | GRU | RNN:
     Raises:
         TypeError: `layer` or a cell in it is none of these, or it is of a user's subclass.
         ValueError: `layer` has no weights yet, or it has something that fastrnn's layers do not have: an
-            activation, a `dropout` above 0, a `recurrent_dropout` above 0 of an LSTM or GRU (Keras draws a mask
-            for each of their gates), `go_backwards` outside of `Bidirectional`, `stateful`, a `merge_mode` other than "concat", cells or directions of different forms, several
+            activation, a `dropout` above 0, a `recurrent_dropout` above 0 of an LSTM or GRU (Keras draws a
+            mask for each of their gates), `go_backwards` outside of `Bidirectional`, `stateful`, a
+            `merge_mode` other than "concat", cells or directions of different forms, several
             cells inside `Bidirectional`.
     """
     bidirectional = _is_keras(layer, {"Bidirectional"})
@@ -179,8 +180,8 @@ def _form_of(cell: Any) -> dict[str, Any]:
         raise ValueError(
             "layer: expected one that is built, got one without weights: call it or build it first"
         )
-    # A SimpleRNN multiplies h by one mask, as fastrnn does; an LSTM or GRU has a mask for each gate (Keras 3.15,
-    # DropoutRNNCell.dropout_mask_count).
+    # A SimpleRNN multiplies h by one mask, as fastrnn does; an LSTM or GRU has a mask for each gate (Keras
+    # 3.15, DropoutRNNCell.dropout_mask_count).
     known = ("recurrent_dropout",) if type(cell).__name__ == "SimpleRNNCell" else ()
     for key in ("dropout", "recurrent_dropout"):
         if (rate := getattr(cell, key)) and key not in known:

@@ -1,5 +1,6 @@
 """Layers whose cells torch.nn does not have, and their base."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -180,17 +181,16 @@ class RecurrentLayer(Leaf):
         return run_stack(x, batch_sizes, states, weights, options, self._shares, self._run_one), []
 
     def _check_input(self, x: Tensor, weights: Sequence[Tensor]) -> None:
-        """What the operator checks of an input that it is given, in its words, which begin with torch.nn's."""
+        """What the operator checks of its input, in the same words, which begin with torch.nn's."""
         if hasattr(weights[0], "orig_weight"):  # an ExpandedWeight
             raise RuntimeError(
-                f"{type(self).__name__}: call_for_per_sample_grads cannot compute gradients of each sample: use "
-                "torch.func.grad in torch.func.vmap"
+                f"{type(self).__name__}: call_for_per_sample_grads cannot compute gradients of each sample: "
+                "use torch.func.grad in torch.func.vmap"
             )
         (W_ih,) = gather(self, ["weight_ih_l0"])
-        if x.shape[-1] != W_ih.shape[-1]:
+        if not torch.jit.is_tracing() and x.shape[-1] != W_ih.shape[-1]:  # a trace keeps no check
             raise RuntimeError(
-                "input.size(-1) must be equal to input_size. "
-                f"Expected {W_ih.shape[-1]}, got {x.shape[-1]}"
+                f"input.size(-1) must be equal to input_size. Expected {W_ih.shape[-1]}, got {x.shape[-1]}"
             )
         if x.dtype != W_ih.dtype and not torch._C._is_any_autocast_enabled():
             raise ValueError(
@@ -232,6 +232,15 @@ class RecurrentLayer(Leaf):
         return text + "".join(f", {name}={v}" for name, v in given.items() if v != defaults[name])
 
 
+def _takes_its_own(init: Callable[..., None]) -> Callable[..., None]:
+    """Tell `inspect` the arguments that a constructor passes on to RecurrentLayer's beside its own.
+    torch.nn.utils.skip_init looks for them."""
+    own = [p for p in inspect.signature(init).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    all_of_them = [*inspect.signature(RecurrentLayer.__init__).parameters.values(), *own]
+    init.__signature__ = inspect.Signature(all_of_them)  # type: ignore[attr-defined]
+    return init
+
+
 class PeepholeLSTM(RecurrentLayer):
     r"""An LSTM whose gates see c (Gers and Schmidhuber 2000, "Recurrent nets that time and count")::
 
@@ -262,6 +271,7 @@ class IndRNN(RecurrentLayer):
         others: as RecurrentLayer's
     """
 
+    @_takes_its_own
     def __init__(self, *args: Any, nonlinearity: str = "relu", **kwargs: Any) -> None:
         cells = {info.nonlinearity: name for name, info in CELLS.items() if info.layer == "IndRNN"}
         if nonlinearity not in cells:
@@ -340,6 +350,7 @@ class LiGRU(RecurrentLayer):
 
     cell = "ligru"
 
+    @_takes_its_own
     def __init__(self, *args: Any, normalization: str | None = "batchnorm", **kwargs: Any) -> None:
         kinds = {"batchnorm": torch.nn.BatchNorm1d, "layernorm": torch.nn.LayerNorm, None: None}
         if normalization not in kinds:
@@ -395,6 +406,7 @@ class sLSTM(RecurrentLayer):
     cell = "slstm"
     parameters_of_input = (_W_IH, _BIAS)
 
+    @_takes_its_own
     def __init__(self, *args: Any, num_heads: int = 1, **kwargs: Any) -> None:
         self.num_heads = num_heads
         super().__init__(*args, **kwargs)

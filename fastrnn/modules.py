@@ -625,8 +625,17 @@ class GRUCell(_Cell, torch.nn.GRUCell):
 
     reset_after = True
 
-    def __init__(self, *args: Any, reset_after: bool = True, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        reset_after: bool = True,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, device, dtype)
         self.reset_after = reset_after
 
     @property
@@ -653,7 +662,6 @@ class GRUCell(_Cell, torch.nn.GRUCell):
 
 class RNNCell(_Cell, torch.nn.RNNCell):
     """torch.nn.RNNCell, computed by fastrnn. Arguments, shapes and attributes: see torch.nn.RNNCell."""
-
 
     @property
     def _cell(self):

@@ -38,10 +38,14 @@ each_layer = pytest.mark.parametrize("name", LAYERS)
 def each_layer_but_quick(*names):
     """All layers, but only these without --thorough: for tests that take long."""
     thorough = pytest.mark.thorough
-    return pytest.mark.parametrize("name", [n if n in names else pytest.param(n, marks=thorough) for n in LAYERS])
+    return pytest.mark.parametrize(
+        "name", [n if n in names else pytest.param(n, marks=thorough) for n in LAYERS]
+    )
 
 
-BASED = tuple(name for name, (kind, _, _) in LAYERS.items() if issubclass(kind, fastrnn.layers.RecurrentLayer))
+BASED = tuple(
+    name for name, (kind, _, _) in LAYERS.items() if issubclass(kind, fastrnn.layers.RecurrentLayer)
+)
 
 
 def make(name, **options):
@@ -168,6 +172,14 @@ def test_initial_values(name):
 
 
 @each_layer
+def test_skip_init(name):
+    kind, own, _ = LAYERS[name]
+    layer = torch.nn.utils.skip_init(kind, I, H, **own)
+    want = kind(I, H, **own)
+    assert [p.shape for p in layer.parameters()] == [p.shape for p in want.parameters()]
+
+
+@each_layer
 @pytest.mark.parametrize("how", ["pickle", "deepcopy", "state_dict", "save"])
 def test_copies(name, how, tmp_path):
     layer = make(name, num_layers=2, bidirectional=True).eval()
@@ -246,7 +258,9 @@ def test_ligru_is_speechbrains():
         h = zt * h + (1 - zt) * hcand
         hiddens.append(h)
     assert_close([y, h_n[0]], [torch.stack(hiddens, 1), h])
-    assert_close([layer.norm_l0.running_mean, layer.norm_l0.running_var], [norm.running_mean, norm.running_var])
+    assert_close(
+        [layer.norm_l0.running_mean, layer.norm_l0.running_var], [norm.running_mean, norm.running_var]
+    )
 
 
 @pytest.mark.parametrize("num_heads", [1, 4])
@@ -374,18 +388,19 @@ def test_states_of_every_step(name, form):
     hx = draw_states(name, layer)
     lengths = [6, 6, 6, 4]
     if form == "packed":
-        output, states, every = layer(
-            pack_padded_sequence(x, lengths), give(hx), return_all_states=True
-        )
+        output, states, every = layer(pack_padded_sequence(x, lengths), give(hx), return_all_states=True)
         output = pad_packed_sequence(output)[0]
-        every = [pad_packed_sequence(s)[0].movedim(-2, 0) for s in (take(every) if isinstance(every, tuple) and not hasattr(every, "data") else [every])]
+        every = [
+            pad_packed_sequence(s)[0].movedim(-2, 0)
+            for s in (take(every) if isinstance(every, tuple) and not hasattr(every, "data") else [every])
+        ]
     else:
         kwargs = {} if form == "padded" else {"lengths": lengths}
         output, states, every = layer(x, give(hx), return_all_states=True, **kwargs)
         every = take(every)
     assert_close([output], [every[0][-1]])
     for t in range(1, 4):
-        rest = run(layer, x[t:3 + t], [s[:, t - 1] for s in every])
+        rest = run(layer, x[t : 3 + t], [s[:, t - 1] for s in every])
         n = 4 - t  # steps that all sequences have
         assert_close([rest[0][:n]], [output[t : t + n]])
     if form == "padded":
@@ -560,7 +575,9 @@ def test_flops(name):
     assert counter.get_total_flops() == products_of(name, layer, T * B, backward=True)
 
 
-@each_layer_but_quick("IndRNN-tanh", "LayerNormGRU", "LiGRU-batchnorm", "sLSTM", "PeepholeLSTM", "RNN-sigmoid")
+@each_layer_but_quick(
+    "IndRNN-tanh", "LayerNormGRU", "LiGRU-batchnorm", "sLSTM", "PeepholeLSTM", "RNN-sigmoid"
+)
 def test_training(name):
     """Does the last output learn to tell whether the sum of a sequence is positive?"""
     layer = make(name, dtype=torch.float32)
@@ -699,18 +716,18 @@ def test_options_can_be_changed_afterwards():
     [
         (lambda: fastrnn.sLSTM(I, H, num_heads=3), "num_heads: expected a divisor of 8, got 3"),
         (lambda: fastrnn.sLSTM(I, H, num_heads=0), "num_heads: expected a divisor of 8, got 0"),
-        (lambda: fastrnn.IndRNN(I, H, nonlinearity="gelu"), "nonlinearity: expected 'relu' or 'tanh', got 'gelu'"),
-        (lambda: fastrnn.RNN(I, H, nonlinearity="gelu"), "nonlinearity: expected .*got 'gelu'|Unknown nonlin"),
+        (lambda: fastrnn.IndRNN(I, H, nonlinearity="gelu"), "expected 'relu' or 'tanh', got 'gelu'"),
+        (lambda: fastrnn.RNN(I, H, nonlinearity="gelu"), "nonlinearity: expected .*got 'gelu'"),
         (lambda: fastrnn.LiGRU(I, H, normalization="rms"), "normalization: expected .*, got 'rms'"),
-        (lambda: fastrnn.LSTM(I, H, recurrent_dropout=1.5), "recurrent_dropout: expected a probability, got 1.5"),
-        (lambda: fastrnn.sLSTM(I, H, recurrent_dropout=-1), "recurrent_dropout: expected a probability, got -1"),
+        (lambda: fastrnn.LSTM(I, H, recurrent_dropout=1.5), "recurrent_dropout: .*probability, got 1.5"),
+        (lambda: fastrnn.sLSTM(I, H, recurrent_dropout=-1), "recurrent_dropout: .*probability, got -1"),
         (lambda: fastrnn.sLSTM(I, H, dropout=2), "dropout: expected a probability, got 2"),
         (lambda: fastrnn.GRU(I, H, zoneout=1.5), r"zoneout: expected a probability.*\(h\), got 1.5"),
         (lambda: fastrnn.GRU(I, H, zoneout=math.nan), "zoneout: expected a probability"),
         (lambda: fastrnn.LSTM(I, H, zoneout=(0.1,)), r"zoneout: expected .*\(h, c\), got \(0.1,\)"),
         (lambda: fastrnn.sLSTM(I, H, zoneout=(0.1, 0.2)), r"zoneout: expected .*\(h, c, n, m\)"),
         (lambda: fastrnn.LSTM(I, H, zoneout=0.1, proj_size=2), "zoneout: expected none with a projection"),
-        (lambda: fastrnn.PeepholeLSTM(I, H, zoneout=0.1, proj_size=2), "zoneout: expected none with a projection"),
+        (lambda: fastrnn.PeepholeLSTM(I, H, zoneout=0.1, proj_size=2), "zoneout: expected none with"),
         *(
             (lambda name=name: make(name, proj_size=2), "proj_size: .* has no projection, got 2")
             for name in BASED

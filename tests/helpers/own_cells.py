@@ -92,8 +92,8 @@ def spoil_free_memory() -> None:
 
 
 def of_smooth_results(case: Case, call):
-    """`call`, in bfloat16 without the further states of an sLSTM. The gradient of m jumps where the two terms of
-    its maximum are equal, and rounding decides which is larger; those of y and h do not."""
+    """`call`, in bfloat16 without the further states of an sLSTM. The gradient of m jumps where the two terms
+    of its maximum are equal, and rounding decides which is larger; those of y and h do not."""
     if case.cell == "slstm" and case.dtype == torch.bfloat16:
         return lambda x, hx: call(x, hx)[:2]
     return call

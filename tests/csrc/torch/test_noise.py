@@ -1,4 +1,4 @@
-"""Dropout of the h that W_hh multiplies, and zoneout: for all cells as in the reference, with the same masks."""
+"""Dropout of the h that W_hh multiplies, and zoneout: as in the reference with the same masks."""
 
 import itertools
 
@@ -10,7 +10,6 @@ from own_cells import (
     RELU_CELLS,
     bound_by,
     call_operator,
-    call_reference,
     draw_inputs,
     draw_weights,
     fit,

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import fastrnn
 import fastrnn.onnx
+from fastrnn.export.nodes import OPERATORS
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -21,7 +22,7 @@ pytestmark = [
     pytest.mark.xdist_group("onnx"),  # one process imports the exporter
 ]
 
-NODES = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN", "rnn_relu": "RNN"}
+NODES = {cell: operator.name for cell, operator in OPERATORS.items()}
 DYNAMIC = torch.export.Dim.DYNAMIC
 each_cell = pytest.mark.parametrize("cell", EVERY_CELL)
 
@@ -94,6 +95,37 @@ def test_layer(cell, export, options):
     assert set(count) <= moves, count
     for a, b in ((x.shape[0], x.shape[1]), (9, 2), (1, 1), (2, 6)):
         compare(layer, program, (random(a, b, case.I, seed=a),))
+
+
+# Of cells that torch.nn does not have
+BEYOND = {
+    "rnn_sigmoid": lambda **options: fastrnn.RNN(5, 7, nonlinearity="sigmoid", **options),
+    "rnn_identity": lambda **options: fastrnn.RNN(5, 7, nonlinearity="identity", **options),
+    "gru_reset_before": lambda **options: fastrnn.GRU(5, 7, reset_after=False, **options),
+    "peephole_lstm": lambda **options: fastrnn.PeepholeLSTM(5, 7, **options),
+}
+
+
+@pytest.mark.quick(1)
+@pytest.mark.parametrize(
+    "options", [dict(), dict(num_layers=2, bidirectional=True, batch_first=True), dict(bias=False)], ids=str
+)
+@each_way
+@pytest.mark.parametrize("cell", BEYOND)
+def test_layer_that_torch_does_not_have(cell, export, options):
+    layer = BEYOND[cell](**options).eval()
+    x = random(4, 3, 5, seed=1)
+    program = export(layer, (x,), {"input": {0: DYNAMIC, 1: DYNAMIC}})
+    assert operators(program)[NODES[cell]] == layer.num_layers
+    for a, b in ((4, 3), (9, 2), (1, 1)):
+        compare(layer, program, (random(a, b, 5, seed=a),))
+
+
+@pytest.mark.parametrize("kind", ["LayerNormLSTM", "LayerNormGRU", "LiGRU", "sLSTM", "IndRNN"])
+def test_cells_that_onnx_does_not_have(kind):
+    layer = getattr(fastrnn, kind)(5, 7).eval()
+    with pytest.raises(Exception, match="ONNX has no such operator"):
+        export(layer, (random(4, 3, 5, seed=1),))
 
 
 @pytest.mark.quick(1)
