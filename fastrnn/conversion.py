@@ -170,8 +170,10 @@ def revert(module: M) -> M:
         TypeError: `module` is not a torch.nn.Module.
 
     Warns:
-        UserWarning: layers are left as they are: instances of a user's subclass of a fastrnn class, and what
-            TorchScript compiled. The warning lists them.
+        UserWarning: layers are left as they are: instances of a user's subclass of a fastrnn class, what
+            TorchScript compiled, and what torch.nn cannot compute: layers of its own, a GRU with
+            `reset_after=False`, other nonlinearities, `recurrent_dropout` and `zoneout`. The warning lists
+            them.
     """
     _check(module, "revert")
     left = []
@@ -181,6 +183,8 @@ def revert(module: M) -> M:
             continue
         if runs_on == "left" or old not in _TO_TORCH and not issubclass(old, _Rebased):
             left.append(_name(path, m, note or "a user's subclass of fastrnn's class"))
+        elif m._is_beyond_torch:
+            left.append(_name(path, m, "its cell or its noise is none of torch.nn's"))
         else:
             _set_class(m, _TO_TORCH.get(old, old.__bases__[0]))
     if left:

@@ -156,13 +156,14 @@ def lstm(
             unless step 0 has a reset, the others from zeros, and the last state is that of the last segment.
             The reverse direction runs through the same segments: the last one begins from `hx`, the others
             from zeros, and its last state is that of the first segment; a reset of step 0 does not change
-            it. Resets past the `lengths` are not read. The segments run as the sequences of one packed batch,
-            so dropout draws its masks in the order of that batch. On a GPU, resets of several steps cost a
-            synchronization. TorchScript takes none, and ONNX none of several steps.
+            it. Resets past the `lengths` are not read. TorchScript takes none, and ONNX none of several
+            steps. On a GPU, resets of several steps cost a synchronization, and segments run as the sequences
+            of a packed batch, so dropout and recurrent_dropout draw masks for each segment.
         recurrent_dropout: probability of zeroing, when `training`, a unit of the h that W_hh multiplies; the
-            others are multiplied by 1 / (1 - recurrent_dropout). The units are drawn once for each sequence
-            (segment), layer and direction (Gal and Ghahramani 2016, https://arxiv.org/abs/1512.05287; Keras's
-            argument of the same name). All else sees h as it is.
+            others are multiplied by 1 / (1 - recurrent_dropout). The units are drawn once for each sequence,
+            layer and direction (Gal and Ghahramani 2016, https://arxiv.org/abs/1512.05287; Keras's
+            argument of the same name, but its LSTM and GRU draw a mask for each gate). All else sees h as it
+            is.
         zoneout: probability of a unit to keep the state that it had before a step (Krueger et al. 2017,
             https://arxiv.org/abs/1606.01305): when `training` at random, else in expectation,
             `p * h + (1 - p) * h'`. One for all states, or one for each, `(p_h, p_c)`. Not with a projection.
@@ -180,8 +181,8 @@ def lstm(
         ValueError: an `input` that is not packed has not 2 or 3 dimensions, or its dtype is not that of the
             weights.
         RuntimeError: any other size or dtype that does not fit, or a count of weights that does not; a length
-            out of range; `lengths` with an unbatched or packed input; torch.vmap maps over `resets` of
-            several steps.
+            out of range; `lengths` with an unbatched or packed input; torch.vmap maps on a GPU over `resets`
+            of several steps.
         TypeError: `lengths` are not integers, or `resets` no bool tensor.
         NotImplementedError: `resets` of several steps are exported to ONNX.
         KindError: `input` or `hx` is something else than stated above. It is caught by any `except` that
@@ -508,7 +509,8 @@ def _run(x, batch_sizes, states, weights, options):
 
 
 def _run_with_resets(input, states, weights, options, lengths, return_all_states, resets, stack):
-    """run_sequence with `resets`. Only those of later steps than the first make segments."""
+    """run_sequence with `resets`. On the CPU the kernels take them; on a GPU, and for the states of every
+    step, those of later steps than the first make segments."""
     packed = isinstance(input, PackedSequence)
     x = input.data if packed else input
     is_sequence = packed or is_tensor_like(x) and (x.dim() == 3 or x.dim() == 2 and lengths is None)
@@ -520,6 +522,8 @@ def _run_with_resets(input, states, weights, options, lengths, return_all_states
     time = int(batch_first)
     if not (packed or torch.jit.is_tracing()) and lengths is None and resets.shape[time] == 1:
         first = resets.select(time, 0)
+    elif x.device.type == "cpu" and not return_all_states:
+        return _run_with_marks(input, states, weights, options, lengths, resets, stack)
     elif in_graph():
         return run_in_form(input, states, weights, options, lengths, return_all_states, resets, stack)
     else:
@@ -536,6 +540,18 @@ def _run_with_resets(input, states, weights, options, lengths, return_all_states
     states = [_begin_anew(state, first) for state in states]
     given = _join_states(states) if states else None
     return run_sequence(input, given, weights, options, lengths, return_all_states, stack=stack)
+
+
+def _run_with_marks(input, states, weights, options, lengths, resets, stack):
+    """run_sequence with `resets` that the operator takes."""
+    if _is_exporting_to_onnx():
+        raise NotImplementedError(nodes.NO_RESETS)
+    resets = resets.to("cpu")
+    if lengths is not None or stack is not None:
+        return run_in_form(input, states, weights, options, lengths, resets=resets, stack=stack)
+    _refuse_each_sample("resets", weights)
+    options = options._replace(resets=resets)
+    return run_sequence(input, _join_states(states) if states else None, weights, options)
 
 
 def _begin_anew(state, resets):
@@ -575,12 +591,14 @@ def run_in_form(input, states, weights, options, lengths, return_all_states=Fals
         kind = "a PackedSequence, which has its own" if packed else f"{input.dim()} dimensions"
         raise RuntimeError(f"lengths: expected a padded input of 3 dimensions with them, got {kind}")
     for name, option in (("lengths", lengths), ("resets", resets)):
-        if option is not None and any(hasattr(weight, "orig_weight") for weight in weights):
-            # An ExpandedWeight; its gradients of each sample would be in the order of the rows.
-            hint = "; a PackedSequence is taken" if name == "lengths" else ""
-            raise RuntimeError(f"{name}: expected None for gradients of each sample{hint}")
+        if option is not None:
+            _refuse_each_sample(name, weights)
 
-    form = form_of(input, lengths, resets, options)
+    device = (input.data if packed else input).device.type
+    makes_segments = resets is not None and (return_all_states or device != "cpu")
+    form = form_of(input, lengths, resets if makes_segments else None, options)
+    if resets is not None and not makes_segments:
+        options = options._replace(resets=form.take_resets(resets))
     sizes = _state_sizes(form, weights, options)
     if not (lengths is None and resets is None) and not states and in_graph():
         # The operator would take their number from batch_sizes, where a graph does not see that it is that
@@ -605,6 +623,13 @@ def run_in_form(input, states, weights, options, lengths, return_all_states=Fals
     last = [form.give_state(state, initial) for state, initial in zip(last, given, strict=True)]
     result = form.give(y), _join_states(last)
     return (*result, _join_states([form.give_every(s) for s in every])) if return_all_states else result
+
+
+def _refuse_each_sample(name, weights):
+    """Refuse ExpandedWeights, whose gradients of each sample would be in the order of the rows."""
+    if any(hasattr(weight, "orig_weight") for weight in weights):
+        hint = "; a PackedSequence is taken" if name == "lengths" else ""
+        raise RuntimeError(f"{name}: expected None for gradients of each sample{hint}")
 
 
 def _state_sizes(form, weights, options):

@@ -30,6 +30,7 @@ def from_keras(layer: Any) -> LSTM | GRU | RNN:
     | --- | --- |
     | `SimpleRNN`, `LSTM`, `GRU` | `RNN`, `LSTM`, `GRU` |
     | `GRU(reset_after=False)` | `GRU(reset_after=False)` |
+    | `SimpleRNN(recurrent_dropout=p)` | `RNN(recurrent_dropout=p)` |
     | `RNN(cell)` | the layer of the cell |
     | `RNN([cell, cell])`, `RNN(StackedRNNCells([cell, cell]))` | `num_layers=2` |
     | `Bidirectional(layer)` | `bidirectional=True` |
@@ -55,8 +56,8 @@ def from_keras(layer: Any) -> LSTM | GRU | RNN:
     Raises:
         TypeError: `layer` or a cell in it is none of these, or it is of a user's subclass.
         ValueError: `layer` has no weights yet, or it has something that fastrnn's layers do not have: an
-            activation, a `dropout` or `recurrent_dropout` above 0, `go_backwards` outside of `Bidirectional`,
-            `stateful`, a `merge_mode` other than "concat", cells or directions of different forms, several
+            activation, a `dropout` above 0, a `recurrent_dropout` above 0 of an LSTM or GRU (Keras draws a mask
+            for each of their gates), `go_backwards` outside of `Bidirectional`, `stateful`, a `merge_mode` other than "concat", cells or directions of different forms, several
             cells inside `Bidirectional`.
     """
     bidirectional = _is_keras(layer, {"Bidirectional"})
@@ -178,15 +179,18 @@ def _form_of(cell: Any) -> dict[str, Any]:
         raise ValueError(
             "layer: expected one that is built, got one without weights: call it or build it first"
         )
+    # A SimpleRNN multiplies h by one mask, as fastrnn does; an LSTM or GRU has a mask for each gate (Keras 3.15,
+    # DropoutRNNCell.dropout_mask_count).
+    known = ("recurrent_dropout",) if type(cell).__name__ == "SimpleRNNCell" else ()
     for key in ("dropout", "recurrent_dropout"):
-        if rate := getattr(cell, key):
+        if (rate := getattr(cell, key)) and key not in known:
             raise ValueError(
                 f"{key}: expected 0, got {rate}: fastrnn has no counterpart in training; for inference set "
                 f"`cell.{key} = 0` first"
             )
     # The class comes first: cells of the same class have the same keys.
     form = {"class": type(cell).__name__, "dtype": weights[0].dtype.name}
-    for key in ("units", "use_bias", "reset_after", "activation", "recurrent_activation"):
+    for key in ("units", "use_bias", "reset_after", "activation", "recurrent_activation", *known):
         if hasattr(cell, key):
             value = getattr(cell, key)
             form[key] = _name_of(value) if "activation" in key else value
@@ -208,7 +212,10 @@ def _options_of(form: dict[str, Any]) -> dict[str, Any]:
         infos = (info for info in CELLS.values() if info.layer == "RNN")
         table = {names.get(n, n): n for info in infos if (n := info.nonlinearity)}
         _check_activation("activation", list(table), form)
-        return {"nonlinearity": table[form["activation"]]}
+        return {
+            "nonlinearity": table[form["activation"]],
+            "recurrent_dropout": form["recurrent_dropout"],
+        }
     _check_activation("activation", ["tanh"], form)
     _check_activation("recurrent_activation", ["sigmoid"], form)
     return {"reset_after": False} if form.get("reset_after") is False else {}

@@ -80,8 +80,7 @@ class RecurrentLayer(Leaf):
             raise ValueError(f"proj_size: {type(self).__name__} has no projection, got {proj_size}")
         if not 0 <= proj_size < hidden_size:
             raise ValueError(f"proj_size: expected from 0 to less than {hidden_size}, got {proj_size}")
-        self._zoneout = read_zoneout(zoneout, self.cell)
-        if self._zoneout and proj_size:
+        if read_zoneout(zoneout, self.cell) and proj_size:
             raise ValueError(f"zoneout: expected none with a projection, got {zoneout}")
         self.input_size, self.hidden_size, self.proj_size = input_size, hidden_size, proj_size
         self.num_layers, self.bias, self.batch_first = num_layers, bias, batch_first
@@ -149,7 +148,7 @@ class RecurrentLayer(Leaf):
             self.batch_first,
             self.checkpoint_gates,
             self.recurrent_dropout,
-            self._zoneout,
+            read_zoneout(self.zoneout, self.cell),
         )
         weights = gather(self, self._names)
         stack = None if self._info.has("input_matrix") else self._run_stack
@@ -160,11 +159,44 @@ class RecurrentLayer(Leaf):
         @typed_as(forward)
         def __call__(self) -> None: ...
 
-    def _run_stack(self, x, batch_sizes, states, weights, options, return_all_states):
+    def __prepare_scriptable__(self) -> None:
+        raise NotImplementedError(
+            f"{type(self).__name__}: torch.jit.script takes only layers that torch.nn has"
+        )
+
+    def _run_stack(
+        self,
+        x: Tensor,
+        batch_sizes: Tensor | None,
+        states: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        options: Options,
+        return_all_states: bool,
+    ) -> tuple[Any, Any]:
         """What run_sequence takes as `stack`."""
+        self._check_input(x, weights)
         if return_all_states:
             return run_layers(x, batch_sizes, states, weights, options, self._shares, self._run_one)
         return run_stack(x, batch_sizes, states, weights, options, self._shares, self._run_one), []
+
+    def _check_input(self, x: Tensor, weights: Sequence[Tensor]) -> None:
+        """What the operator checks of an input that it is given, in its words, which begin with torch.nn's."""
+        if hasattr(weights[0], "orig_weight"):  # an ExpandedWeight
+            raise RuntimeError(
+                f"{type(self).__name__}: call_for_per_sample_grads cannot compute gradients of each sample: use "
+                "torch.func.grad in torch.func.vmap"
+            )
+        (W_ih,) = gather(self, ["weight_ih_l0"])
+        if x.shape[-1] != W_ih.shape[-1]:
+            raise RuntimeError(
+                "input.size(-1) must be equal to input_size. "
+                f"Expected {W_ih.shape[-1]}, got {x.shape[-1]}"
+            )
+        if x.dtype != W_ih.dtype and not torch._C._is_any_autocast_enabled():
+            raise ValueError(
+                f"RNN input dtype ({x.dtype}) does not match weight dtype ({W_ih.dtype}). Convert input: "
+                f"input.to({W_ih.dtype}), or convert model: model.to({x.dtype})"
+            )
 
     def _shares(self, layer: int, x: Tensor) -> Tensor:
         """The gates' shares from the input of a layer, `[..., D*G*H]`."""
@@ -325,7 +357,7 @@ class LiGRU(RecurrentLayer):
                     self.add_module(f"norm_l{layer}{reverse}", norm)
 
     @property
-    def parameters_of_input(self):  # type: ignore[override]
+    def parameters_of_input(self) -> tuple[CellParameter, ...]:  # type: ignore[override]
         return (_W_IH,) if self.normalization else (_W_IH, _BIAS)
 
     def share(self, x: Tensor, *weights: Any) -> Tensor:

@@ -123,28 +123,30 @@ class _Layer(Leaf, RNNBase, metaclass=_Class):
 
     checkpoint_gates = False
     recurrent_dropout = 0.0
-    zoneout: Zoneout = 0.0
-    _zoneout: tuple[float, ...] = ()  # as the operator takes it
-    _is_beyond_torch = False  # with options that torch.nn does not have
+    if TYPE_CHECKING:  # TorchScript does not know the type
+        zoneout: Zoneout
+    else:
+        zoneout = 0.0
     _has_own_methods = False
     _weight_was_set = False  # under its name, since the last call
 
-    __constants__ = [
-        *torch.nn.RNNBase.__constants__,
-        "checkpoint_gates",
-        "_is_beyond_torch",
-    ]  # for TorchScript
+    __constants__ = [*torch.nn.RNNBase.__constants__, "checkpoint_gates"]  # for TorchScript
+    __jit_unused_properties__ = [*torch.nn.RNNBase.__jit_unused_properties__, "_is_beyond_torch"]
 
     def _set_noise(self, recurrent_dropout: float, zoneout: Zoneout) -> None:
         """Take the options of the constructor that torch.nn does not have."""
         if not 0 <= recurrent_dropout <= 1:
             raise ValueError(f"recurrent_dropout: expected a probability, got {recurrent_dropout}")
-        self._zoneout = read_zoneout(zoneout, self._name_of_cell())
-        if self._zoneout and self.proj_size:
+        if read_zoneout(zoneout, self._name_of_cell()) and self.proj_size:
             raise ValueError(f"zoneout: expected none with a projection, got {zoneout}")
         self.recurrent_dropout, self.zoneout = recurrent_dropout, zoneout
-        if recurrent_dropout or self._zoneout or self._name_of_cell() not in _CELLS_OF_TORCH:
-            self._is_beyond_torch = True
+
+    @property
+    def _is_beyond_torch(self) -> bool:
+        """Whether it has a cell or options that torch.nn does not have."""
+        cell = self._name_of_cell()
+        noise = self.recurrent_dropout or read_zoneout(self.zoneout, cell)
+        return bool(noise) or cell not in _CELLS_OF_TORCH
 
     def _name_of_cell(self) -> str:
         return self.mode.lower()
@@ -152,6 +154,8 @@ class _Layer(Leaf, RNNBase, metaclass=_Class):
     def extra_repr(self) -> str:
         own = dict(recurrent_dropout=0.0, zoneout=0.0, reset_after=True)
         given = {name: getattr(self, name, default) for name, default in own.items()}
+        if self._name_of_cell() not in _CELLS_OF_TORCH and isinstance(self, RNN):
+            own["nonlinearity"], given["nonlinearity"] = None, self.nonlinearity
         return super().extra_repr() + "".join(f", {n}={v}" for n, v in given.items() if v != own[n])
 
     def __init_subclass__(cls, **kwargs):
@@ -223,8 +227,9 @@ class _Layer(Leaf, RNNBase, metaclass=_Class):
             raise forward_error(self)
         if with_own_methods and self._has_own_methods:
             return self._run_with_own_methods(input, hx, lengths, return_all_states, resets)
+        cell = self._name_of_cell()
         options = Options(
-            self._name_of_cell(),
+            cell,
             self.bias,
             self.num_layers,
             self.dropout,
@@ -233,16 +238,21 @@ class _Layer(Leaf, RNNBase, metaclass=_Class):
             self.batch_first,
             self.checkpoint_gates,
             self.recurrent_dropout,
-            self._zoneout,
+            read_zoneout(self.zoneout, cell),
         )
         return run_sequence(input, hx, _gather_flat(self), options, lengths, return_all_states, resets)
+
+    def __prepare_scriptable__(self):
+        if self._is_beyond_torch:
+            raise NotImplementedError(
+                f"{type(self).__name__}: torch.jit.script takes only layers that torch.nn has, got {self}"
+            )
+        return self
 
     # The same for TorchScript, which wants one type for each argument. Lists are unpacked and not indexed, so
     # that the ONNX exporter knows what is in them.
 
     def _script_rows(self, x: Tensor, batch_sizes: Tensor | None, states: list[Tensor]) -> list[Tensor]:
-        if self._is_beyond_torch:
-            raise NotImplementedError("TorchScript: expected a layer with the options of torch.nn's only")
         return torch.ops.fastrnn.rnn(
             x,
             batch_sizes,
@@ -274,7 +284,14 @@ class _Layer(Leaf, RNNBase, metaclass=_Class):
 class _Cell(Leaf, RNNCellBase, metaclass=_Class):
     """`forward` of a single step, for a subclass of torch.nn.RNNCellBase; `_cell` names the cell."""
 
+    __jit_unused_properties__ = ["_cell", "_is_beyond_torch"]
+
     _size_was_set = False
+
+    @property
+    def _is_beyond_torch(self) -> bool:
+        """Whether torch.nn does not have the cell."""
+        return self._cell in CELLS and self._cell not in _CELLS_OF_TORCH
 
     def __setattr__(self, name, value):
         super().__setattr__(name, value)
@@ -607,7 +624,6 @@ class GRUCell(_Cell, torch.nn.GRUCell):
     keyword reset_after, see GRU."""
 
     reset_after = True
-    __jit_unused_properties__ = ["_cell"]
 
     def __init__(self, *args: Any, reset_after: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -638,7 +654,6 @@ class GRUCell(_Cell, torch.nn.GRUCell):
 class RNNCell(_Cell, torch.nn.RNNCell):
     """torch.nn.RNNCell, computed by fastrnn. Arguments, shapes and attributes: see torch.nn.RNNCell."""
 
-    __jit_unused_properties__ = ["_cell"]
 
     @property
     def _cell(self):

@@ -50,6 +50,7 @@ def _rnn(x, batch_sizes, states, weights, *options):
         bidirectional=o.bidirectional,
         batch_first=o.batch_first,
         batch_sizes=batch_sizes,
+        resets=o.resets,
     )
 
 

@@ -214,7 +214,7 @@ def ligru_step(x, state, W_hh, *, mask=1.0) -> State:
 def slstm_step(x, state, W_hh, *, mask=1.0) -> State:
     """One step of an sLSTM (Beck et al. 2024), gates in the order `i f z o`, states `(h, c, n, m)`.
 
-        m' = max(log sigmoid(f) + m, i)     i where n = 0: nothing is stored yet
+        m' = max(log sigmoid(f) + m, i)     i where n <= 0: nothing is stored yet
         i, f = exp(i - m'), exp(min(log sigmoid(f) + m - m', 0))
         c' = f * c + i * tanh(z)
         n' = f * n + i
@@ -227,7 +227,7 @@ def slstm_step(x, state, W_hh, *, mask=1.0) -> State:
     h, c, n, m = state
     i, f, z, o = (x + linear(h * mask, W_hh)).chunk(4, dim=-1)
     kept = logsigmoid(f) + m
-    m = torch.where(n == 0, i, torch.where(kept > i, kept, i))
+    m = torch.where(n <= 0, i, torch.where(kept <= i, i, kept))
     i, f = (i - m).exp(), (kept - m).clamp(max=0).exp()
     c = f * c + i * z.tanh()
     n = f * n + i

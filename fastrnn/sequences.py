@@ -54,6 +54,7 @@ class Options(NamedTuple):
     checkpoint_gates: bool = False
     recurrent_dropout: float = 0.0
     zoneout: tuple[float, ...] = ()
+    resets: Tensor | None = None
 
 
 class Rows(NamedTuple):
@@ -356,6 +357,10 @@ class _TimeMajor:
         """A state as it is given, `[L*D, B, .]` for the operator."""
         return state
 
+    def take_resets(self, resets):
+        """Resets as the operator takes them, of each row of x."""
+        return resets
+
     def give(self, y):
         """The operator's output in the form of the input."""
         return y
@@ -375,6 +380,9 @@ class _BatchFirst(_TimeMajor):
     def __init__(self, input):
         super().__init__(input.transpose(0, 1))
 
+    def take_resets(self, resets):
+        return resets.transpose(0, 1)
+
     def give(self, y):
         return y.transpose(0, 1)
 
@@ -387,6 +395,9 @@ class _Unbatched(_TimeMajor):
 
     def __init__(self, input):
         super().__init__(input.unsqueeze(1))
+
+    def take_resets(self, resets):
+        return resets.unsqueeze(1)
 
     def state_size(self, LD, width):
         return LD, width
@@ -443,6 +454,10 @@ class _WithLengths(_TimeMajor):
         if torch.jit.is_tracing():  # a trace keeps no check of Python's, but this takes B sequences alone
             state = state.split([self.B], 1)[0]
         return state.index_select(1, self.order)
+
+    def take_resets(self, resets):
+        rows = resets.flatten().index_select(0, self.index)
+        return rows.unsqueeze(0) if self.is_empty else rows
 
     def give(self, y):
         """Back to where the rows came from, and zero elsewhere."""

@@ -41,11 +41,10 @@ struct IndRnn : CellConstants<info> {
   template <class M, class V>
   static FASTRNN_INLINE void backward(const V* /*s*/, const V* u, const V& h_prev, const V& h,
                                       const V* /*c_prev*/, const V* /*c*/, const V& dh, V* /*dc*/, V* dgx,
-                                      V* dgh, V* du, V& dh_prev) {
+                                      V* dgh, V* du, V& /*dh_prev*/) {
     dgx[0] = Activation::template backward<M>(h, dh);
     dgh[0] = dgx[0] * u[0];
     du[0] = dgx[0] * h_prev;
-    dh_prev = 0 * dh;  // it gets dgh, as if that were multiplied by W_hh
   }
 };
 using IndRnnTanh = IndRnn<kIndRnnTanh, Tanh>;

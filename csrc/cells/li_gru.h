@@ -25,7 +25,7 @@ struct LiGru : CellConstants<kLiGru> {
   }
   template <class M, class V>
   static FASTRNN_INLINE void output(V* s, const V* /*u*/, const V& h_prev, const V* /*c*/, V& h) {
-    h = s[0] + s[1] * (h_prev - s[0]);
+    h = (1 - s[1]) * s[0] + s[1] * h_prev;  // n may be infinite
   }
 
   template <class M, class V>

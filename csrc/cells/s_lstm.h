@@ -49,10 +49,11 @@ struct SLstm : CellConstants<kSLstm> {
     const V ratio = c[0] / c[1], d_ratio = dh * o / c[1];
     const V dc_all = dc[0] + d_ratio, dn = dc[1] - d_ratio * ratio;
     const V di = (dc_all * z + dn) * i, df_open = (dc_all * c_prev[0] + dn * c_prev[1]) * f;
-    const V df = M::if_positive(1 - f, df_open, 0 * df_open);  // f = 1 is its limit
-    const V dm = dc[2] - di - df;
-    const V d_kept = df + M::if_positive(1 - i, dm, 0 * dm);
-    dgx[0] = di + M::if_positive(1 - i, 0 * dm, dm);
+    // Where n = 0, f = 1 is its limit.
+    const V df = M::if_positive(c_prev[1], df_open, M::zero_unless_positive(1 - f, df_open));
+    const V dm = dc[2] - di - df, zero = M::zero_unless_positive(i - 1, dm);  // i <= 1
+    const V d_kept = df + M::if_positive(1 - i, dm, zero);
+    dgx[0] = di + M::if_positive(1 - i, zero, dm);
     dgx[1] = d_kept * s[4];
     dgx[2] = dc_all * i * (1 - z * z);
     dgx[3] = dh * ratio * o * (1 - o);

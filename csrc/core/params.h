@@ -98,6 +98,7 @@ struct LayerParams {
   const T* h0;                   // [D, B, P] or null (zeros)
   const T* c0[kMostCellStates];  // [D, B, H] each or null (zeros): of each state beside h
   Noise<T> noise;
+  const bool* resets;  // [R] or null: where a sequence begins anew, its states before the step are zero
 };
 
 // S = activations saved per unit, C = states beside h.

@@ -22,6 +22,7 @@ namespace fastrnn::cpu::FASTRNN_ISA {
 template <class T>
 class Backward : DirectionBase<T, BackwardParams<T>> {
   using Base = DirectionBase<T, BackwardParams<T>>;
+  using Base::begins_anew, Base::time_after, Base::time_before;
   using Base::C, Base::G, Base::L, Base::late_, Base::U, Base::cell_, Base::info_;
   using Base::direction_, Base::plan_, Base::steal_, Base::d_, Base::p_, Base::w_;
   using Base::has_W_hh_, Base::has_W_ih_, Base::noisy_, Base::projected_, Base::split_, Base::zoned_;
@@ -234,6 +235,7 @@ class Backward : DirectionBase<T, BackwardParams<T>> {
                     .kc = kc_of(EH_),
                     .prefetch_list = &prefetch_list});
         }
+        if (p_.resets && multiplied > 0) cut(time_after(t), panel, {b0, b0 + multiplied}, block);
         const Range with_step{b0, std::clamp(n, b0, b1)};
         if (projected_) {
           take_gradient(chunk, t, panel, with_step, block, multiplied);
@@ -258,6 +260,26 @@ class Backward : DirectionBase<T, BackwardParams<T>> {
         for (int64_t b = with_step.end; b < b0 + multiplied; ++b) {
           add_product(panel, b, block + (b - b0) * width);
         }
+      }
+    }
+  }
+
+  // No gradient passes to the step before `later` of sequences that begin anew there. product: theirs of a panel.
+  void cut(int64_t later, int64_t panel, Range rows, Real<T>* product) const {
+    const Panels<T>& panels = W_hh_.panels;
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      if (!begins_anew(later, b)) continue;
+      const int64_t units = panels.u(panel) * L;
+      std::memset(product + (b - rows.begin) * panels.width(panel), 0, units * sizeof(Real<T>));
+      std::memset(dh_ + b * P_padded_ + panels.first(panel), 0, units * sizeof(Real<T>));
+    }
+  }
+  // The same for the states beside h, of some units.
+  void cut_states(int64_t later, int64_t unit, int64_t units, Range rows) const {
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      if (b >= p_.rows.n(later) || !begins_anew(later, b)) continue;
+      for (int state = 0; state < C; ++state) {
+        std::memset(dc_ + (state * p_.rows.B + b) * H_padded_ + unit, 0, units * sizeof(Real<T>));
       }
     }
   }
@@ -290,6 +312,7 @@ class Backward : DirectionBase<T, BackwardParams<T>> {
   // With zoneout or dropout of h: the cells of some units, once dh_ has all of dh.
   void noisy_cells(const Chunk& chunk, int64_t t, int64_t unit, int64_t units, Range rows) {
     if (rows.begin >= rows.end) return;
+    if (zoned_ && p_.resets && time_after(t) >= 0) cut_states(time_after(t), unit, units, rows);
     if (zoned_) keep_gradients(t, unit, units, rows);
     alignas(64) T dropped[kRowBlock * kPanelVectors * L];
     for_each_cell_block(chunk, t, unit, units, rows, [&](BackwardBlock<T>& of_cells, int64_t b) {
@@ -314,7 +337,7 @@ class Backward : DirectionBase<T, BackwardParams<T>> {
   void keep_gradients(int64_t t, int64_t unit, int64_t units, Range rows) {
     for (int64_t b = rows.begin; b < rows.end; ++b) {
       for (int64_t j = unit; j < unit + units; j += L) {
-        const Zoneout<T> zoneout(p_.noise, (d_ * R_ + p_.rows.row(t, b)) * p_.H + j, unit + units - j);
+        const Zoneout<T> zoneout(p_.noise, (d_ * R_ + p_.rows.row(t, b)) * p_.H + j);
         for (int k = 0; k <= C; ++k) {
           Real<T>* d = gradient(k, b) + j;
           const V m = zoneout.factor(k), before = load(d);
@@ -457,10 +480,18 @@ class Backward : DirectionBase<T, BackwardParams<T>> {
   template <Part part_of_cell = Part::all, class F>
   void for_each_cell_block(const Chunk& chunk, int64_t t, int64_t unit, int64_t units, Range rows,
                            const F& complete) const {
+    if (p_.resets && part_of_cell == Part::all && !zoned_ && time_after(t) >= 0) {
+      cut_states(time_after(t), unit, units, rows);
+    }
     const int64_t before = time_before(t), with_before = before < 0 ? 0 : p_.rows.n(before);
-    const int64_t middle = std::clamp(with_before, rows.begin, rows.end);
-    for (const Range part : {Range{rows.begin, middle}, Range{middle, rows.end}}) {
-      if (part.begin == part.end) continue;
+    // Where the state before step t stands: in the step before, as an initial state, or it is zero.
+    const auto place = [&](int64_t b) { return begins_anew(t, b) ? 2 : b < with_before ? 0 : 1; };
+    for (Range part{rows.begin, rows.begin}; part.begin < rows.end; part.begin = part.end) {
+      if (p_.resets) {
+        for (++part.end; part.end < rows.end && place(part.end) == place(part.begin);) ++part.end;
+      } else {
+        part.end = part.begin < with_before ? std::min(with_before, rows.end) : rows.end;
+      }
       BackwardBlock<T> block = cell_block(chunk, t, unit, units, part);
       complete(block, part.begin);
       (part_of_cell == Part::early ? cell_.backward_early : cell_.backward)(block);
@@ -484,7 +515,7 @@ class Backward : DirectionBase<T, BackwardParams<T>> {
     if (zoned_ && C > 0) block.c = saved(p_.computed + of_h * p_.H, of_h + C, row);
     if (zoned_ && of_h) block.h_computed = saved(p_.computed, of_h + C, row);
     if (C > 0 && before >= 0) block.c_prev = saved(p_.c, C, before);
-    for (int state = 0; state < C; ++state) {
+    for (int state = 0; state < C && !begins_anew(t, b); ++state) {
       if (p_.c0[state]) block.c_0[state] = {p_.c0[state] + (d_ * p_.rows.B + b) * p_.H + unit, p_.H};
     }
     if (!projected_) {
@@ -492,7 +523,8 @@ class Backward : DirectionBase<T, BackwardParams<T>> {
       const int64_t y_stride = stride * p_.D * p_.P;
       if (info_.saved == 0 && !zoned_) block.h = {p_.y + (row * p_.D + d_) * p_.P + unit, y_stride};
       if (info_.reads_h) {
-        block.h_prev = {previous_h(t, b) + unit, before >= 0 ? y_stride : p_.h0 ? p_.P : 0};
+        const T* h_prev = previous_h(t, b);
+        block.h_prev = {h_prev + unit, before >= 0 ? y_stride : h_prev == zeros_ ? 0 : p_.P};
       }
     }
     if (C > 0) block.dc = {dc_ + b * H_padded_ + unit, H_padded_};
@@ -505,20 +537,15 @@ class Backward : DirectionBase<T, BackwardParams<T>> {
     return block;
   }
 
-  // The step before step t in the recurrence, or -1.
-  int64_t time_before(int64_t t) const {
-    const int64_t before = direction_.reverse ? t + 1 : t - 1;
-    return before < p_.rows.T ? before : -1;
-  }
-  // The row that held the state before step t, or -1 if that was the initial state.
+  // The row that held the state before step t, or -1 if that was the initial state, or zero.
   int64_t previous_row(int64_t t, int64_t b) const {
     const int64_t before = time_before(t);
-    return before < 0 || b >= p_.rows.n(before) ? -1 : p_.rows.row(before, b);
+    return before < 0 || b >= p_.rows.n(before) || begins_anew(t, b) ? -1 : p_.rows.row(before, b);
   }
   const T* previous_h(int64_t t, int64_t b) const {
     const int64_t row = previous_row(t, b);
     if (row >= 0) return p_.y + (row * p_.D + d_) * p_.P;
-    return p_.h0 ? p_.h0 + (d_ * p_.rows.B + b) * p_.P : zeros_;
+    return p_.h0 && !begins_anew(t, b) ? p_.h0 + (d_ * p_.rows.B + b) * p_.P : zeros_;
   }
 
   // The chunk's share of dW_ih, dW_hh, dW_hr, the vectors and dx. If another chunk follows, it needs what this one
@@ -598,6 +625,12 @@ class Backward : DirectionBase<T, BackwardParams<T>> {
     const Range rows = team.own_share(p_.rows.B);
     for (int64_t b = rows.begin; b < rows.end; ++b) {
       const int64_t to = d_ * p_.rows.B + b;
+      if (!direction_.reverse && begins_anew(0, b)) {  // its initial states are not read
+        std::memset(dh_ + b * P_padded_, 0, p_.P * sizeof(Real<T>));
+        for (int state = 0; state < C; ++state) {
+          std::memset(dc_ + (state * p_.rows.B + b) * H_padded_, 0, p_.H * sizeof(Real<T>));
+        }
+      }
       if (p_.dh0) copy(p_.dh0 + to * p_.P, dh_ + b * P_padded_, p_.P);
       for (int state = 0; state < C; ++state) {
         if (p_.dc0[state]) copy(p_.dc0[state] + to * p_.H, dc_ + (state * p_.rows.B + b) * H_padded_, p_.H);

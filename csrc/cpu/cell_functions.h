@@ -432,7 +432,7 @@ void normalised_cell_backward(const BackwardBlock<T>& given) {
         } else if (block.c_0[0].at) {
           c_prev = load_upto(at(block.c_0[0], unit), n);
         }
-        V dc_total = load(at(block.dc, unit)) + of_c.scale * (dc * gain - mean_w - c * mean_w_c);
+        V dc_total = load_upto(at(block.dc, unit), n) + of_c.scale * (dc * gain - mean_w - c * mean_w_c);
         Inner::template backward_gates<Math>(s, c_prev, dc_total, dgx);
         store(at(block.dc, unit), dc_total);
       } else {

@@ -49,6 +49,16 @@ class DirectionBase {
         P_padded_(ceil_div(p_.P, L) * L),
         workspace_(resources) {}
 
+  // The step before step t in the recurrence, and that after it, or -1.
+  int64_t time_before(int64_t t) const { return in_time(direction_.reverse ? t + 1 : t - 1); }
+  int64_t time_after(int64_t t) const { return in_time(direction_.reverse ? t - 1 : t + 1); }
+  // Does sequence b begin anew between step t and the one before it in the recurrence? The reset stands at the later
+  // of both in time. A step that the sequence does not have has none.
+  bool begins_anew(int64_t t, int64_t b) const {
+    const int64_t later = direction_.reverse ? t + 1 : t;
+    return p_.resets && later >= 0 && later < p_.rows.T && b < p_.rows.n(later) &&
+           p_.resets[p_.rows.row(later, b)];
+  }
   // Scratch memory.
   template <class S>
   void take(S*& pointer, int64_t count) {
@@ -74,6 +84,8 @@ class DirectionBase {
     const int64_t B = p_.rows.B, sequences = sequences_in_chunk(p_.rows);
     for (int64_t b = 0; b < B; b += sequences) f(Range{b, std::min(b + sequences, B)});
   }
+
+  int64_t in_time(int64_t t) const { return t < p_.rows.T ? t : -1; }
 
   const CellFunctions<T>& cell_;
   const cells::CellInfo& info_;

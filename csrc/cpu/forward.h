@@ -25,6 +25,7 @@ namespace fastrnn::cpu::FASTRNN_ISA {
 template <class T>
 class Forward : DirectionBase<T, ForwardParams<T>> {
   using Base = DirectionBase<T, ForwardParams<T>>;
+  using Base::begins_anew, Base::time_after;
   using Base::C, Base::G, Base::L, Base::late_, Base::U, Base::cell_, Base::info_;
   using Base::direction_, Base::plan_, Base::steal_, Base::d_, Base::p_, Base::w_;
   using Base::has_W_hh_, Base::has_W_ih_, Base::noisy_, Base::projected_, Base::split_, Base::zoned_;
@@ -177,8 +178,33 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
         for (int state = 0; state < C; ++state) {
           initial_state(p_.c0[state], b, p_.H, c_ + (state * p_.rows.B + b) * H_padded_);
         }
+        if (!direction_.reverse && begins_anew(0, b)) {
+          for (T* buffer : h_) clear(buffer + b * P_padded_, p_.P);
+          clear_states(b, 0, p_.H);
+        }
       }
     });
+  }
+
+  template <class S>
+  static void clear(S* numbers, int64_t count) {
+    std::memset(numbers, 0, count * sizeof(S));
+  }
+  // The states that the cell computes, of some units of sequence b.
+  void clear_states(int64_t b, int64_t unit, int64_t units) const {
+    if (h_real_) clear(h_real_ + b * P_padded_ + unit, units);
+    for (int state = 0; state < C; ++state) clear(c_ + (state * p_.rows.B + b) * H_padded_ + unit, units);
+  }
+  // After step t: clears the states of some units of the sequences that begin anew in the next step. after: h, null
+  // where the projection makes it.
+  void begin_anew(int64_t t, int64_t unit, int64_t units, Range rows, T* after) const {
+    const int64_t next = time_after(t);
+    if (!p_.resets || next < 0) return;
+    for (int64_t b = rows.begin; b < std::min(rows.end, p_.rows.n(next)); ++b) {
+      if (!begins_anew(next, b)) continue;
+      if (after) clear(after + b * P_padded_ + unit, units);
+      clear_states(b, unit, units);
+    }
   }
 
   template <class S>
@@ -297,6 +323,7 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
         } else {
           cell_.forward(cells);
           if (noisy_ && !projected_) finish(t, i, panels_.first(panel), panels_.size(panel), block);
+          begin_anew(t, panels_.first(panel), panels_.size(panel), block, projected_ ? nullptr : h_after(i));
         }
       });
     }
@@ -321,6 +348,7 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
         cells.gh = {gh, width};
         cell_.forward(cells);
         if (noisy_) finish(t, i, panels_.first(panel), panels_.size(panel), block);
+        begin_anew(t, panels_.first(panel), panels_.size(panel), block, h_after(i));
       });
     }
   }
@@ -336,6 +364,7 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
       cells.gh.at = gh_ + b * panels_.padded_width();
       cell_.forward(cells);
       if (noisy_) finish(t, i, 0, p_.H, {b, b + 1});
+      begin_anew(t, 0, p_.H, {b, b + 1}, h_after(i));
     }
   }
 
@@ -426,7 +455,7 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
         const int64_t n = std::min<int64_t>(L, units - j);
         V h = load(h_computed_ + at_h + j);
         if (zoned_) {
-          const Zoneout<T> zoneout(p_.noise, (d_ * R_ + row) * p_.H + unit + j, n);
+          const Zoneout<T> zoneout(p_.noise, (d_ * R_ + row) * p_.H + unit + j);
           h = zoneout.blend(0, load(h_real_ + at_h + j), h);
           for (int state = 0; state < C; ++state) {
             const int64_t at = (state * B + b) * H_padded_ + unit + j;
@@ -473,6 +502,8 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
           for (T* y : {p_.y, p_.y_copy}) {
             if (y) copy(y + (p_.rows.row(t, b) * p_.D + d_) * p_.P + unit, h, n);
           }
+          const int64_t next = time_after(t);
+          if (next >= 0 && begins_anew(next, b)) clear(after, n);
         }
       });
     }

@@ -67,7 +67,7 @@ class LayerNode : public Node {
         packed_(args.packed()),
         zoneout_(args.noise.zoneout),
         stand_ins_(std::move(stand_ins)) {
-    saved_.reserve(count_ + 7);
+    saved_.reserve(count_ + 8);
     stand_ins_.resize(count_);
     for (const auto i : c10::irange(count_)) {
       save(stand_ins_[i].defined() && inputs[i].is_inference() ? Tensor() : inputs[i]);
@@ -77,6 +77,7 @@ class LayerNode : public Node {
                                                      : args.batch_sizes.value_or(Tensor()));
     save(args.noise.mask.value_or(Tensor()));
     save(args.noise.seed.value_or(Tensor()));
+    save(args.resets.value_or(Tensor()));
   }
 
   // After the arguments.
@@ -95,6 +96,7 @@ class LayerNode : public Node {
     at::TensorList inputs, rest;
     optional<Tensor> batch_sizes;
     LayerNoise noise;
+    optional<Tensor> resets;
   };
   LayerArgs args_of(const Unpacked& u) const {
     return {u.inputs[0],
@@ -104,7 +106,8 @@ class LayerNode : public Node {
             cell_,
             bidirectional_,
             batch_first_,
-            u.noise};
+            u.noise,
+            u.resets};
   }
   Unpacked unpack(bool use_stand_ins) {
     Unpacked result;
@@ -131,14 +134,15 @@ class LayerNode : public Node {
     if (packed_) u.batch_sizes = all[count_];
     const auto given = [](const Tensor& t) { return t.defined() ? optional<Tensor>(t) : std::nullopt; };
     u.noise = {given(all[count_ + 1]), given(all[count_ + 2]), zoneout_};
+    u.resets = given(all[count_ + 3]);
   }
 
   const size_t count_, states_;
-  const size_t rest_ = count_ + 3;  // where the rest begins
+  const size_t rest_ = count_ + 4;  // where the rest begins
   const int cell_;
   const bool bidirectional_, batch_first_, packed_;
   const std::vector<double> zoneout_;
-  std::vector<torch::autograd::SavedVariable> saved_;  // inputs, batch_sizes, mask, seed, the rest
+  std::vector<torch::autograd::SavedVariable> saved_;  // inputs, batch_sizes, mask, seed, resets, the rest
   StandIns stand_ins_;                                 // one for each input, undefined for most
 };
 

@@ -5,6 +5,7 @@
 
 #include "core/params.h"
 #include "cuda/plan.h"
+#include "torch/schema.h"
 
 namespace fastrnn::torch_ops {
 
@@ -12,6 +13,8 @@ namespace fastrnn::torch_ops {
 class Cuda {
  public:
   static constexpr bool computes = true, has_half = true;
+  // Python gives a GPU segments of sequences, not resets.
+  static bool has_kernels(const LayerArgs& args) { return !args.resets; }
   explicit Cuda(const at::Tensor& x) : guard_(x.device()) {}
 
   // Defined for float, double, fp16 and bf16. No call waits for the device.

@@ -86,7 +86,8 @@ struct Step {
 template <class Cell>
 struct Direction {
   WeightsOf<Tensor> w;
-  Tensor mask;  // [B, P] or undefined
+  std::vector<Tensor> resets;  // of each step, or none
+  Tensor mask;                 // [B, P] or undefined
   bool reverse;
   std::vector<Step<Cell>> steps;
   Tensor h;            // final [B, P]
@@ -113,6 +114,15 @@ States first_of_each(const States& states, const Tensor& like) {
 template <class States>
 void put_each(const States& updated, States& states) {
   for (const auto k : c10::irange(states.size())) states[k] = put(updated[k], states[k]);
+}
+
+// States before step t, or their gradients, with zeros where a sequence begins anew there.
+template <class Cell>
+Tensor begin_anew(const Direction<Cell>& direction, int64_t t, const Tensor& state) {
+  const int64_t later = direction.reverse ? t + 1 : t;
+  if (later >= static_cast<int64_t>(direction.resets.size())) return state;
+  const Tensor& marks = direction.resets[later];
+  return put(first(state, marks).masked_fill(marks.unsqueeze(-1), 0), state);
 }
 
 // Rows of a tensor with a gate's H in each: those of gates [begin, end).
@@ -204,6 +214,7 @@ Direction<Cell> run(const Layer& layer, int64_t d) {
   const WeightsOf<Tensor>& w = result.w = layer.layout.of(args.weights, d);
   result.reverse = d == 1;
   if (args.noise.mask) result.mask = args.noise.mask->select(0, d);
+  if (args.resets) result.resets = layer.split(*args.resets);
   const std::vector<Tensor> x = layer.split(args.x);
   const c10::SymInt P = layer.layout.P(args.weights), H = layer.layout.H(args.weights);
   const auto state = [&](size_t i, const c10::SymInt& size) {
@@ -225,6 +236,8 @@ Direction<Cell> run(const Layer& layer, int64_t d) {
     const int64_t t = result.time(i);
     Step<Cell>& step = result.steps[t];
     step.x = x[t];
+    h = begin_anew(result, t, h);
+    for (Tensor& state : c) state = begin_anew(result, t, state);
     step.h_prev = first(h, x[t]);
     step.c_prev = first_of_each(c, x[t]);
     compute(result, step,
@@ -419,9 +432,10 @@ variable_list backward(const Layer& layer, const std::vector<Tensor>& grads) {
                    .matmul(rows_of_gates<Cell>(w.W_hh, 0, E));
       }
       dh_t = times(dh_t, direction.mask);
-      if (Cell::reads_h) dh_t = dh_t + found.dh_prev;
-      dh = put(to_before(0, dy_total[t], dh_t), dh);
+      if (Cell::reads_h && found.dh_prev.defined()) dh_t = dh_t + found.dh_prev;
+      dh = begin_anew(direction, t, put(to_before(0, dy_total[t], dh_t), dh));
       put_each(dc_t, dc);
+      for (Tensor& gradient : dc) gradient = begin_anew(direction, t, gradient);
     }
     for (const Step<Cell>& step : direction.steps) {
       x.push_back(step.x);

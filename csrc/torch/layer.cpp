@@ -66,7 +66,7 @@ c10::SymDimVector size_of(const cells::Parameter& parameter, const Shape& s) {
 }
 
 Shape check_shape(const LayerArgs& args) {
-  const auto& [x, batch_sizes, hx, weights, cell_index, bidirectional, batch_first, noise] = args;
+  const auto& [x, batch_sizes, hx, weights, cell_index, bidirectional, batch_first, noise, resets] = args;
   const CellInfo& cell = args.info();
   const auto dtype = x.scalar_type();
   const bool half = !x.is_cpu();  // only the CUDA kernels have it
@@ -115,6 +115,11 @@ Shape check_shape(const LayerArgs& args) {
   if (noise.seed) {
     const SymInt size[] = {1};
     check_tensor(*noise.seed, "seed", size, at::kLong, x);
+  }
+  if (resets) {
+    TORCH_CHECK(resets->scalar_type() == at::kBool, "resets: expected dtype Bool, got ",
+                resets->scalar_type());
+    check_tensor(*resets, "resets", x.sym_sizes().slice(0, x.dim() - 1), at::kBool, x);
   }
   TORCH_CHECK(noise.zoneout.empty() || (noise.zoneout.size() == states && !s.layout.projected),
               "zoneout: expected none, or one for each of ", states, " states and no projection");
@@ -247,7 +252,9 @@ void read_states(LayerParams<T>& p, Arguments& arguments, const LayerArgs& args,
 }
 
 template <class T>
-void read_noise(LayerParams<T>& p, Arguments& arguments, const LayerNoise& noise) {
+void read_options(LayerParams<T>& p, Arguments& arguments, const LayerArgs& args) {
+  const LayerNoise& noise = args.noise;
+  if (args.resets) p.resets = arguments.read<bool>(*args.resets, "resets");
   if (noise.mask) p.noise.mask = arguments.read<T>(*noise.mask, "mask");
   if (noise.seed) p.noise.seed = arguments.read<int64_t>(*noise.seed, "seed");
   std::copy(noise.zoneout.begin(), noise.zoneout.end(), p.noise.zoneout);
@@ -261,6 +268,7 @@ T* data(const Tensor& tensor) {
 // Where a layer is computed; for CUDA see torch/cuda.h. An object of it lives while a layer is.
 struct Cpu {
   static constexpr bool computes = true, has_half = false;
+  static bool has_kernels(const LayerArgs&) { return true; }
   explicit Cpu(const Tensor&) {}
 
   template <class T>
@@ -304,7 +312,8 @@ variable_list layer_forward(const LayerArgs& args, bool save) {
   const at::TensorList hx = args.hx, weights = args.weights;
   const Shape s = check_shape(args);
   if constexpr (Backend::computes) {
-    if (s.R != 0 && s.has_empty_weights()) return differentiable_forward(args, save);
+    if (s.R != 0 && (s.has_empty_weights() || !Backend::has_kernels(args)))
+      return differentiable_forward(args, save);
   }
   variable_list outputs;
   outputs.reserve(6);
@@ -338,7 +347,7 @@ variable_list layer_forward(const LayerArgs& args, bool save) {
       }
       p.x = arguments.read<T>(x, "input");
       read_states(p, arguments, args, true);
-      read_noise(p, arguments, args.noise);
+      read_options(p, arguments, args);
       size_t i = 0;
       p.y = data<T>(outputs[i++]);
       if (!s.step) p.hn = data<T>(outputs[i++]);
@@ -411,7 +420,8 @@ variable_list layer_backward(const LayerArgs& args, const BackwardArgs& given) {
   TORCH_CHECK(given.wanted.size() == inputs.size(), "wanted: expected ", inputs.size(), " flags, got ",
               given.wanted.size());
   if constexpr (Backend::computes) {
-    if (s.R != 0 && s.has_empty_weights()) return differentiable_backward(args, given);
+    if (s.R != 0 && (s.has_empty_weights() || !Backend::has_kernels(args)))
+      return differentiable_backward(args, given);
   }
   std::vector<Tensor> all(inputs.size());
   variable_list result;
@@ -465,7 +475,7 @@ variable_list layer_backward(const LayerArgs& args, const BackwardArgs& given) {
       }
       if (wants_W_ih) p.x = arguments.read<T>(x, "input");
       read_states(p, arguments, args, wants_W_hh || args.info().reads_h);
-      read_noise(p, arguments, args.noise);
+      read_options(p, arguments, args);
       backend.backward(args.cell, p);
     });
   }

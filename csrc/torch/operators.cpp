@@ -87,6 +87,7 @@ struct StackOptions {
   bool train, bidirectional, batch_first, checkpoint_gates;
   double recurrent_dropout;
   std::vector<double> zoneout;  // none, or one for each state
+  optional<Tensor> resets;
 };
 
 // Of a layer of B sequences, with torch's generator.
@@ -118,7 +119,7 @@ variable_list run_stack(const Tensor& input, const optional<Tensor>& batch_sizes
                              half_to_float(weights, "weights"), options));
   }
   const auto& [cell, has_biases, num_layers, dropout, train, bidirectional, batch_first, checkpoint_gates,
-               recurrent_dropout, zoneout] = options;
+               recurrent_dropout, zoneout, resets] = options;
   const CellInfo& info = *cells::kCells[cell];
   TORCH_CHECK_VALUE(num_layers > 0, "num_layers: expected at least 1, got ", num_layers);
   check_probability(dropout, "dropout");
@@ -192,6 +193,7 @@ variable_list run_stack(const Tensor& input, const optional<Tensor>& batch_sizes
     }
     LayerArgs of_layer{x,    batch_sizes,   layer_states, weights.slice(layer * D * each, D * each),
                        cell, bidirectional, batch_first};
+    if (resets) of_layer.resets = unbatched ? resets->unsqueeze(batch_first ? 0 : 1) : *resets;
     if (recurrent_dropout > 0 || !zoneout.empty()) {
       const c10::SymInt B = packed ? states[0].sym_size(1) : x.sym_size(batch_first ? 0 : 1);
       of_layer.noise = draw_noise(options, x, D, B, P);
@@ -274,11 +276,11 @@ template <class Cast>
 variable_list rnn_of(const Tensor& input, const optional<Tensor>& batch_sizes, at::TensorList hx,
                      at::TensorList weights, const std::string& cell, bool has_biases, int64_t num_layers,
                      double dropout, bool train, bool bidirectional, bool batch_first, bool checkpoint_gates,
-                     double recurrent_dropout, at::ArrayRef<double> zoneout) {
+                     double recurrent_dropout, at::ArrayRef<double> zoneout, const optional<Tensor>& resets) {
   const Cast cast;
   return run_stack(cast(input), batch_sizes, cast(hx), cast(weights),
                    {find_cell(cell), has_biases, num_layers, dropout, train, bidirectional, batch_first,
-                    checkpoint_gates, recurrent_dropout, zoneout.vec()});
+                    checkpoint_gates, recurrent_dropout, zoneout.vec(), resets});
 }
 template <class Cast>
 variable_list cell_of(const Tensor& input, at::TensorList hx, at::TensorList weights,

@@ -9,7 +9,7 @@ using RnnFunction = variable_list(const Tensor& input, const optional<Tensor>& b
                                   at::TensorList weights, const std::string& cell, bool has_biases,
                                   int64_t num_layers, double dropout, bool train, bool bidirectional,
                                   bool batch_first, bool checkpoint_gates, double recurrent_dropout,
-                                  at::ArrayRef<double> zoneout);
+                                  at::ArrayRef<double> zoneout, const optional<Tensor>& resets);
 using CellFunction = variable_list(const Tensor& input, at::TensorList hx, at::TensorList weights,
                                    const std::string& cell);
 

@@ -74,16 +74,16 @@ namespace {
 
 using LayerFunction = variable_list(const Tensor&, const optional<Tensor>&, at::TensorList, at::TensorList,
                                     const std::string&, bool, bool, bool, const optional<Tensor>&,
-                                    const optional<Tensor>&, at::ArrayRef<double>);
+                                    const optional<Tensor>&, at::ArrayRef<double>, const optional<Tensor>&);
 using LayerBackwardFunction = variable_list(const c10::List<optional<Tensor>>&, const Tensor&,
                                             const optional<Tensor>&, at::TensorList, at::TensorList,
                                             const std::string&, bool, bool, at::TensorList, c10::List<bool>,
                                             const optional<Tensor>&, const optional<Tensor>&,
-                                            at::ArrayRef<double>);
+                                            at::ArrayRef<double>, const optional<Tensor>&);
 
 variable_list call(const c10::TypedOperatorHandle<LayerFunction>& op, const LayerArgs& args, bool flag) {
   return op.call(args.x, args.batch_sizes, args.hx, args.weights, args.info().name, args.bidirectional,
-                 args.batch_first, flag, args.noise.mask, args.noise.seed, args.noise.zoneout);
+                 args.batch_first, flag, args.noise.mask, args.noise.seed, args.noise.zoneout, args.resets);
 }
 
 }  // namespace
@@ -100,28 +100,28 @@ variable_list call_layer_backward(const LayerArgs& args, const BackwardArgs& bac
   static const auto op = find_operator<LayerBackwardFunction>("fastrnn::layer_backward");
   return op.call(backward.grads, args.x, args.batch_sizes, args.hx, args.weights, args.info().name,
                  args.bidirectional, args.batch_first, backward.saved, backward.wanted, args.noise.mask,
-                 args.noise.seed, args.noise.zoneout);
+                 args.noise.seed, args.noise.zoneout, args.resets);
 }
 
 TORCH_LIBRARY(fastrnn, m) {
   m.def(
       "rnn(Tensor input, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str cell, bool has_biases, int "
       "num_layers, float dropout, bool train, bool bidirectional, bool batch_first, bool "
-      "checkpoint_gates=False, float recurrent_dropout=0., float[] zoneout=[]) -> Tensor[]");
+      "checkpoint_gates=False, float recurrent_dropout=0., float[] zoneout=[], Tensor? resets=None) -> "
+      "Tensor[]");
   m.def("cell(Tensor input, Tensor[] hx, Tensor[] weights, str cell) -> Tensor[]");
   m.def(
       "layer(Tensor x, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str cell, bool bidirectional, "
       "bool batch_first, bool checkpoint_gates=False, Tensor? mask=None, Tensor? seed=None, float[] "
-      "zoneout=[]) "
-      "-> Tensor[]");
+      "zoneout=[], Tensor? resets=None) -> Tensor[]");
   m.def(
       "layer_forward(Tensor x, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str cell, bool "
-      "bidirectional, bool batch_first, bool save, Tensor? mask=None, Tensor? seed=None, float[] zoneout=[]) "
-      "-> Tensor[]");
+      "bidirectional, bool batch_first, bool save, Tensor? mask=None, Tensor? seed=None, float[] "
+      "zoneout=[], Tensor? resets=None) -> Tensor[]");
   m.def(
       "layer_backward(Tensor?[] grads, Tensor x, Tensor? batch_sizes, Tensor[] hx, Tensor[] weights, str "
       "cell, bool bidirectional, bool batch_first, Tensor[] saved, bool[] wanted, Tensor? mask=None, Tensor? "
-      "seed=None, float[] zoneout=[]) -> Tensor[]");
+      "seed=None, float[] zoneout=[], Tensor? resets=None) -> Tensor[]");
 }
 
 }  // namespace fastrnn::torch_ops

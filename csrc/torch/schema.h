@@ -13,7 +13,8 @@
 // cell's parameters in the order of its CellInfo, as far as the layer has them, for each direction. With
 // `checkpoint_gates` autograd keeps the arguments only, and the backward runs the forward again. mask [D, B, P]: factors
 // of the h that W_hh multiplies. zoneout: for each state the chance that a unit keeps it; with a seed, an int64, at
-// random, without one in expectation.
+// random, without one in expectation. resets: before which steps a sequence begins anew; in the reverse direction after
+// them.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -99,6 +100,7 @@ struct LayerArgs {
   int cell;  // its index in cells/registry.h
   bool bidirectional, batch_first;
   LayerNoise noise{};
+  optional<Tensor> resets{};  // bool, the sizes of x before its last: begin anew before this step
 
   const CellInfo& info() const { return *cells::kCells[cell]; }
   bool packed() const { return batch_sizes.has_value(); }
@@ -128,10 +130,17 @@ variable_list as_layer(const Tensor& x, const optional<Tensor>& batch_sizes, at:
                        at::TensorList weights, const std::string& cell, bool bidirectional, bool batch_first,
                        bool flag,  // checkpoint_gates, or save
                        const optional<Tensor>& mask, const optional<Tensor>& seed,
-                       at::ArrayRef<double> zoneout) {
-  return f(
-      {x, batch_sizes, hx, weights, find_cell(cell), bidirectional, batch_first, {mask, seed, zoneout.vec()}},
-      flag);
+                       at::ArrayRef<double> zoneout, const optional<Tensor>& resets) {
+  return f({x,
+            batch_sizes,
+            hx,
+            weights,
+            find_cell(cell),
+            bidirectional,
+            batch_first,
+            {mask, seed, zoneout.vec()},
+            resets},
+           flag);
 }
 template <variable_list (*f)(const LayerArgs&, const BackwardArgs&)>
 variable_list as_layer_backward(const c10::List<optional<Tensor>>& grads, const Tensor& x,
@@ -139,10 +148,17 @@ variable_list as_layer_backward(const c10::List<optional<Tensor>>& grads, const 
                                 at::TensorList weights, const std::string& cell, bool bidirectional,
                                 bool batch_first, at::TensorList saved, c10::List<bool> wanted,
                                 const optional<Tensor>& mask, const optional<Tensor>& seed,
-                                at::ArrayRef<double> zoneout) {
-  return f(
-      {x, batch_sizes, hx, weights, find_cell(cell), bidirectional, batch_first, {mask, seed, zoneout.vec()}},
-      {grads, saved, wanted});
+                                at::ArrayRef<double> zoneout, const optional<Tensor>& resets) {
+  return f({x,
+            batch_sizes,
+            hx,
+            weights,
+            find_cell(cell),
+            bidirectional,
+            batch_first,
+            {mask, seed, zoneout.vec()},
+            resets},
+           {grads, saved, wanted});
 }
 
 // Has this tensor memory of its own, and is no wrapper of a transform, a trace or a subclass?

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..cells import CELLS
+from ..layers import PeepholeLSTM
 from ..modules import GRU, LSTM, RNN
 from ..sequences import read_lengths
 from ..signatures import typed_as
@@ -491,10 +492,4 @@ def _find(op_type, attributes, has_peepholes):
         return cell, GRU, {} if attributes["linear_before_reset"] else {"reset_after": False}
     if op_type == "RNN":
         return cell, RNN, {"nonlinearity": CELLS[cell].nonlinearity}
-    return cell, _peephole_lstm() if has_peepholes else LSTM, {}
-
-
-def _peephole_lstm():
-    from .. import PeepholeLSTM  # type: ignore[attr-defined]
-
-    return PeepholeLSTM
+    return cell, PeepholeLSTM if has_peepholes else LSTM, {}

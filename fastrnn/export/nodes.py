@@ -24,6 +24,7 @@ __all__ = [
     "step",
 ]
 
+NO_RESETS = "resets: a layer with them in several steps cannot be exported to ONNX"
 INT32, INT64, BOOL = 6, 7, 9  # ONNX's numbers of these dtypes
 
 
@@ -64,7 +65,7 @@ def operator_of(cell: str) -> Operator:
     return OPERATORS[cell]
 
 
-def check(cell, dtype, dropout=0.0, training=False, recurrent_dropout=0.0, zoneout=()):
+def check(cell, dtype, dropout=0.0, training=False, recurrent_dropout=0.0, zoneout=(), resets=None):
     """Refuse what ONNX's operators cannot do. dtype: its name in the exporter, or None if that is unknown."""
     name = operator_of(cell).name
     if dtype not in (None, "FLOAT", "FLOAT32", "DOUBLE", "FLOAT64", "FLOAT16", "HALF"):
@@ -72,6 +73,8 @@ def check(cell, dtype, dropout=0.0, training=False, recurrent_dropout=0.0, zoneo
     for argument, p in (("dropout", dropout), ("recurrent_dropout", recurrent_dropout)):
         if p and training:
             raise NotImplementedError(f"{argument}: ONNX's {name} has no dropout: export in eval mode")
+    if resets is not None:
+        raise NotImplementedError(NO_RESETS)
     if any(zoneout):
         raise NotImplementedError(f"zoneout: ONNX's {name} has none")
 

@@ -11,11 +11,10 @@ from torch import Tensor
 from ..functional import run_in_form
 from ..late import when_imported
 from ..sequences import Options
-from .nodes import BOOL, INT32, INT64, check, stack, stack_with_lengths, stack_without_batch, step
+from .nodes import BOOL, INT32, INT64, NO_RESETS, check, stack, stack_with_lengths, stack_without_batch, step
 
 __all__ = ["translation_table"]
 
-_NO_RESETS = "resets: a layer with them in several steps cannot be exported to ONNX"
 
 # ---- one operator for a call with lengths, so that an exporter sees them ----
 
@@ -63,9 +62,15 @@ def translation_table() -> dict[Callable, Callable]:
         mask: TensorType | None = None,
         seed: TensorType | None = None,
         zoneout: Sequence[float] = (),
+        resets: TensorType | None = None,
     ):
         check(
-            cell, x.dtype and x.dtype.name, recurrent_dropout=mask is not None, training=True, zoneout=zoneout
+            cell,
+            x.dtype and x.dtype.name,
+            recurrent_dropout=mask is not None,
+            training=True,
+            zoneout=zoneout,
+            resets=resets,
         )
         H = weights[1].shape[1]
         if batch_sizes is None and len(x.shape) == 2:
@@ -79,7 +84,7 @@ def translation_table() -> dict[Callable, Callable]:
     def segments_of(
         resets: TensorType, lengths: TensorType | None, batch_sizes: TensorType | None, batch_first: bool
     ):
-        raise NotImplementedError(_NO_RESETS)
+        raise NotImplementedError(NO_RESETS)
 
     def rows_of(lengths: TensorType, B: int, T: int, batch_first: bool):
         return _rows(op, lengths, B, T, batch_first)
@@ -178,7 +183,7 @@ def _register():
             raise NotImplementedError("weights: expected sizes that are known, for ONNX's hidden_size")
         return sizes[1]
 
-    @parse_args("v", "v", "v", "v", "s", "b", "i", "f", "b", "b", "b", "b", "f", "fs")
+    @parse_args("v", "v", "v", "v", "s", "b", "i", "f", "b", "b", "b", "b", "f", "fs", "v")
     def rnn(
         g,
         x,
@@ -195,8 +200,10 @@ def _register():
         _,
         recurrent_dropout,
         zoneout,
+        resets,
     ):
-        check(cell, dtype_of(x), dropout, training, recurrent_dropout, zoneout)
+        given = None if resets.node().mustBeNone() else resets
+        check(cell, dtype_of(x), dropout, training, recurrent_dropout, zoneout, given)
         op, hx, weights = _Graph(g), list_of(hx), list_of(weights)
         arguments = weights, cell, size_of(weights), num_layers, bidirectional
         if not sizes.node().mustBeNone():
@@ -239,7 +246,7 @@ def _register():
         return g.op("prim::ListConstruct", *states)
 
     def segments_of(g, *_):
-        raise NotImplementedError(_NO_RESETS)
+        raise NotImplementedError(NO_RESETS)
 
     first = 9  # the first opset that the exporter writes; for a later one it takes what is registered before
     register_custom_op_symbolic("fastrnn::rnn", rnn, first)

@@ -11,12 +11,24 @@ from math import prod
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
+from ..cells import CELLS
 from ..late import when_imported
 
+_MATRICES = "input_matrix", "state_matrix", "projection"
 
-def count_forward(x, batch_sizes, hx, weights, *rest, **kwargs) -> int:
+
+def kinds_of(cell, each) -> list[str]:
+    """The kinds of the `each` weights that a direction has."""
+    info, options = CELLS[cell], (False, True)
+    forms = [info.parameters_of(bias, projected) for bias in options for projected in options]
+    return [p.kind for p in next(form for form in forms if len(form) == each)]
+
+
+def count_forward(x, batch_sizes, hx, weights, cell, bidirectional, *rest, **kwargs) -> int:
     """Operations of a forward: every row (a step of a sequence) is multiplied by every matrix once."""
-    return 2 * prod(x.shape[:-1]) * sum(w.numel() for w in weights if w.dim() == 2)
+    kinds = kinds_of(cell, len(weights) // (1 + bidirectional)) * (1 + bidirectional)
+    sizes = (w.numel() for w, kind in zip(weights, kinds, strict=True) if kind in _MATRICES)
+    return 2 * prod(x.shape[:-1]) * sum(sizes)
 
 
 def count_backward(
@@ -38,20 +50,29 @@ def count_backward(
     else:
         ends = (x.shape[0 if batch_first else 1],) * 2
 
+    kinds = kinds_of(cell, each)
     products = 0
     for d in range(1 + bidirectional):
         own = wants_weights[d * each : (d + 1) * each]
-        W_ih, W_hh, *others = weights[d * each : (d + 1) * each]
+        matrices = {
+            kind: (w.numel(), wants)
+            for w, kind, wants in zip(weights[d * each : (d + 1) * each], kinds, own, strict=True)
+        }
         if not (wants_x or wants_hx or any(own)):
             continue
         first, last = reversed(ends) if d else ends
-        products += W_ih.numel() * rows * (own[0] + wants_x)
-        products += W_hh.numel() * (rows * own[1] + rows - (0 if wants_h_0 else first))
-        if each % 2:  # a projection
+        if "input_matrix" in matrices:
+            size, wants = matrices["input_matrix"]
+            products += size * rows * (wants + wants_x)
+        if "state_matrix" in matrices:
+            size, wants = matrices["state_matrix"]
+            products += size * (rows * wants + rows - (0 if wants_h_0 else first))
+        if "projection" in matrices:
+            size, wants = matrices["projection"]
             # The last h' may be unused. What the first step projects may depend on nothing wanted.
             used = rows if any(grad is not None for grad in grads[:-1]) else rows - last
             varies = wants_x or wants_hx or any(own[:-1])
-            products += others[-1].numel() * (used * own[-1] + max(used - (0 if varies else first), 0))
+            products += size * (used * wants + max(used - (0 if varies else first), 0))
     return 2 * products
 
 

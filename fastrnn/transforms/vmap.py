@@ -95,21 +95,23 @@ def _map_forward(op):
         mask=None,
         seed=None,
         zoneout=(),
+        resets=None,
     ):
         x_dim, sizes_dim, hx_dims, weight_dims = in_dims[:4]
-        mask_dim, seed_dim = (*in_dims[8:10], None, None)[:2]
+        mask_dim, seed_dim, _, resets_dim = (*in_dims[8:12], *[None] * 4)[:4]
         batch = _Batch(info.batch_size, x, x_dim, batch_sizes, sizes_dim, cell, batch_first, bool(zoneout))
         rest = (cell, bidirectional, batch_first, flag)
         if any(dim is not None for dim in (*weight_dims, seed_dim)):
 
-            def call(x, batch_sizes, hx, weights, mask, seed):
-                return op(x, batch_sizes, hx, weights, *rest, mask, seed, zoneout)
+            def call(x, batch_sizes, hx, weights, mask, seed, resets):
+                return op(x, batch_sizes, hx, weights, *rest, mask, seed, zoneout, resets)
 
-            dims = (*in_dims[:4], mask_dim, seed_dim)
-            return _each(batch.N, dims, call, x, batch_sizes, hx, weights, mask, seed)
+            dims = (*in_dims[:4], mask_dim, seed_dim, resets_dim)
+            return _each(batch.N, dims, call, x, batch_sizes, hx, weights, mask, seed, resets)
         hx = batch.fold_all(hx, hx_dims, [batch.states] * len(hx))
-        mask = batch.fold(mask, mask_dim, 1)
-        results = op(batch.fold(x, x_dim, batch.x), batch.sizes, hx, weights, *rest, mask, seed, zoneout)
+        noise = batch.fold(mask, mask_dim, 1), seed, zoneout
+        resets = batch.fold(resets, resets_dim, batch.x)
+        results = op(batch.fold(x, x_dim, batch.x), batch.sizes, hx, weights, *rest, *noise, resets)
         return batch.unfold_all(results, batch.results + batch.saved)
 
     return rule
@@ -131,13 +133,14 @@ def _map_backward(
     mask=None,
     seed=None,
     zoneout=(),
+    resets=None,
 ):
     grad_dims, x_dim, sizes_dim, hx_dims, weight_dims, _, _, _, saved_dims, _, *noise_dims = in_dims
-    mask_dim, seed_dim = (*noise_dims[:2], None, None)[:2]
+    mask_dim, seed_dim, _, resets_dim = (*noise_dims, *[None] * 4)[:4]
     batch = _Batch(info.batch_size, x, x_dim, batch_sizes, sizes_dim, cell, batch_first, bool(zoneout))
 
-    def call(grads, x, batch_sizes, hx, weights, saved, mask, seed):
-        rest = (cell, bidirectional, batch_first, saved, wanted, mask, seed, zoneout)
+    def call(grads, x, batch_sizes, hx, weights, saved, mask, seed, resets):
+        rest = (cell, bidirectional, batch_first, saved, wanted, mask, seed, zoneout, resets)
         return _ops.layer_backward(grads, x, batch_sizes, hx, weights, *rest)
 
     if any(dim is not None for dim in (*weight_dims, seed_dim)) or any(wanted[1 + len(hx) :]):
@@ -145,8 +148,8 @@ def _map_backward(
             raise NotImplementedError(
                 "zoneout: vmap of gradients of weights for each example has randomness='different' only"
             )
-        dims = (*in_dims[:5], saved_dims, mask_dim, seed_dim)
-        return _each(batch.N, dims, call, grads, x, batch_sizes, hx, weights, saved, mask, seed)
+        dims = (*in_dims[:5], saved_dims, mask_dim, seed_dim, resets_dim)
+        return _each(batch.N, dims, call, grads, x, batch_sizes, hx, weights, saved, mask, seed, resets)
     results = call(
         batch.fold_all(grads, grad_dims, batch.results),
         batch.fold(x, x_dim, batch.x),
@@ -156,6 +159,7 @@ def _map_backward(
         batch.fold_all(saved, saved_dims, batch.saved),
         batch.fold(mask, mask_dim, 1),
         seed,
+        batch.fold(resets, resets_dim, batch.x),
     )
     return batch.unfold_all(results, [batch.x] * wanted[0] + [batch.states] * len(hx))
 

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 import fastrnn
-from fastrnn.cells import CELLS
 
 os.environ["KERAS_BACKEND"] = "torch"  # which Keras reads when it is imported
 keras = pytest.importorskip("keras", reason="keras is not installed")
@@ -28,21 +27,8 @@ KINDS = {
     "reset_before": ("GRU", {"reset_after": False}),
 }
 NOT_IN_TORCH = {"sigmoid", "linear", "reset_before"}
-MISSING = {  # cells that fastrnn does not have yet
-    "sigmoid": "sigmoid" not in {info.nonlinearity for info in CELLS.values()},
-    "linear": "identity" not in {info.nonlinearity for info in CELLS.values()},
-    "reset_before": not hasattr(fastrnn.GRU(1, 1), "reset_after"),
-}
 FORMS = ("layer", "bidirectional", "cell", "stack", "stacked_cells")
-each_kind = pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param(
-            kind, marks=pytest.mark.skipif(MISSING.get(kind, False), reason="fastrnn has no such cell")
-        )
-        for kind in KINDS
-    ],
-)
+each_kind = pytest.mark.parametrize("kind", KINDS)
 each_form = pytest.mark.parametrize("form", FORMS)
 each_bias = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
 
@@ -201,6 +187,22 @@ def test_dropout_switched_off():
     assert_close(run_fastrnn(fastrnn.from_keras(layer), x), want)
 
 
+def test_recurrent_dropout_is_taken_over():
+    """By the mask that Keras drew, which is kept until the end of a call."""
+    layer = build("tanh", recurrent_dropout=0.4)
+    rnn = fastrnn.from_keras(layer)
+    assert rnn.recurrent_dropout == 0.4
+    x = torch.tensor(draw(B, T, I, seed=9))
+    masks, kept = [], layer.cell.get_recurrent_dropout_mask
+    layer.cell.get_recurrent_dropout_mask = lambda h: masks.append(kept(h)) or masks[-1]
+    (want, _), (mask, *others) = run_keras(layer, x, training=True), masks
+    assert all(torch.equal(mask, other) for other in others) and not mask.all()
+    weights, flags = list(rnn.parameters()), ("rnn_tanh", False, True)
+    with torch.no_grad():
+        got = torch.ops.fastrnn.layer(x, None, [], weights, *flags, mask=mask.unsqueeze(0))[0]
+    assert_close([got], [want])
+
+
 def test_backwards_is_a_flipped_input():
     layer = build("lstm", outer={"go_backwards": True})
     x = torch.tensor(draw(B, T, I, seed=9))
@@ -293,7 +295,7 @@ ERRORS = {
     ),
     "dropout": (lambda: build("gru", dropout=0.25), ValueError, "^dropout: expected 0, got 0.25"),
     "recurrent dropout": (
-        lambda: build("gru", "bidirectional", recurrent_dropout=0.5),
+        lambda: build("gru", "bidirectional", recurrent_dropout=0.5),  # a mask for each gate
         ValueError,
         "^recurrent_dropout: expected 0, got 0.5: .* set `cell.recurrent_dropout = 0` first",
     ),
@@ -340,6 +342,11 @@ ERRORS = {
         lambda: of_layers(L.LSTM(4), L.LSTM(5, go_backwards=True)),
         ValueError,
         "^units: .* got 4 and 5",
+    ),
+    "recurrent dropout of cells": (
+        lambda: of_cells(L.SimpleRNNCell(4), L.SimpleRNNCell(4, recurrent_dropout=0.1)),
+        ValueError,
+        r"^recurrent_dropout: .* got 0\.0 and 0\.1",
     ),
     "activations": (
         lambda: of_cells(L.SimpleRNNCell(4), L.SimpleRNNCell(4, activation="relu")),

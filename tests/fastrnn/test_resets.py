@@ -332,15 +332,20 @@ def test_packed_resets(cell):
 
 
 @each_cell
-def test_dropout_is_that_of_the_segments(cell):
-    """Packed by hand, in the order in which they run."""
+def test_dropout(cell):
+    """On the CPU masks are those of a call without resets; segments draw as packed sequences do."""
     case = Case(cell, T=6, B=1, I=5, H=9, L=2, dropout=0.5, hx=False)
     layer, (x, _) = case.build(fastrnn), case.inputs(fastrnn)
-    resets = torch.tensor([[0], [0], [1], [0], [0], [1]]).bool()
-    torch.manual_seed(3)
-    got, _ = layer(x, resets=resets)
+    resets = torch.tensor([[0], [0], [1], [0], [0], [1]], device=x.device).bool()
     pieces = [x[2:5, 0], x[0:2, 0], x[5:6, 0]]
     torch.manual_seed(3)
+    got, _ = layer(x, resets=resets)
+    torch.manual_seed(3)
+    if x.device.type == "cpu":
+        weights = list(layer.parameters())
+        want, *_ = reference.rnn(x, None, weights, cell, num_layers=2, dropout=0.5, resets=resets)
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+        return
     y, _ = layer(torch.nn.utils.rnn.pack_sequence(pieces))
     y, n = torch.nn.utils.rnn.pad_packed_sequence(y)
     assert torch.equal(got[:, 0], torch.cat([y[:2, 1], y[:3, 0], y[:1, 2]]))
@@ -579,8 +584,13 @@ def test_func(cell):
     for a, b in zip(torch.vmap(call)(many), want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
     masks = torch.stack([resets, ~resets, resets])
-    with pytest.raises(RuntimeError, match="resets: vmap cannot map over them"):
-        torch.vmap(lambda x, r: layer(x, resets=r)[0])(many, masks)
+    over_masks = torch.vmap(lambda x, r: layer(x, resets=r)[0])
+    if x.device.type == "cpu":
+        want = torch.stack([layer(x, resets=r)[0] for x, r in zip(many, masks, strict=True)])
+        torch.testing.assert_close(over_masks(many, masks), want, rtol=1e-12, atol=1e-12)
+    else:
+        with pytest.raises(RuntimeError, match="resets: vmap cannot map over them"):
+            over_masks(many, masks)
     gradient = torch.func.grad(lambda x, r, n: layer(x, resets=r, lengths=n)[0].sum())
     lengths = torch.tensor(LENGTHS)
     (want,) = torch.autograd.grad(layer(x, resets=resets, lengths=lengths)[0].sum(), x)

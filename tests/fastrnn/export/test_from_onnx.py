@@ -1,6 +1,5 @@
 """fastrnn.from_onnx reads the nodes LSTM, GRU and RNN, computes what they compute, and refuses the rest."""
 
-import inspect
 import io
 import itertools
 import random as rnd
@@ -25,10 +24,6 @@ pytestmark = [
 ]
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-has_peepholes = hasattr(fastrnn, "PeepholeLSTM")
-has_reset_before = "reset_after" in inspect.signature(fastrnn.GRU.__init__).parameters
-needs_reset_before = pytest.mark.skipif(not has_reset_before, reason="no GRU(reset_after=False)")
-needs_peepholes = pytest.mark.skipif(not has_peepholes, reason="no PeepholeLSTM")
 
 
 def make_node(kind, names, values, outputs, **attributes):
@@ -65,13 +60,7 @@ def vectors():
     for name, case in {case.name: case for case in _NodeTestCases}.items():
         nodes = case.model.graph.node
         if len(nodes) == 1 and nodes[0].op_type in GATES:
-            attributes = {a.name for a in nodes[0].attribute}
-            marks = []
-            if nodes[0].op_type == "GRU" and "linear_before_reset" not in attributes:
-                marks.append(needs_reset_before)
-            if len(nodes[0].input) == 8:
-                marks.append(needs_peepholes)
-            found.append(pytest.param(case, id=name, marks=marks))
+            found.append(pytest.param(case, id=name))
     return found
 
 
@@ -179,7 +168,6 @@ def test_dtype(dtype):
     torch.testing.assert_close(layer.weight_ih_l0[3:6].double(), forget, rtol=0, atol=0)
 
 
-@needs_reset_before
 def test_reset_before():
     """By hand, the equations of the operator."""
     values = weights_of("GRU", 1, 2, 3, True)
@@ -381,8 +369,6 @@ def zeros(*shape, dtype=np.float32):
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_inputs_that_are_refused(change, words):
-    if "P" in change and not has_peepholes:
-        pytest.skip("no PeepholeLSTM")
     values = weights_of("LSTM", 1, 2, 3, True) | change
     names = ["X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P"]
     names = [name if name in ("X", *values) else "" for name in names]
