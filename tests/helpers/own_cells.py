@@ -17,6 +17,11 @@ from fastrnn.reference import CELLS
 OWN_CELLS = tuple(name for name, row in CELLS.items() if not row.in_torch)
 RELU_CELLS = ("rnn_relu", "indrnn_relu", "ligru")
 
+# Noise in the recurrence. With "expected" zoneout each state gets the expected value.
+KINDS = ("mask", "zoneout", "mask zoneout", "expected")
+SEED = 0x1234_5678_9ABC_DEF0
+CHANCES = (0.3, 0.5, 0.2, 0.4)
+
 ops = torch.ops.fastrnn
 
 
@@ -91,10 +96,15 @@ def spoil_free_memory() -> None:
     del blocks
 
 
+def is_jumpy(case: Case) -> bool:
+    """Of an sLSTM the gradient of m jumps where the two terms of its maximum are equal, and in 16 bits rounding
+    decides which is larger; those of y and h do not."""
+    return case.cell == "slstm" and case.dtype in (torch.bfloat16, torch.float16)
+
+
 def of_smooth_results(case: Case, call):
-    """`call`, in bfloat16 without the further states of an sLSTM. The gradient of m jumps where the two terms
-    of its maximum are equal, and rounding decides which is larger; those of y and h do not."""
-    if case.cell == "slstm" and case.dtype == torch.bfloat16:
+    """`call`, in 16 bits without the further states of an sLSTM."""
+    if is_jumpy(case):
         return lambda x, hx: call(x, hx)[:2]
     return call
 
@@ -172,3 +182,19 @@ def kept_of(case: Case, seed: int | None, zoneout: Sequence[float]) -> list[list
             factors = factors.view(D, case.B, case.T, H).transpose(1, 2).reshape(D, R, H)
         kept.append(factors)
     return [[k[d] for k in kept] for d in range(D)]
+
+
+def draw_noise(case: Case, kind: str) -> tuple[dict, dict]:
+    """Of one of KINDS: for the operator, and the same for the reference."""
+    D = 1 + case.bidirectional
+    given: dict = {}
+    judged: dict = {}
+    if "mask" in kind:
+        mask = (random(D, case.B, case.P or case.H, seed=91) > 0).double() * 2
+        given["mask"], judged["masks"] = mask.to(case.dtype), mask
+    if "zoneout" in kind or "expected" in kind:
+        given["zoneout"] = CHANCES[: case.row.states]
+        seed = SEED if "zoneout" in kind else None
+        given["seed"] = None if seed is None else torch.tensor([seed])
+        judged["kept"] = kept_of(case, seed, given["zoneout"])
+    return given, judged

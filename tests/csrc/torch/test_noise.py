@@ -5,12 +5,15 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from cases import Case, cotangents, cover_pairs, mark_large, random, using_threads
+from cases import Case, cotangents, cover_pairs, mark_large, using_threads
 from own_cells import (
+    KINDS,
     RELU_CELLS,
+    SEED,
     bound_by,
     call_operator,
     draw_inputs,
+    draw_noise,
     draw_weights,
     fit,
     judge,
@@ -28,8 +31,6 @@ from fastrnn.reference import CELLS
 each_isa = pytest.mark.usefixtures("isa")
 each_cell = pytest.mark.parametrize("cell", CELLS)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-SEED = 0x1234_5678_9ABC_DEF0
-CHANCES = (0.3, 0.5, 0.2, 0.4)
 
 
 @pytest.mark.parametrize(
@@ -47,24 +48,6 @@ CHANCES = (0.3, 0.5, 0.2, 0.4)
 def test_philox(counter, key, expected):
     """The generator of these tests is that of Random123, by its own test vectors."""
     assert [int(word) for word in philox(key, counter)] == [int(word, 16) for word in expected.split()]
-
-
-def draw_noise(case, kind):
-    """For the operator, and the same for the reference."""
-    D = 1 + case.bidirectional
-    given, judged = {}, {}
-    if "mask" in kind:
-        mask = (random(D, case.B, case.P or case.H, seed=91) > 0).double() * 2
-        given["mask"], judged["masks"] = mask.to(case.dtype), mask
-    if "zoneout" in kind or "expected" in kind:
-        given["zoneout"] = CHANCES[: case.row.states]
-        seed = SEED if "zoneout" in kind else None
-        given["seed"] = None if seed is None else torch.tensor([seed])
-        judged["kept"] = kept_of(case, seed, given["zoneout"])
-    return given, judged
-
-
-KINDS = ("mask", "zoneout", "mask zoneout", "expected")
 
 
 def layer_cases():
