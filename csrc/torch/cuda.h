@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/cuda/CUDAGuard.h>
 
+#include "cells/registry.h"
 #include "core/params.h"
 #include "cuda/plan.h"
 #include "torch/schema.h"
@@ -14,7 +15,7 @@ class Cuda {
  public:
   static constexpr bool computes = true, has_half = true;
   static bool has_kernels(const LayerArgs& args) {
-    return cuda::has_stepwise_kernels(args.info()) && !args.noise.is_there();
+    return args.cell < cells::kCellCount && cuda::has_stepwise_kernels(args.info()) && !args.noise.is_there();
   }
   explicit Cuda(const at::Tensor& x) : guard_(x.device()) {}
 
