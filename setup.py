@@ -80,8 +80,12 @@ class Headers(build_py):
 
     def run(self):
         super().run()
-        for path in [] if self.editable_mode else HEADERS["files_of"](ROOT / "csrc"):
-            target = Path(self.build_lib, "fastrnn/include", path.relative_to(ROOT / "csrc"))
+        if self.editable_mode:
+            return
+        include = Path(self.build_lib, "fastrnn/include")
+        shutil.rmtree(include, ignore_errors=True)  # an earlier build may have had others
+        for path in HEADERS["files_of"](ROOT / "csrc"):
+            target = include / path.relative_to(ROOT / "csrc")
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def _build(text: str, struct: str | None, path: str) -> type[RecurrentLayer]:
         names = ", ".join(f"`{p.name}_l0`" for p in info.parameters)
         doc = f"{_comment_of(text)}\n\nArguments: those of RecurrentLayer. Parameters: {names}."
         body = {"cell": info.name, "__doc__": doc, "__module__": __name__, "__reduce_ex__": _reduce}
-        made = _CLASSES[text, struct] = type(info.layer, (RecurrentLayer,), body)
+        made = _CLASSES.setdefault((text, struct), type(info.layer, (RecurrentLayer,), body))
         _SOURCES[made] = (text, struct)
     return _CLASSES[text, struct]
 
@@ -129,7 +130,8 @@ def _find_library(text: str, struct: str, path: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         # The lock ends with the process that has it, so a build that was killed is in nobody's way.
         with open(library.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with suppress(OSError):  # a file system without locks: who comes last puts the same in place
+                fcntl.flock(lock, fcntl.LOCK_EX)
             if not library.exists():
                 _compile(library, text, path, common, units)
     return library

@@ -260,6 +260,37 @@ struct A : CellConstants<kA> {
 """
 
 
+FUNCTIONS = """
+  template <class M, class V>
+  static FASTRNN_INLINE void activate(const V* a, const V*, V* s, V*) { s[0] = a[0]; }
+  template <class M, class V>
+  static FASTRNN_INLINE void output(V* s, const V*, const V&, const V*, V& h) { h = M::tanh(s[0]); }
+  template <class M, class V>
+  static FASTRNN_INLINE void backward(const V*, const V*, const V&, const V& h, const V*, const V*,
+                                      const V& dh, V*, V* dgx, V*, V*, V&) {
+    V sum{};
+    sum += dh;
+    sum -= 0.5 * h;
+    sum *= M::if_positive(h, h, V{});
+    dgx[0] = -(sum / (2 + h * h)) + 3 / (h - 4) * dh * 0.5;
+  }
+"""
+
+
+@pytest.mark.thorough
+def test_operators(folder, tmp_path, monkeypatch):
+    """What a vector can do, the value that stands for a tensor can do: where second derivatives are those of the
+    kernel's first ones, the two agree, though these are not those of the forward."""
+    monkeypatch.setattr(own_cell._C, "isas_available", lambda: [_C.isa()])
+    path = tmp_path / "own.h"
+    path.write_text(HEADER % ("operators", FUNCTIONS))
+    layer = fastrnn.build_cell(path)(2, 3, dtype=torch.float64)
+    x = draw(3, 2, 2, dtype=torch.float64)
+    assert gradgradcheck(lambda x: layer(x)[0], (x,))
+    with pytest.raises(torch.autograd.gradcheck.GradcheckError):
+        gradcheck(lambda x: layer(x)[0], (x,))
+
+
 @pytest.mark.parametrize(
     "text, words",
     [
