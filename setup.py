@@ -5,6 +5,7 @@ TORCH_CUDA_ARCH_LIST=8.0;9.0a;10.0+PTX: the devices to build for.
 """
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,9 +15,11 @@ import pybind11
 import torch
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from torch.utils.cpp_extension import include_paths, library_paths
 
 ROOT = Path(__file__).resolve().parent
+HEADERS = runpy.run_path(str(ROOT / "fastrnn/headers.py"))
 
 
 def find_nvcc():
@@ -63,6 +66,7 @@ class CMakeBuild(build_ext):
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "FASTRNN_TORCH_INCLUDES": ";".join(include_paths()),
             "FASTRNN_TORCH_LIBRARIES": ";".join(library_paths()),
+            "FASTRNN_STAMP": HEADERS["stamp_of"](ROOT / "csrc"),
             "FASTRNN_TORCH_CXX11_ABI": int(torch.compiled_with_cxx11_abi()),
             **cuda_options(),
         }
@@ -71,4 +75,22 @@ class CMakeBuild(build_ext):
         subprocess.run(["cmake", "--build", str(build)], check=True)
 
 
-setup(ext_modules=[Extension("fastrnn._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+class Headers(build_py):
+    """Puts what fastrnn.build_cell compiles with into the package. An editable install has it in csrc/."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        include = Path(self.build_lib, "fastrnn/include")
+        shutil.rmtree(include, ignore_errors=True)  # an earlier build may have had others
+        for path in HEADERS["files_of"](ROOT / "csrc"):
+            target = include / path.relative_to(ROOT / "csrc")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+
+
+setup(
+    ext_modules=[Extension("fastrnn._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild, "build_py": Headers},
+)

@@ -7,6 +7,7 @@
     fastrnn.install(), fastrnn.uninstall()                put the modules under torch.nn's names, and back
     fastrnn.functional                                    the same as functions of tensors
     fastrnn.Stateful(layer)                               keeps the state from call to call
+    fastrnn.build_cell(path)                              a layer of a cell of your own, from its header
     fastrnn.from_keras(layer), to_keras_weights(layer)    the layers of Keras as fastrnn's, and back
     fastrnn.onnx                                          export to ONNX
     fastrnn.from_onnx(model)                              the layers of an ONNX model
@@ -69,6 +70,7 @@ from .installation import install, uninstall  # noqa: E402
 from .keras_weights import from_keras, to_keras_weights  # noqa: E402
 from .layers import IndRNN, LayerNormGRU, LayerNormLSTM, LiGRU, PeepholeLSTM, sLSTM  # noqa: E402
 from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell  # noqa: E402
+from .own_cell import BuildError, build_cell  # noqa: E402
 from .stateful import Stateful  # noqa: E402
 from .transforms import flops, per_sample, quantization, vmap  # noqa: E402, F401
 
@@ -81,6 +83,7 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "BuildError",
     "GRUCell",
     "IndRNN",
     "KindError",
@@ -91,6 +94,7 @@ __all__ = [
     "PeepholeLSTM",
     "RNNCell",
     "Stateful",
+    "build_cell",
     "convert",
     "from_keras",
     "from_onnx",

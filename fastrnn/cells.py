@@ -100,4 +100,11 @@ def _read(row: dict[str, Any]) -> CellInfo:
     )
 
 
-CELLS: Mapping[str, CellInfo] = MappingProxyType({row["name"]: _read(row) for row in _C.cells()})
+_cells = {row["name"]: _read(row) for row in _C.cells()}
+CELLS: Mapping[str, CellInfo] = MappingProxyType(_cells)
+
+
+def add(row: dict[str, Any]) -> CellInfo:
+    """Add a cell to CELLS, as `_C.add_cell` returns it."""
+    info = _read(row)
+    return _cells.setdefault(info.name, info)

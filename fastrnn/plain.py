@@ -21,12 +21,18 @@ def _shapes(tensors):
     return [torch.empty(t.shape, device="meta") for t in tensors]
 
 
+def _row_of(cell):
+    if cell not in CELLS:  # one of build_cell
+        raise NotImplementedError(f"{cell}: expected no complex or sparse tensors for a cell of your own")
+    return CELLS[cell]
+
+
 def _cell(input, states, weights, cell):
     torch.ops.fastrnn.cell(*_shapes([input]), _shapes(states), _shapes(weights), cell)
     if input.dim() == 1:
         states = _cell(input.unsqueeze(0), [s.unsqueeze(0) for s in states], weights, cell)
         return [s.squeeze(0) for s in states]
-    row = CELLS[cell]
+    row = _row_of(cell)
     if not states:
         H = row.info.sizes_of(weights)[1]
         zeros = torch.zeros(input.shape[0], H, dtype=input.dtype, device=input.device)
@@ -43,7 +49,7 @@ def _rnn(x, batch_sizes, states, weights, *options):
         x,
         states,
         weights,
-        o.cell,
+        _row_of(o.cell),
         bias=o.bias,
         num_layers=o.num_layers,
         dropout=o.dropout if o.training else 0.0,

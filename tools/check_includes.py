@@ -32,10 +32,10 @@ INCLUDE = re.compile(r'\s*#\s*include\s*[<"]([^>"]+)[>"]')
 
 # fastrnn's modules in order: each may import those before it.
 MODULES = """
-    late signatures transforms.fx
+    headers late signatures transforms.fx
     cells reference export.nodes sequences plain functional
     export.fake export.onnx onnx transforms.flops transforms.per_sample transforms.vmap
-    modules layers stateful
+    modules layers own_cell stateful
     export.from_onnx
     conversion installation keras_weights transforms.quantization
     plan

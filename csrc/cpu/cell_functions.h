@@ -6,7 +6,7 @@
 #include <cmath>
 #include <type_traits>
 
-#include "cells/registry.h"
+#include "cells/cell.h"
 #include "cpu/cell_block.h"
 #include "cpu/gemm/math.h"
 #include "cpu/gemm/simd.h"

@@ -1,7 +1,8 @@
 // The functions of every cell for one instruction set; compiled as engine.cpp.
 
+#include "cells/registry.h"
 #include "cpu/cell_functions.h"
-#include "cpu/dispatch.h"
+#include "cpu/cell_table.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 

@@ -5,7 +5,7 @@
 #include "core/params.h"
 #include "cpu/cell_block.h"
 #include "cpu/chunks.h"
-#include "cpu/dispatch.h"
+#include "cpu/engine.h"
 #include "cpu/gemm/packing.h"
 #include "cpu/gemm/simd.h"
 #include "cpu/plan.h"

@@ -1,35 +1,15 @@
 #pragma once
 
-#include <cstddef>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "core/params.h"
-#include "cpu/cell_block.h"
+#include "cpu/cell_table.h"
+#include "cpu/engine.h"
 #include "cpu/plan.h"
 
 namespace fastrnn::cpu {
-
-// What a call may use.
-struct Resources {
-  int threads;
-  // Of scratch memory, aligned to 64 bytes; throws where there is none.
-  void* (*allocate)(size_t bytes);
-  void (*release)(void* memory);
-};
-
-// The forward and backward of a layer, whatever its cell, for one instruction set.
-template <class T>
-struct Engine {
-  void (*forward)(const EngineCell<T>&, const ForwardParams<T>&, const Resources&);
-  void (*backward)(const EngineCell<T>&, const BackwardParams<T>&, const Resources&);
-  LayerPlan (*plan)(const cells::CellInfo&, const LayerSizes&, Pass,
-                    int threads);  // how threads would share it
-};
-using Engines = std::tuple<Engine<float>, Engine<double>, Engine<bf16>>;
-// A cell for one instruction set.
-using FunctionsOfCell = std::tuple<CellFunctions<float>, CellFunctions<double>, CellFunctions<bf16>>;
 
 // The kernels of a cell.
 template <class T>
@@ -56,9 +36,7 @@ std::vector<std::string> isas_available();
 std::string isa();
 void set_isa(const std::string& name);
 
-// cell: its index in cells/registry.h, which the engine does not know
-const cells::CellInfo& info_of(int cell);
-// Of the instruction set in use.
+// Of the instruction set in use. cell: its index in the table of cells
 const Engines& engines();
 const FunctionsOfCell& functions_of_cell(int cell);
 template <class T>

@@ -1,8 +1,9 @@
 // The forward and backward of a layer for one instruction set. CMake compiles this file once for each, with
 // FASTRNN_ISA its name.
 
+#include "cpu/engine.h"
+
 #include "cpu/backward.h"
-#include "cpu/dispatch.h"
 #include "cpu/forward.h"
 #include "cpu/layer_plan.h"
 

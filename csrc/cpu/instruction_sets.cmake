@@ -5,6 +5,9 @@ set(FASTRNN_ISAS baseline)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   list(APPEND FASTRNN_ISAS avx2 avx512 avx512_bf16)
 endif()
+# No -ffast-math: NaN and Inf go through. -fno-trapping-math lets comparisons in the activations become vector selects.
+# -Wno-maybe-uninitialized: the AVX-512 headers of GCC set that warning off.
+set(FASTRNN_COMMON_FLAGS -O3 -Wno-maybe-uninitialized -fno-trapping-math -fno-math-errno -ffp-contract=fast)
 set(FASTRNN_FLAGS_baseline "")
 set(FASTRNN_FLAGS_avx2 -mavx2 -mfma)
 set(FASTRNN_FLAGS_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma)
@@ -13,8 +16,5 @@ set(FASTRNN_FLAGS_avx512_bf16 ${FASTRNN_FLAGS_avx512} -mavx512bf16)
 function(fastrnn_use_instruction_set target isa)
   target_include_directories(${target} PRIVATE ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/..)
   target_compile_definitions(${target} PRIVATE FASTRNN_ISA=${isa})
-  # No -ffast-math: NaN and Inf go through. -fno-trapping-math lets comparisons in the activations become vector
-  # selects. -Wno-maybe-uninitialized: the AVX-512 headers of GCC set that warning off.
-  target_compile_options(${target} PRIVATE -O3 -Wno-maybe-uninitialized ${FASTRNN_FLAGS_${isa}} -fno-trapping-math
-                                           -fno-math-errno -ffp-contract=fast ${OpenMP_CXX_FLAGS})
+  target_compile_options(${target} PRIVATE ${FASTRNN_COMMON_FLAGS} ${FASTRNN_FLAGS_${isa}} ${OpenMP_CXX_FLAGS})
 endfunction()

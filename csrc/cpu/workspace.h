@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <new>
 
-#include "cpu/dispatch.h"
+#include "cpu/engine.h"
 #include "cpu/tuning.h"
 
 namespace fastrnn::cpu::FASTRNN_ISA {

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/cuda/CUDAGuard.h>
 
+#include "cells/registry.h"
 #include "core/params.h"
 #include "cuda/plan.h"
 #include "torch/schema.h"
@@ -13,8 +14,8 @@ namespace fastrnn::torch_ops {
 class Cuda {
  public:
   static constexpr bool computes = true, has_half = true;
-  // Python gives a GPU segments of sequences, not resets.
-  static bool has_kernels(const LayerArgs& args) { return !args.resets; }
+  // A user's cell has none. Python gives a GPU segments of sequences, not resets.
+  static bool has_kernels(const LayerArgs& args) { return args.cell < cells::kCellCount && !args.resets; }
   explicit Cuda(const at::Tensor& x) : guard_(x.device()) {}
 
   // Defined for float, double, fp16 and bf16. No call waits for the device.

@@ -12,6 +12,8 @@
 #include <optional>
 #include <set>
 
+#include "cells/registry.h"
+#include "cpu/cell_table.h"
 #include "cpu/dispatch.h"
 #include "cpu/plan.h"
 #include "cpu/threads/core_latency.h"
@@ -67,12 +69,21 @@ py::dict describe(const cuda::Problem& problem, const cuda::Plan& p) {
                   "tiles"_a = p.tiles, "tile_batch"_a = p.tile_batch, "shared_bytes"_a = p.shared_bytes);
 }
 
+// The index of a cell that has CUDA kernels.
+int find_cuda_cell(const std::string& name) {
+  const int cell = ops::find_cell(name);
+  if (cell >= cells::kCellCount) {
+    throw std::invalid_argument("cell: expected one with CUDA kernels, got '" + name + "'");
+  }
+  return cell;
+}
+
 py::dict plan(const std::string& cell, const std::string& math, bool backward, bool projected, bool noisy,
               int64_t T, int64_t B, int64_t H, int D, int sms, int capability, int64_t shared_bytes,
               const std::array<int, cuda::kMostCluster>& clusters, const std::optional<std::string>& kind,
               const std::set<std::string>& fitting) {
   const cuda::Problem problem{
-      cells::kCells[ops::find_cell(cell)], find_math(math), backward, projected, noisy, T, B, H, D};
+      &cpu::info_of(find_cuda_cell(cell)), find_math(math), backward, projected, noisy, T, B, H, D};
   const cuda::Device device{sms, capability, shared_bytes, clusters};
   const std::optional<cuda::Kind> forced = kind ? cuda::find_kind(*kind) : std::nullopt;
   if (kind && !forced) {
@@ -85,8 +96,8 @@ py::dict plan(const std::string& cell, const std::string& math, bool backward, b
 #ifdef FASTRNN_CUDA
 py::dict plan_here(const std::string& cell, const std::string& math, bool backward, bool projected,
                    bool noisy, int64_t T, int64_t B, int64_t H, int D) {
-  const int index = ops::find_cell(cell);
-  const cuda::Problem problem{cells::kCells[index], find_math(math), backward, projected, noisy, T, B, H, D};
+  const int index = find_cuda_cell(cell);
+  const cuda::Problem problem{&cpu::info_of(index), find_math(math), backward, projected, noisy, T, B, H, D};
   return describe(problem, ops::plan_on_device(index, problem));
 }
 
@@ -212,10 +223,18 @@ PYBIND11_MODULE(_C, m) {
       "cells",
       [] {
         py::list all;
-        for (const cells::CellInfo* cell : cells::kCells) all.append(describe(*cell));
+        for (int cell = 0; cell < cpu::cell_count(); ++cell) all.append(describe(cpu::info_of(cell)));
         return all;
       },
       "What there is to know of each cell: csrc/cells/cell_info.h says what the fields are.");
+  m.def(
+      "add_cell", [](const std::string& library) { return describe(cpu::info_of(cpu::add_cell(library))); },
+      py::arg("library"),
+      "Add the cell of a library that fastrnn.build_cell compiled; the same of it as `cells`. RuntimeError "
+      "if the "
+      "library is of another build, or another cell has the name.");
+  m.attr("stamp") = FASTRNN_STAMP;
+  m.attr("isa_flags") = FASTRNN_ISA_FLAGS;
   m.def("rnn", call_of("fastrnn::rnn", static_cast<ops::RnnFunction*>(nullptr)),
         "torch.ops.fastrnn.rnn, all arguments given.");
   m.def("cell", call_of("fastrnn::cell", static_cast<ops::CellFunction*>(nullptr)),

@@ -80,7 +80,7 @@ variable_list to_half(variable_list results) {
 
 // What fastrnn::rnn takes beside tensors.
 struct StackOptions {
-  int cell;  // its index in cells/registry.h
+  int cell;  // its index in the table of cells
   bool has_biases;
   int64_t num_layers;
   double dropout;
@@ -120,7 +120,7 @@ variable_list run_stack(const Tensor& input, const optional<Tensor>& batch_sizes
   }
   const auto& [cell, has_biases, num_layers, dropout, train, bidirectional, batch_first, checkpoint_gates,
                recurrent_dropout, zoneout, resets] = options;
-  const CellInfo& info = *cells::kCells[cell];
+  const CellInfo& info = cpu::info_of(cell);
   TORCH_CHECK_VALUE(num_layers > 0, "num_layers: expected at least 1, got ", num_layers);
   check_probability(dropout, "dropout");
   check_probability(recurrent_dropout, "recurrent_dropout");
@@ -222,7 +222,7 @@ variable_list run_step(const Tensor& input, at::TensorList hx, at::TensorList we
     return to_half(
         run_step(input.to(at::kFloat), half_to_float(hx, "hx"), half_to_float(weights, "weights"), cell));
   }
-  const CellInfo& info = *cells::kCells[cell];
+  const CellInfo& info = cpu::info_of(cell);
   TORCH_CHECK_VALUE(input.dim() == 1 || input.dim() == 2, info.layer,
                     "Cell: Expected input to be 1D or 2D, got ", input.dim(), "D instead");
   const WeightLayout layout = weight_layout(info, weights, false);

@@ -8,11 +8,12 @@
 namespace fastrnn::torch_ops {
 
 int find_cell(const std::string& name) {
-  for (const auto i : c10::irange(cells::kCellCount)) {
-    if (name == cells::kCells[i]->name) return i;
+  const int count = cpu::cell_count();
+  for (const auto i : c10::irange(count)) {
+    if (name == cpu::info_of(i).name) return i;
   }
   std::string known;
-  for (const CellInfo* cell : cells::kCells) known += (known.empty() ? "" : ", ") + std::string(cell->name);
+  for (const auto i : c10::irange(count)) known += (i > 0 ? ", " : "") + std::string(cpu::info_of(i).name);
   TORCH_CHECK_VALUE(false, "cell: expected one of ", known, ", got '", name, "'");
 }
 

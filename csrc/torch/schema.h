@@ -24,8 +24,8 @@
 #include <utility>
 #include <vector>
 
-#include "cells/registry.h"
 #include "core/params.h"
+#include "cpu/cell_table.h"
 
 namespace fastrnn::torch_ops {
 
@@ -79,7 +79,7 @@ struct WeightLayout {
   }
   void check_matrices(at::TensorList weights) const;
 };
-// Finds the layout by the number of tensors, which tells it (cells/registry.h); RuntimeError if no layout has as
+// Finds the layout by the number of tensors, which tells it (cells/cell.h); RuntimeError if no layout has as
 // many. layers: how many there are with the same layout.
 WeightLayout weight_layout(const CellInfo& cell, at::TensorList weights, bool bidirectional,
                            int64_t layers = 1);
@@ -97,12 +97,12 @@ struct LayerArgs {
   const Tensor& x;
   const optional<Tensor>& batch_sizes;
   at::TensorList hx, weights;
-  int cell;  // its index in cells/registry.h
+  int cell;  // its index in the table of cells (cpu/cell_table.h)
   bool bidirectional, batch_first;
   LayerNoise noise{};
   optional<Tensor> resets{};  // bool, the sizes of x before its last: begin anew before this step
 
-  const CellInfo& info() const { return *cells::kCells[cell]; }
+  const CellInfo& info() const { return cpu::info_of(cell); }
   bool packed() const { return batch_sizes.has_value(); }
   bool is_step() const { return x.dim() == 2 && !packed(); }
   WeightLayout layout() const { return weight_layout(info(), weights, bidirectional); }

@@ -5,19 +5,19 @@
 
 namespace fastrnn::cells {
 
-// A cell that no library has: three states, and a vector of a unit.
+// A cell that no library has, with three states and a vector v of numbers for each unit:
 //   f = sigmoid(a_f + v c)    g = tanh(a_g)
 //   c' = f c + (1 - f) g      m' = f m + c'      h' = tanh(m')
-inline constexpr CellInfo kToy{
-    .name = "toy",
-    .layer = "Toy",
+inline constexpr CellInfo kThreeStates{
+    .name = "three_states",
+    .layer = "ThreeStates",
     .gates = {"f", "g"},
     .saved = 2,  // f g
     .whole_gates = 2,
     .states = {"h", "c", "m"},
     .parameters = {kW_ih, kW_hh, kB_ih, kB_hh, {"v", "weight_v", ParameterKind::unit_vectors}}};
 
-struct Toy : CellConstants<kToy> {
+struct ThreeStates : CellConstants<kThreeStates> {
   template <class M, class V>
   static FASTRNN_INLINE void activate(const V* a, const V* u, V* s, V* c) {
     s[0] = M::sigmoid(a[0] + u[0] * c[0]);
