@@ -279,8 +279,8 @@ FUNCTIONS = """
 
 @pytest.mark.thorough
 def test_operators(folder, tmp_path, monkeypatch):
-    """What a vector can do, the value that stands for a tensor can do: where second derivatives are those of the
-    kernel's first ones, the two agree, though these are not those of the forward."""
+    """What a vector can do, the value that stands for a tensor can do: where second derivatives are those of
+    the kernel's first ones, the two agree, though these are not those of the forward."""
     monkeypatch.setattr(own_cell._C, "isas_available", lambda: [_C.isa()])
     path = tmp_path / "own.h"
     path.write_text(HEADER % ("operators", FUNCTIONS))
