@@ -97,7 +97,7 @@ def spoil_free_memory() -> None:
 
 
 def is_jumpy(case: Case) -> bool:
-    """Of an sLSTM the gradient of m jumps where the two terms of its maximum are equal, and in 16 bits rounding
+    """Of an sLSTM the gradient of m jumps where both terms of its maximum are equal, and in 16 bits rounding
     decides which is larger; those of y and h do not."""
     return case.cell == "slstm" and case.dtype in (torch.bfloat16, torch.float16)
 
