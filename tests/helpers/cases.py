@@ -46,6 +46,15 @@ GPU_MISSING = (
 _device = "cpu"
 
 
+def skip_unless_torch_has_autocast_lstm() -> None:
+    """oneDNN, which computes torch.nn.LSTM under torch.autocast, refuses processors without AVX-512."""
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.nn.LSTM(2, 3)(torch.zeros(1, 1, 2))
+    except RuntimeError as error:
+        pytest.skip(f"torch.nn.LSTM under autocast: {str(error).split('.')[0]}")
+
+
 @contextlib.contextmanager
 def fastrnn_on(device: str):
     """Let fastrnn's modules, and what they are given, be on `device`."""

@@ -8,7 +8,16 @@ from the operations they are made of: float32 (GRU, GRUCell, LSTMCell, LSTM with
 
 import pytest
 import torch
-from cases import EVERY_CELL, Case, cotangents, device_of, give, name_values, take
+from cases import (
+    EVERY_CELL,
+    Case,
+    cotangents,
+    device_of,
+    give,
+    name_values,
+    skip_unless_torch_has_autocast_lstm,
+    take,
+)
 from tolerance import assert_same_bits
 
 import fastrnn
@@ -43,6 +52,7 @@ def evaluate(layer, call, x, hx, context):
 
 @every_device
 def test_dtypes_are_those_of_torch_lstm():
+    skip_unless_torch_has_autocast_lstm()
     case = Case("lstm", L=2, bidirectional=True)
 
     def dtypes(library):
