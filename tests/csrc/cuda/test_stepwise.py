@@ -1,7 +1,7 @@
 """The stepwise plan of the CUDA kernels and the products around it, run on the host by stepwise_runner.cpp.
 
 It is the same driver, with loops for kernels and a plain product for cuBLAS; built with sanitizers if the
-tests are --thorough, as these take a minute to compile.
+tests are --thorough, as these take some minutes to compile.
 """
 
 import functools
@@ -212,8 +212,9 @@ def test_other_dtypes(runner, tmp_path, case, dtype):
 @pytest.mark.quick(0)
 @pytest.mark.parametrize("cell", [cell for cell, row in CELLS.items() if not row.info.normalised])
 def test_many_steps(runner, tmp_path, cell):
-    """More steps of a packed batch than one kernel's arguments carry, and several parts of a column sum. In so
-    many steps of a normalised cell rounding errors would grow to any size."""
+    """More steps of a packed batch than one kernel's arguments carry, and several parts of a column sum.
+
+    In so many steps of a normalised cell rounding errors would grow to any size."""
     case = fit(Case(cell, T=1000, B=3, I=2, H=3, form="packed", bidirectional=True, dtype=torch.float64))
     check(run(runner, tmp_path, case), case)
 
