@@ -1,6 +1,6 @@
 // Runs stepwise plans, and the products before and after the recurrence, on the host (csrc/cuda/layer_passes.h):
 //
-//   stepwise_runner CELL DTYPE ORDER INPUT OUTPUT
+//   stepwise_runner_DTYPE CELL ORDER INPUT OUTPUT
 //
 // ORDER is `ascending` or `descending`: the order of the indices in a kernel. The results must not depend on it. INPUT
 // is a sequence of arrays: an int64 number of bytes (-1 for a null pointer), and then the bytes.
@@ -237,26 +237,17 @@ void solve(const std::string& cell, Input& input, Output& output, const HostQueu
   throw std::invalid_argument("unknown cell " + cell);
 }
 
-void solve(const std::string& cell, const std::string& dtype, Input& input, Output& output,
-           const HostQueue& queue) {
-  if (dtype == "float32") return solve<float>(cell, input, output, queue);
-  if (dtype == "float64") return solve<double>(cell, input, output, queue);
-  if (dtype == "float16") return solve<fp16>(cell, input, output, queue);
-  if (dtype == "bfloat16") return solve<bf16>(cell, input, output, queue);
-  throw std::invalid_argument("unknown dtype " + dtype);
-}
-
 }  // namespace
 }  // namespace fastrnn::cuda
 
 int main(int argc, char** argv) {
   using namespace fastrnn::cuda;
   try {
-    if (argc != 6) throw std::invalid_argument("expected CELL DTYPE ORDER INPUT OUTPUT");
-    Input input(argv[4]);
+    if (argc != 5) throw std::invalid_argument("expected CELL ORDER INPUT OUTPUT");
+    Input input(argv[3]);
     Output output;
-    solve(argv[1], argv[2], input, output, HostQueue(std::string(argv[3]) == "descending"));
-    output.write(argv[5]);
+    solve<FASTRNN_DTYPE>(argv[1], input, output, HostQueue(std::string(argv[2]) == "descending"));
+    output.write(argv[4]);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "stepwise_runner: %s\n", error.what());
     return 1;

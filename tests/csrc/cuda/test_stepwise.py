@@ -33,7 +33,10 @@ from fastrnn.reference import CELLS
 
 @pytest.fixture(scope="module")
 def runner(thorough):
-    return runners.build("stepwise_runner", "address,undefined" if thorough else "")
+    """The program for a dtype."""
+    names = {torch.float32: "float", torch.float64: "double", torch.float16: "fp16", torch.bfloat16: "bf16"}
+    sanitizers = "address,undefined" if thorough else ""
+    return functools.cache(lambda dtype: runners.build(f"stepwise_runner_{names[dtype]}", sanitizers))
 
 
 def to_bytes(tensor):
@@ -89,8 +92,7 @@ def run(runner, folder, case, order="ascending", noise="", hn=True, inputs=True,
     tensors += [given["doutput"], *(given[f"d{s}_n"] for s in states)]
     source, target = folder / "input", folder / "output"
     source.write_bytes(b"".join(map(to_bytes, tensors)))
-    dtype = str(case.dtype).removeprefix("torch.")
-    command = [runner, case.cell, dtype, order, source, target]
+    command = [runner(case.dtype), case.cell, order, source, target]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
