@@ -279,16 +279,15 @@ FUNCTIONS = """
 
 @pytest.mark.thorough
 def test_operators(folder, tmp_path, monkeypatch):
-    """What a vector can do, the value that stands for a tensor can do: where second derivatives are those of
-    the kernel's first ones, the two agree, though these are not those of the forward."""
+    """A value that stands for a tensor can do what a vector can. Its derivatives are those of the
+    kernel's first ones, even if these are not those of the forward."""
     monkeypatch.setattr(own_cell._C, "isas_available", lambda: [_C.isa()])
     path = tmp_path / "own.h"
     path.write_text(HEADER % ("operators", FUNCTIONS))
     layer = fastrnn.build_cell(path)(2, 3, dtype=torch.float64)
     x = draw(3, 2, 2, dtype=torch.float64)
     assert gradgradcheck(lambda x: layer(x)[0], (x,))
-    with pytest.raises(torch.autograd.gradcheck.GradcheckError):
-        gradcheck(lambda x: layer(x)[0], (x,))
+    assert not gradcheck(lambda x: layer(x)[0], (x,), raise_exception=False)
 
 
 @pytest.mark.parametrize(
@@ -303,7 +302,8 @@ def test_operators(folder, tmp_path, monkeypatch):
     ],
     ids=["none", "several", "not-c++", "no-functions", "saved", "beside"],
 )
-def test_bad_code(text, words, folder, tmp_path):
+def test_bad_code(text, words, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(own_cell._C, "isas_available", lambda: ["baseline"])
     path = tmp_path / "own.h"
     path.write_text(text)
     (tmp_path / "beside.h").write_text("")
@@ -337,7 +337,7 @@ def test_other_headers(folder, tmp_path, monkeypatch):
 def test_name_is_taken(name, whose, Quick, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(own_cell._C, "isas_available", lambda: ["baseline"])
     path = tmp_path / "own.h"
-    path.write_text((folder / "quick.h").read_text().replace('"quick"', f'"{name}"') + "// other\n")
+    path.write_text(HEADER % (name, FUNCTIONS))
     with pytest.raises(fastrnn.BuildError, match=f"'{name}', which.*{whose.removeprefix('which ')}"):
         fastrnn.build_cell(path)
 
