@@ -6,9 +6,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_packed_sequence
 
-from fastrnn.reference import CELLS
-
-from .problems import Problem
+from .problems import CELLS, Problem
 from .timing import Call
 
 try:

@@ -19,11 +19,10 @@ from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastrnn
-from fastrnn.reference import CELLS
 
 from .__main__ import describe_machine, shape, threads
 from .peers import make_module
-from .problems import DEFAULT_CELLS, Problem, Shape, sentence_lengths, shapes
+from .problems import CELLS, DEFAULT_CELLS, Problem, Shape, sentence_lengths, shapes
 from .report import print_report, write_report
 from .timing import Call, interleave, quietest_third
 

@@ -10,10 +10,9 @@ import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
-from fastrnn.reference import CELLS
 
 from . import cuda, onnx_peer
-from .problems import NotSupported, Problem
+from .problems import CELLS, NotSupported, Problem
 from .timing import Call
 
 TORCH = "torch.nn"

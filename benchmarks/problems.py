@@ -13,11 +13,10 @@ from typing import NamedTuple
 
 import torch
 
-from fastrnn.reference import CELLS
+from fastrnn import reference
 
-DEFAULT_CELLS = tuple(
-    name for name, row in CELLS.items() if row.in_torch and name != "rnn_relu"
-)  # it runs the same kernels as rnn_tanh
+CELLS = {name: row for name, row in reference.CELLS.items() if row.in_torch}  # see variants.py for others
+DEFAULT_CELLS = tuple(name for name in CELLS if name != "rnn_relu")  # it runs the same kernels as rnn_tanh
 
 
 class NotSupported(NotImplementedError):

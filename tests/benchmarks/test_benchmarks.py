@@ -9,7 +9,7 @@ import torch
 from benchmark_runs import LIMITS, SMALL, TIMES, data, problem
 
 import benchmarks
-from benchmarks import onnx_peer, paths, peers, timing
+from benchmarks import onnx_peer, paths, peers, timing, variants
 from benchmarks.__main__ import parse_arguments
 from benchmarks.contention import contended_times
 from benchmarks.keep import keep
@@ -336,6 +336,24 @@ def test_paths(tmp_path, monkeypatch):
     ratios = [f"{seconds['jvp'] / seconds['forward']:.2f}" for seconds in measured]
     line = " | ".join(["| jvp / forward", "3,2,4,5", *ratios])
     assert line in file.with_suffix(".md").read_text()
+
+
+def test_variants(tmp_path, monkeypatch):
+    """Every variant runs, and all that compute the same agree."""
+    monkeypatch.setattr(variants, "SECONDS", 0.0)
+    monkeypatch.setattr(variants, "MIN_ROUNDS", 1)
+    for name, value in {"PAUSES": 0, "BLOCK_S": 0.0, "SAMPLE_S": 1e-9}.items():
+        monkeypatch.setattr(timing, name, value)
+    for name in variants.VARIANTS:
+        for training in (False, True):
+            found = variants.measure(name, Shape(3, 2, 5, 8), training, compiled=False)
+            assert {variants.FASTRNN, variants.BASE} <= found["seconds"].keys()
+            has_loop = variants.VARIANTS[name].cell is not None
+            assert (variants.LOOP in found["seconds"]) == has_loop
+    wrong = replace(variants.VARIANTS["LayerNormLSTM"], cell="slstm")
+    monkeypatch.setitem(variants.VARIANTS, "wrong", wrong)
+    with pytest.raises(RuntimeError, match="plain loop differs from fastrnn"):
+        variants.measure("wrong", Shape(3, 2, 5, 8), False, compiled=False)
 
 
 def test_report_files(tmp_path):

@@ -241,6 +241,7 @@ void solve(const std::string& cell, Input& input, Output& output, const HostQueu
 }  // namespace fastrnn::cuda
 
 int main(int argc, char** argv) {
+  using namespace fastrnn;
   using namespace fastrnn::cuda;
   try {
     if (argc != 5) throw std::invalid_argument("expected CELL ORDER INPUT OUTPUT");
