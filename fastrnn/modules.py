@@ -152,7 +152,7 @@ class _Layer(Leaf, RNNBase, metaclass=_Class):
         return self.mode.lower()
 
     def extra_repr(self) -> str:
-        own = dict(recurrent_dropout=0.0, zoneout=0.0, reset_after=True)
+        own: dict[str, Any] = dict(recurrent_dropout=0.0, zoneout=0.0, reset_after=True)
         given = {name: getattr(self, name, default) for name, default in own.items()}
         if self._name_of_cell() not in _CELLS_OF_TORCH and isinstance(self, RNN):
             own["nonlinearity"], given["nonlinearity"] = None, self.nonlinearity
