@@ -762,3 +762,13 @@ def test_calls_refuse(name):
         layer(x, "state")
     with pytest.raises(fastrnn.functional.KindError, match="input: expected"):
         layer([1.0])
+
+
+def test_a_step_with_late_gates_keeps_its_weights():
+    """Its backward multiplies W_hh, though no other step follows."""
+    layer, x = fastrnn.GRU(2, 3, reset_after=False), torch.randn(1, 2, 2, requires_grad=True)
+    y, _ = layer(x)
+    with torch.no_grad():
+        layer.weight_hh_l0.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
