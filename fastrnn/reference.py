@@ -228,7 +228,7 @@ def slstm_step(x, state, W_hh, *, mask=1.0) -> State:
     i, f, z, o = (x + linear(h * mask, W_hh)).chunk(4, dim=-1)
     kept = logsigmoid(f) + m
     m = torch.where(n <= 0, i, torch.where(kept <= i, i, kept))
-    i, f = (i - m).exp(), (kept - m).clamp(max=0).exp()
+    i, f = (i - m).exp(), torch.where(kept > m, 0, kept - m).exp()
     c = f * c + i * z.tanh()
     n = f * n + i
     return o.sigmoid() * c / n, c, n, m
