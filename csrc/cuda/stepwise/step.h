@@ -24,9 +24,9 @@ FASTRNN_INLINE Real<T> kept_share(const Noise<T>& noise, int64_t at, int k) {
   return keeps_state(*noise.seed, at, k, p) ? 1 : 0;
 }
 
-// A step of the forward. The hidden state's share gh has been computed.
+// What both passes are given of a step, and where its numbers stand.
 template <class Cell, class T>
-struct ForwardStep {
+struct StepLayout {
   using V = Real<T>;
   static constexpr int G = Cell::gates, C = Cell::cell_states, U = Cell::unit_vectors;
   // What the functions of the cell save. Of a cell that is normalised the product with W_hh follows.
@@ -35,25 +35,19 @@ struct ForwardStep {
   StepRows step[2];
   int64_t B, H, R, stride_b;
   int D;
-  const V* gx;  // [R, D*GH]
-  const V* gh;  // [D, B, GH], not read without W_hh
   Weights<T> weights[2];
   Noise<T> noise;
-  T* h;         // [D, B, H], the state, or what the projection takes
-  T* dropped;   // [D, B, H], the state times the dropout mask, or null
-  V* h_real;    // [D, B, H], the state before it was rounded, or null
-  V* c;         // [C, D, B, H]
-  T* y;         // [R, D*H] or null
-  V* s;         // [D, R, S*H] or null
-  V* saved_c;   // [D, R, C*H] or null
-  V* computed;  // [D, R, N*H] or null
 
   FASTRNN_INLINE bool has(int64_t d, int64_t b) const { return b < step[d].n; }
   FASTRNN_INLINE int64_t row(int64_t d, int64_t b) const { return step[d].first + b * stride_b; }
-  // Where the numbers of a unit stand: in [D, B, H], in [D, R, n*H] the first of n, and a gate's in [D, B, GH].
+  // Where the numbers of a unit stand: in [D, B, H], in [D, R, n*H] and [R, D*n*H] the first of n, and a gate's in
+  // [D, B, GH].
   FASTRNN_INLINE int64_t state(int64_t d, int64_t b, int64_t unit) const { return (d * B + b) * H + unit; }
   FASTRNN_INLINE int64_t saved(int64_t d, int64_t b, int64_t unit, int n) const {
     return (d * R + row(d, b)) * n * H + unit;
+  }
+  FASTRNN_INLINE int64_t in_row(int64_t d, int64_t b, int64_t unit, int n) const {
+    return (row(d, b) * D + d) * n * H + unit;
   }
   FASTRNN_INLINE int64_t gate(int64_t d, int64_t b, int64_t unit, int g) const {
     return ((d * B + b) * G + g) * H + unit;
@@ -63,6 +57,30 @@ struct ForwardStep {
   FASTRNN_INLINE void load_unit_vectors(int64_t d, int64_t unit, V* u) const {
     for (int k = 0; k < U; ++k) u[k] = to_real(weights[d].unit[k][unit]);
   }
+};
+
+// A step of the forward. The hidden state's share gh has been computed.
+template <class Cell, class T>
+struct ForwardStep : StepLayout<Cell, T> {
+  using Layout = StepLayout<Cell, T>;
+  using Layout::all_states, Layout::gate, Layout::has, Layout::in_row, Layout::row, Layout::saved,
+      Layout::state;
+  using Layout::B, Layout::C, Layout::D, Layout::G, Layout::H, Layout::R, Layout::U, Layout::kSaved;
+  using Layout::load_unit_vectors;
+  using Layout::noise, Layout::step, Layout::stride_b, Layout::weights;
+  using typename Layout::V;
+
+  const V* gx;  // [R, D*GH]
+  const V* gh;  // [D, B, GH], not read without W_hh
+  T* h;         // [D, B, H], the state, or what the projection takes
+  T* dropped;   // [D, B, H], the state times the dropout mask, or null
+  V* h_real;    // [D, B, H], the state before it was rounded, or null
+  V* c;         // [C, D, B, H]
+  T* y;         // [R, D*H] or null
+  V* s;         // [D, R, S*H] or null
+  V* saved_c;   // [D, R, C*H] or null
+  V* computed;  // [D, R, N*H] or null
+
   FASTRNN_INLINE V x_share(int64_t d, int64_t b, int64_t unit, int g) const {
     const T* bias = weights[d].b_ih;
     return gx[((row(d, b) * D + d) * G + g) * H + unit] + (bias ? to_real(bias[g * H + unit]) : V(0));
@@ -114,16 +132,16 @@ struct ForwardStep {
 
 // A step of the backward.
 template <class Cell, class T>
-struct BackwardStep {
-  using V = Real<T>;
-  static constexpr int G = Cell::gates, C = Cell::cell_states, U = Cell::unit_vectors;
-  static constexpr int kSaved = ForwardStep<Cell, T>::kSaved;
+struct BackwardStep : StepLayout<Cell, T> {
+  using Layout = StepLayout<Cell, T>;
+  using Layout::all_states, Layout::gate, Layout::has, Layout::in_row, Layout::row, Layout::saved,
+      Layout::state;
+  using Layout::B, Layout::C, Layout::D, Layout::G, Layout::H, Layout::R, Layout::U, Layout::kSaved;
+  using Layout::load_unit_vectors;
+  using Layout::noise, Layout::step, Layout::stride_b, Layout::weights;
+  using typename Layout::V;
 
-  StepRows step[2], before[2];  // before: the step before in the direction's order; n = 0 if there is none
-  int64_t B, H, R, stride_b;
-  int D;
-  Weights<T> weights[2];
-  Noise<T> noise;
+  StepRows before[2];            // the step before in the direction's order; n = 0 if there is none
   const V* s;                    // [D, R, S*H]
   const V* saved_c;              // [D, R, C*H]
   const V* computed;             // [D, R, N*H] or null without zoneout
@@ -139,24 +157,6 @@ struct BackwardStep {
   T* dgh_step;                   // [D, B, GH], not written without W_hh
   T* du;                         // [R, D*U*H]
 
-  FASTRNN_INLINE bool has(int64_t d, int64_t b) const { return b < step[d].n; }
-  FASTRNN_INLINE int64_t row(int64_t d, int64_t b) const { return step[d].first + b * stride_b; }
-  // As in ForwardStep; and in [R, D*n*H] the first of n.
-  FASTRNN_INLINE int64_t state(int64_t d, int64_t b, int64_t unit) const { return (d * B + b) * H + unit; }
-  FASTRNN_INLINE int64_t saved(int64_t d, int64_t b, int64_t unit, int n) const {
-    return (d * R + row(d, b)) * n * H + unit;
-  }
-  FASTRNN_INLINE int64_t gate(int64_t d, int64_t b, int64_t unit, int g) const {
-    return ((d * B + b) * G + g) * H + unit;
-  }
-  FASTRNN_INLINE int64_t in_row(int64_t d, int64_t b, int64_t unit, int n) const {
-    return (row(d, b) * D + d) * n * H + unit;
-  }
-  FASTRNN_INLINE int64_t all_states() const { return D * B * H; }
-
-  FASTRNN_INLINE void load_unit_vectors(int64_t d, int64_t unit, V* u) const {
-    for (int k = 0; k < U; ++k) u[k] = to_real(weights[d].unit[k][unit]);
-  }
   FASTRNN_INLINE void load_activations(int64_t d, int64_t b, int64_t unit, V* activations) const {
     for (int k = 0; k < kSaved; ++k) activations[k] = s[saved(d, b, unit, Cell::saved) + k * H];
   }

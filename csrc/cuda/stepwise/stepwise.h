@@ -56,6 +56,17 @@ class StepwiseBase {
     W_hr_ = stacked_W_hr_;
   }
 
+  StepLayout<Cell, T> layout() const {
+    return {.step = {},
+            .B = rows_.B,
+            .H = r_.H,
+            .R = rows_.total(),
+            .stride_b = rows_.stride_b,
+            .D = r_.D,
+            .weights = {r_.weights[0], r_.weights[1]},
+            .noise = r_.noise};
+  }
+
   // The rows of step i of direction d. There are none before the first step.
   StepRows step_rows(int d, int64_t i) const {
     if (i < 0) return {0, 0};
@@ -173,24 +184,17 @@ class Forward : StepwiseBase<Cell, T, Recurrence<T>> {
   template <class Q>
   void compute_cells(Q& queue, int64_t i) {
     const int64_t H = r_.H;
-    const ForwardStep<Cell, T> step{.step = {},
-                                    .B = rows_.B,
-                                    .H = H,
-                                    .R = rows_.total(),
-                                    .stride_b = rows_.stride_b,
-                                    .D = r_.D,
-                                    .gx = r_.gx,
-                                    .gh = gh_,
-                                    .weights = {r_.weights[0], r_.weights[1]},
-                                    .noise = r_.noise,
-                                    .h = projected_ ? m_ : h_,
-                                    .dropped = projected_ ? nullptr : dropped_,
-                                    .h_real = h_real_,
-                                    .c = c_,
-                                    .y = projected_ ? nullptr : r_.y,
-                                    .s = r_.s,
-                                    .saved_c = r_.c,
-                                    .computed = r_.computed};
+    ForwardStep<Cell, T> step{this->layout()};
+    step.gx = r_.gx;
+    step.gh = gh_;
+    step.h = projected_ ? m_ : h_;
+    step.dropped = projected_ ? nullptr : dropped_;
+    step.h_real = h_real_;
+    step.c = c_;
+    step.y = projected_ ? nullptr : r_.y;
+    step.s = r_.s;
+    step.saved_c = r_.c;
+    step.computed = r_.computed;
     if constexpr (Cell::late_gates > 0) {
       this->launch(queue, i, H, EarlyForward<Cell, T>{step, kept_, v_});
       multiply_gates(queue, i, v_, EH_, GH_ - EH_);
@@ -309,29 +313,20 @@ class Backward : StepwiseBase<Cell, T, BackwardRecurrence<T>> {
   template <class Q>
   void compute_cells(Q& queue, int64_t i) {
     const int64_t H = r_.H;
-    BackwardStep<Cell, T> step{.step = {},
-                               .before = {},
-                               .B = rows_.B,
-                               .H = H,
-                               .R = rows_.total(),
-                               .stride_b = rows_.stride_b,
-                               .D = r_.D,
-                               .weights = {r_.weights[0], r_.weights[1]},
-                               .noise = r_.noise,
-                               .s = r_.s,
-                               .saved_c = r_.c,
-                               .computed = r_.computed,
-                               .y = r_.y,
-                               .h0 = r_.h0,
-                               .c0 = {},
-                               .dy = r_.dy,
-                               .dh = dh_,
-                               .dm = dm_,
-                               .dc = dc_,
-                               .dgx = r_.dgx,
-                               .dgh = r_.dgh,
-                               .dgh_step = dgh_,
-                               .du = r_.du};
+    BackwardStep<Cell, T> step{this->layout()};
+    step.s = r_.s;
+    step.saved_c = r_.c;
+    step.computed = r_.computed;
+    step.y = r_.y;
+    step.h0 = r_.h0;
+    step.dy = r_.dy;
+    step.dh = dh_;
+    step.dm = dm_;
+    step.dc = dc_;
+    step.dgx = r_.dgx;
+    step.dgh = r_.dgh;
+    step.dgh_step = dgh_;
+    step.du = r_.du;
     std::copy_n(r_.c0, C, step.c0);
     for (int d = 0; d < r_.D; ++d) step.before[d] = this->step_rows(d, i - 1);
     if constexpr (Cell::late_gates > 0) {
