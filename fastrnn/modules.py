@@ -19,6 +19,7 @@ from torch.fx import Proxy
 from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
+from . import reference
 from .cells import CELLS
 from .functional import name_gru, name_rnn, read_zoneout, run_sequence, run_step
 from .sequences import Options
@@ -62,7 +63,7 @@ class _Class(ABCMeta):
         return super().__subclasscheck__(subclass) if own is None else issubclass(subclass, own)
 
 
-_CELLS_OF_TORCH = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
+_CELLS_OF_TORCH = {name for name, row in reference.CELLS.items() if row.in_torch}
 
 _NOTHING = weakref.ref(Parameter())  # which is gone at once
 

@@ -10,22 +10,18 @@ namespace fastrnn::cells {
 //   h' = activation(x + u h)     x: W_ih x + b
 inline constexpr Parameter kU_hh{"u_hh", "weight_hh", ParameterKind::unit_vectors};
 inline constexpr Parameter kBias{"b", "bias", ParameterKind::input_bias, Needs::bias};
-inline constexpr CellInfo kIndRnnTanh{.name = "indrnn_tanh",
-                                      .layer = "IndRNN",
-                                      .gates = {"h"},
-                                      .saved = 0,
-                                      .whole_gates = 0,
-                                      .reads_h = true,
-                                      .parameters = {kW_ih, kU_hh, kBias},
-                                      .nonlinearity = "tanh"};
-inline constexpr CellInfo kIndRnnRelu{.name = "indrnn_relu",
-                                      .layer = "IndRNN",
-                                      .gates = {"h"},
-                                      .saved = 0,
-                                      .whole_gates = 0,
-                                      .reads_h = true,
-                                      .parameters = {kW_ih, kU_hh, kBias},
-                                      .nonlinearity = "relu"};
+constexpr CellInfo independent(const char* name, const char* nonlinearity) {
+  return {.name = name,
+          .layer = "IndRNN",
+          .gates = {"h"},
+          .saved = 0,
+          .whole_gates = 0,
+          .reads_h = true,
+          .parameters = {kW_ih, kU_hh, kBias},
+          .nonlinearity = nonlinearity};
+}
+inline constexpr CellInfo kIndRnnTanh = independent("indrnn_tanh", "tanh");
+inline constexpr CellInfo kIndRnnRelu = independent("indrnn_relu", "relu");
 
 template <const CellInfo& info, class Activation>
 struct IndRnn : CellConstants<info> {

@@ -71,33 +71,19 @@ struct Identity {
   }
 };
 
-// saved: the backward needs h' only.
-inline constexpr CellInfo kRnnTanh{.name = "rnn_tanh",
-                                   .layer = "RNN",
-                                   .gates = {"h"},
-                                   .saved = 0,
-                                   .whole_gates = 1,
-                                   .nonlinearity = "tanh",
-                                   .persistent = true};
-inline constexpr CellInfo kRnnRelu{.name = "rnn_relu",
-                                   .layer = "RNN",
-                                   .gates = {"h"},
-                                   .saved = 0,
-                                   .whole_gates = 1,
-                                   .nonlinearity = "relu",
-                                   .persistent = true};
-inline constexpr CellInfo kRnnSigmoid{.name = "rnn_sigmoid",
-                                      .layer = "RNN",
-                                      .gates = {"h"},
-                                      .saved = 0,
-                                      .whole_gates = 1,
-                                      .nonlinearity = "sigmoid"};
-inline constexpr CellInfo kRnnIdentity{.name = "rnn_identity",
-                                       .layer = "RNN",
-                                       .gates = {"h"},
-                                       .saved = 0,
-                                       .whole_gates = 1,
-                                       .nonlinearity = "identity"};
+constexpr CellInfo elman(const char* name, const char* nonlinearity, bool persistent = false) {
+  return {.name = name,
+          .layer = "RNN",
+          .gates = {"h"},
+          .saved = 0,  // the backward needs h' only
+          .whole_gates = 1,
+          .nonlinearity = nonlinearity,
+          .persistent = persistent};
+}
+inline constexpr CellInfo kRnnTanh = elman("rnn_tanh", "tanh", /*persistent=*/true);
+inline constexpr CellInfo kRnnRelu = elman("rnn_relu", "relu", /*persistent=*/true);
+inline constexpr CellInfo kRnnSigmoid = elman("rnn_sigmoid", "sigmoid");
+inline constexpr CellInfo kRnnIdentity = elman("rnn_identity", "identity");
 using RnnTanh = Rnn<kRnnTanh, Tanh>;
 using RnnRelu = Rnn<kRnnRelu, Relu>;
 using RnnSigmoid = Rnn<kRnnSigmoid, Sigmoid>;

@@ -83,7 +83,12 @@ struct Noise {
   double zoneout[1 + kMostCellStates] = {};
   const int64_t* seed = nullptr;
 
-  bool zoned() const { return zoneout[0] > 0 || zoneout[1] > 0 || zoneout[2] > 0 || zoneout[3] > 0; }
+  bool zoned() const {
+    for (const double p : zoneout) {
+      if (p > 0) return true;
+    }
+    return false;
+  }
   bool is_there() const { return mask != nullptr || zoned(); }
 };
 

@@ -14,6 +14,56 @@
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
+// Where the numbers of sequence b stand, from `unit` on.
+template <class S>
+FASTRNN_INLINE S* place(const RowsAt<S>& rows, int64_t b, int64_t unit) {
+  return rows.at + b * rows.stride + unit;
+}
+
+// Calls f(b, unit, n) for each sequence of a block and each vector of its units, of which n are there.
+template <class T, class F>
+FASTRNN_INLINE void for_each_vector(const Block<T>& block, const F& f) {
+  constexpr int L = kLanes<Real<T>>;
+  for (int64_t b = 0; b < block.rows; ++b) {
+    for (int64_t unit = 0; unit < block.units; unit += L) {
+      f(b, unit, std::min<int64_t>(L, block.units - unit));
+    }
+  }
+}
+
+// The first `count` of the numbers that the forward saved of each unit.
+template <class T>
+FASTRNN_INLINE void load_saved(const BackwardBlock<T>& block, int64_t b, int64_t unit, int64_t n, int count,
+                               Vector<Real<T>>* s) {
+  for (int saved = 0; saved < count; ++saved) {
+    s[saved] = load_upto(place(block.s, b, unit) + saved * block.saved_next, n);
+  }
+}
+
+// dh of the cell's output, once all of it has come.
+template <class T>
+FASTRNN_INLINE Vector<Real<T>> load_gradient(const BackwardBlock<T>& block, int64_t b, int64_t unit,
+                                             int64_t n) {
+  Vector<Real<T>> dh{};
+  if (block.dh.at) dh = load(place(block.dh, b, unit));
+  if (b < block.multiplied) dh += load(place(block.product, b, unit));
+  if (block.dy.at) dh += load_upto(place(block.dy, b, unit), n);
+  return dh;
+}
+
+// h, wherever it is wanted, and what the backward needs of the unit, the first `count` numbers.
+template <class T>
+FASTRNN_INLINE void store_results(const ForwardBlock<T>& block, int64_t b, int64_t unit, int64_t n,
+                                  Vector<Real<T>> h, const Vector<Real<T>>* s, int count) {
+  if (block.out.at) store(place(block.out, b, unit), h);
+  if (block.h_real.at) store(place(block.h_real, b, unit), h);
+  if (block.y.at) store_upto(place(block.y, b, unit), h, n);
+  if (block.y_copy.at) store_upto(place(block.y_copy, b, unit), h, n);
+  for (int saved = 0; block.saved_s.at && saved < count; ++saved) {
+    store_upto(place(block.saved_s, b, unit) + saved * block.saved_next, s[saved], n);
+  }
+}
+
 template <class Cell, class T>
 void cell_forward(const ForwardBlock<T>& given) {
   const ForwardBlock<T> block = given;  // of which the compiler knows that no store changes it
@@ -98,18 +148,12 @@ void cell_backward(const BackwardBlock<T>& given) {
   for (int64_t b = 0; b < block.rows; ++b) {
     for (int64_t unit = 0; unit < block.units; unit += L) {
       const int64_t n = std::min<int64_t>(L, block.units - unit);
-      const auto at = [&](const auto& rows)
-                          __attribute__((always_inline)) { return rows.at + b * rows.stride + unit; };
-      V dh{};
-      if (block.dh.at) dh = load(at(block.dh));
-      if (b < block.multiplied) dh += load(at(block.product));
-      if (block.dy.at) dh += load_upto(at(block.dy), n);
+      const auto at = [&](const auto& rows) __attribute__((always_inline)) { return place(rows, b, unit); };
+      const V dh = load_gradient(block, b, unit, n);
       V s[std::max(Cell::saved, 1)], u[std::max(U, 1)], dgx[G], dgh[G], du[std::max(U, 1)];
       V h_prev{}, h{}, c_prev[std::max(C, 1)], c[std::max(C, 1)], dc[std::max(C, 1)], dh_prev{};
       for (int vector = 0; vector < U; ++vector) u[vector] = load_upto(block.unit[vector] + unit, n);
-      for (int saved = 0; saved < Cell::saved; ++saved) {
-        s[saved] = load_upto(at(block.s) + saved * block.saved_next, n);
-      }
+      load_saved(block, b, unit, n, Cell::saved, s);
       if (Cell::saved == 0 && block.h.at) h = load_upto(at(block.h), n);
       if (Cell::saved == 0 && block.h_computed.at) h = load_upto(at(block.h_computed), n);
       if (Cell::reads_h && block.h_prev.at) h_prev = load_upto(at(block.h_prev), n);
@@ -150,43 +194,32 @@ template <class Cell, class T>
 void early_cell_forward(const ForwardBlock<T>& given) {
   const ForwardBlock<T> block = given;
   using V = Vector<Real<T>>;
-  constexpr int L = kLanes<Real<T>>;
-  for (int64_t b = 0; b < block.rows; ++b) {
-    for (int64_t unit = 0; unit < block.units; unit += L) {
-      const auto at = [&](const auto& rows) { return rows.at + b * rows.stride + unit; };
-      V a[Cell::gates - Cell::late_gates], s[Cell::saved], v;
-      for (int g = 0; g < Cell::gates - Cell::late_gates; ++g) a[g] = load(at(block.gh) + g * block.gate);
-      Cell::template activate<VectorMath<Real<T>>>(a, load(at(block.h_prev)), s, v);
-      for (int saved = 0; saved < Cell::saved; ++saved)
-        store(at(block.kept) + saved * block.c_next, s[saved]);
-      store(at(block.v), v);
+  for_each_vector(block, [&](int64_t b, int64_t unit, int64_t) __attribute__((always_inline)) {
+    V a[Cell::gates - Cell::late_gates], s[Cell::saved], v;
+    for (int g = 0; g < Cell::gates - Cell::late_gates; ++g) {
+      a[g] = load(place(block.gh, b, unit) + g * block.gate);
     }
-  }
+    Cell::template activate<VectorMath<Real<T>>>(a, load(place(block.h_prev, b, unit)), s, v);
+    for (int saved = 0; saved < Cell::saved; ++saved) {
+      store(place(block.kept, b, unit) + saved * block.c_next, s[saved]);
+    }
+    store(place(block.v, b, unit), v);
+  });
 }
 
 template <class Cell, class T>
 void late_cell_forward(const ForwardBlock<T>& given) {
   const ForwardBlock<T> block = given;
   using V = Vector<Real<T>>;
-  constexpr int L = kLanes<Real<T>>;
-  for (int64_t b = 0; b < block.rows; ++b) {
-    for (int64_t unit = 0; unit < block.units; unit += L) {
-      const int64_t n = std::min<int64_t>(L, block.units - unit);
-      const auto at = [&](const auto& rows) { return rows.at + b * rows.stride + unit; };
-      V a[Cell::late_gates], s[Cell::saved], h;
-      for (int g = 0; g < Cell::late_gates; ++g) a[g] = load(at(block.gh) + g * block.gate);
-      for (int saved = 0; saved < Cell::saved; ++saved)
-        s[saved] = load(at(block.kept) + saved * block.c_next);
-      Cell::template output<VectorMath<Real<T>>>(a, load(at(block.h_prev)), s, h);
-      if (block.out.at) store(at(block.out), h);
-      if (block.h_real.at) store(at(block.h_real), h);
-      if (block.y.at) store_upto(at(block.y), h, n);
-      if (block.y_copy.at) store_upto(at(block.y_copy), h, n);
-      for (int saved = 0; block.saved_s.at && saved < Cell::saved; ++saved) {
-        store_upto(at(block.saved_s) + saved * block.saved_next, s[saved], n);
-      }
+  for_each_vector(block, [&](int64_t b, int64_t unit, int64_t n) __attribute__((always_inline)) {
+    V a[Cell::late_gates], s[Cell::saved], h;
+    for (int g = 0; g < Cell::late_gates; ++g) a[g] = load(place(block.gh, b, unit) + g * block.gate);
+    for (int saved = 0; saved < Cell::saved; ++saved) {
+      s[saved] = load(place(block.kept, b, unit) + saved * block.c_next);
     }
-  }
+    Cell::template output<VectorMath<Real<T>>>(a, load(place(block.h_prev, b, unit)), s, h);
+    store_results(block, b, unit, n, h, s, Cell::saved);
+  });
 }
 
 // The gradients of the gates that the second part is computed from.
@@ -194,23 +227,16 @@ template <class Cell, class T>
 void late_cell_backward(const BackwardBlock<T>& given) {
   const BackwardBlock<T> block = given;
   using V = Vector<Real<T>>;
-  constexpr int L = kLanes<Real<T>>;
-  for (int64_t b = 0; b < block.rows; ++b) {
-    for (int64_t unit = 0; unit < block.units; unit += L) {
-      const int64_t n = std::min<int64_t>(L, block.units - unit);
-      const auto at = [&](const auto& rows) { return rows.at + b * rows.stride + unit; };
-      V dh = load(at(block.dh)), s[Cell::saved], dgx[Cell::gates] = {}, dh_prev{};
-      if (b < block.multiplied) dh += load(at(block.product));
-      if (block.dy.at) dh += load_upto(at(block.dy), n);
-      for (int saved = 0; saved < Cell::saved; ++saved) {
-        s[saved] = load_upto(at(block.s) + saved * block.saved_next, n);
-      }
-      Cell::template backward_output<VectorMath<Real<T>>>(s, load_upto(at(block.h_prev), n), dh, dgx,
-                                                          dh_prev);
-      for (int g = 0; g < Cell::gates; ++g) store_upto(at(block.dgx) + g * block.gate, dgx[g], n);
-      store(at(block.dh), dh_prev);
+  for_each_vector(block, [&](int64_t b, int64_t unit, int64_t n) __attribute__((always_inline)) {
+    V s[Cell::saved], dgx[Cell::gates] = {}, dh_prev{};
+    load_saved(block, b, unit, n, Cell::saved, s);
+    Cell::template backward_output<VectorMath<Real<T>>>(s, load_upto(place(block.h_prev, b, unit), n),
+                                                        load_gradient(block, b, unit, n), dgx, dh_prev);
+    for (int g = 0; g < Cell::gates; ++g) {
+      store_upto(place(block.dgx, b, unit) + g * block.gate, dgx[g], n);
     }
-  }
+    store(place(block.dh, b, unit), dh_prev);
+  });
 }
 
 // Those of the others, of the gradient of v; v again for dW_hh.
@@ -218,25 +244,19 @@ template <class Cell, class T>
 void early_cell_backward(const BackwardBlock<T>& given) {
   const BackwardBlock<T> block = given;
   using V = Vector<Real<T>>;
-  constexpr int L = kLanes<Real<T>>;
-  for (int64_t b = 0; b < block.rows; ++b) {
-    for (int64_t unit = 0; unit < block.units; unit += L) {
-      const int64_t n = std::min<int64_t>(L, block.units - unit);
-      const auto at = [&](const auto& rows) { return rows.at + b * rows.stride + unit; };
-      V s[Cell::saved], dgx[Cell::gates], dh_prev = load(at(block.dh)), v;
-      for (int saved = 0; saved < Cell::saved; ++saved) {
-        s[saved] = load_upto(at(block.s) + saved * block.saved_next, n);
-      }
-      for (int g = 0; g < Cell::gates; ++g) dgx[g] = load_upto(at(block.dgx) + g * block.gate, n);
-      Cell::template backward_activate<VectorMath<Real<T>>>(s, load_upto(at(block.h_prev), n),
-                                                            load(at(block.product)), dgx, dh_prev, v);
-      for (int g = 0; g < Cell::gates - Cell::late_gates; ++g) {
-        store_upto(at(block.dgx) + g * block.gate, dgx[g], n);
-      }
-      store_upto(at(block.m), v, n);
-      store(at(block.dh), dh_prev);
+  for_each_vector(block, [&](int64_t b, int64_t unit, int64_t n) __attribute__((always_inline)) {
+    V s[Cell::saved], dgx[Cell::gates], dh_prev = load(place(block.dh, b, unit)), v;
+    load_saved(block, b, unit, n, Cell::saved, s);
+    T* const of_gates = place(block.dgx, b, unit);
+    for (int g = 0; g < Cell::gates; ++g) dgx[g] = load_upto(of_gates + g * block.gate, n);
+    Cell::template backward_activate<VectorMath<Real<T>>>(
+        s, load_upto(place(block.h_prev, b, unit), n), load(place(block.product, b, unit)), dgx, dh_prev, v);
+    for (int g = 0; g < Cell::gates - Cell::late_gates; ++g) {
+      store_upto(of_gates + g * block.gate, dgx[g], n);
     }
-  }
+    store_upto(place(block.m, b, unit), v, n);
+    store(place(block.dh, b, unit), dh_prev);
+  });
 }
 
 // ---- a cell that is normalised ----
@@ -306,19 +326,12 @@ void normalised_cell_forward(const ForwardBlock<T>& given) {
       }
     }
   });
-  // c and s stand as they are, one vector after the other.
   const auto finish = [&](int64_t unit, int64_t n, const V* u, V* s, const V* c)
                           __attribute__((always_inline)) {
                             V h_prev{}, h;
                             if (Cell::reads_h) h_prev = load(block.h_prev.at + unit);
                             Inner::template output<Math>(s, u, h_prev, c, h);
-                            if (block.out.at) store(block.out.at + unit, h);
-                            if (block.h_real.at) store(block.h_real.at + unit, h);
-                            if (block.y.at) store_upto(block.y.at + unit, h, n);
-                            if (block.y_copy.at) store_upto(block.y_copy.at + unit, h, n);
-                            for (int saved = 0; block.saved_s.at && saved < Inner::saved; ++saved) {
-                              store_upto(block.saved_s.at + saved * block.saved_next + unit, s[saved], n);
-                            }
+                            store_results(block, 0, unit, n, h, s, Inner::saved);
                           };
   for (int64_t first = 0; first < H; first += block.panel_units) {
     const int64_t size = std::min(block.panel_units, H - first);
@@ -381,7 +394,7 @@ void normalised_cell_backward(const BackwardBlock<T>& given) {
   const auto mean_of = [](V sum, int64_t count) { return sum_lanes<T>(sum) / static_cast<Real<T>>(count); };
   for (int64_t b = 0; b < block.rows; ++b) {
     const auto at = [&](const auto& rows, int64_t unit)
-                        __attribute__((always_inline)) { return rows.at + b * rows.stride + unit; };
+                        __attribute__((always_inline)) { return place(rows, b, unit); };
     // The derivative of (v - mean) / deviation is that of v less its share in both moments.
     Real<T> mean_w = 0, mean_w_c = 0;
     const auto normalised_c = [&](const Moments<T>& of_c, int64_t unit, int64_t n) {
@@ -392,9 +405,7 @@ void normalised_cell_backward(const BackwardBlock<T>& given) {
     const Moments<T> of_c = C > 0 ? moments_of_rows<T>(at(block.c, 0), 0, 1, H) : of_product;
     // dc of what is normalised: the gradient that the output passes to it.
     const auto through_output = [&](int64_t unit, int64_t n, V* s, V* dgx) __attribute__((always_inline)) {
-      for (int saved = 0; saved < Inner::saved; ++saved) {
-        s[saved] = load_upto(at(block.s, unit) + saved * block.saved_next, n);
-      }
+      load_saved(block, b, unit, n, Inner::saved, s);
       V dc{};
       if constexpr (C > 0) {
         const V gain = load_upto(block.unit[G] + unit, n), bias = load_upto(block.unit[G + 1] + unit, n);

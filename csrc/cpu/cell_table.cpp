@@ -17,12 +17,7 @@ namespace fastrnn::cpu {
   namespace isa {                                \
   extern const FunctionsOfCell cell_functions[]; \
   }
-FASTRNN_DECLARE(baseline)
-#if defined(__x86_64__)
-FASTRNN_DECLARE(avx2)
-FASTRNN_DECLARE(avx512)
-FASTRNN_DECLARE(avx512_bf16)
-#endif
+FASTRNN_FOR_EACH_ISA(FASTRNN_DECLARE)
 #undef FASTRNN_DECLARE
 
 namespace {
@@ -40,15 +35,11 @@ struct Table {
 #define FASTRNN_VALUES(Cell) &kValueFunctions<cells::Cell>,
     constexpr const ValueFunctions* values[] = {FASTRNN_FOR_EACH_CELL(FASTRNN_VALUES)};
 #undef FASTRNN_VALUES
+#define FASTRNN_FUNCTIONS(isa) &isa::cell_functions[i],
     for (int i = 0; i < cells::kCellCount; ++i) {
-      rows[i] = {cells::kCells[i],
-                 values[i],
-                 {&baseline::cell_functions[i],
-#if defined(__x86_64__)
-                  &avx2::cell_functions[i], &avx512::cell_functions[i], &avx512_bf16::cell_functions[i]
-#endif
-                 }};
+      rows[i] = {cells::kCells[i], values[i], {FASTRNN_FOR_EACH_ISA(FASTRNN_FUNCTIONS)}};
     }
+#undef FASTRNN_FUNCTIONS
     count = cells::kCellCount;
   }
 };

@@ -8,11 +8,9 @@
 
 #include "core/value_functions.h"
 #include "cpu/cell_block.h"
+#include "cpu/isas.h"
 
 namespace fastrnn::cpu {
-
-enum class Isa { baseline, avx2, avx512, avx512_bf16 };
-constexpr int kIsas = 4;
 
 // A cell for one instruction set.
 using FunctionsOfCell = std::tuple<CellFunctions<float>, CellFunctions<double>, CellFunctions<bf16>>;

@@ -12,12 +12,7 @@ namespace fastrnn::cpu {
   namespace isa {               \
   extern const Engines engines; \
   }
-FASTRNN_DECLARE(baseline)
-#if defined(__x86_64__)
-FASTRNN_DECLARE(avx2)
-FASTRNN_DECLARE(avx512)
-FASTRNN_DECLARE(avx512_bf16)
-#endif
+FASTRNN_FOR_EACH_ISA(FASTRNN_DECLARE)
 #undef FASTRNN_DECLARE
 
 namespace {

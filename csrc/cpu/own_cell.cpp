@@ -29,19 +29,16 @@ static_assert(cells::check_cell<cells::FASTRNN_STRUCT>());
   namespace isa {                                                        \
   extern const FunctionsOfCell own_cell_functions __attribute__((weak)); \
   }
-FASTRNN_DECLARE(baseline)
-FASTRNN_DECLARE(avx2)
-FASTRNN_DECLARE(avx512)
-FASTRNN_DECLARE(avx512_bf16)
+FASTRNN_FOR_EACH_ISA(FASTRNN_DECLARE)
 
 }  // namespace fastrnn::cpu
 
-extern "C" __attribute__((visibility("default"))) const fastrnn::cpu::OwnCell fastrnn_own_cell = {
-    {&fastrnn::cells::FASTRNN_STRUCT::info,
-     &fastrnn::kValueFunctions<fastrnn::cells::FASTRNN_STRUCT>,
-     {&fastrnn::cpu::baseline::own_cell_functions, &fastrnn::cpu::avx2::own_cell_functions,
-      &fastrnn::cpu::avx512::own_cell_functions, &fastrnn::cpu::avx512_bf16::own_cell_functions}},
-    FASTRNN_STAMP,
-    FASTRNN_CONTENT};
+#define FASTRNN_FUNCTIONS(isa) &fastrnn::cpu::isa::own_cell_functions,
+extern "C" __attribute__((visibility("default")))
+const fastrnn::cpu::OwnCell fastrnn_own_cell = {{&fastrnn::cells::FASTRNN_STRUCT::info,
+                                                 &fastrnn::kValueFunctions<fastrnn::cells::FASTRNN_STRUCT>,
+                                                 {FASTRNN_FOR_EACH_ISA(FASTRNN_FUNCTIONS)}},
+                                                FASTRNN_STAMP,
+                                                FASTRNN_CONTENT};
 
 #endif

@@ -88,8 +88,6 @@ WeightLayout weight_layout(const CellInfo& cell, at::TensorList weights, bool bi
 struct LayerNoise {
   optional<Tensor> mask, seed;  // [D, B, P]; one int64
   std::vector<double> zoneout;  // none, or one for each state
-
-  bool is_there() const { return mask.has_value() || !zoneout.empty(); }
 };
 
 // What the operators are given of a layer.
@@ -131,16 +129,8 @@ variable_list as_layer(const Tensor& x, const optional<Tensor>& batch_sizes, at:
                        bool flag,  // checkpoint_gates, or save
                        const optional<Tensor>& mask, const optional<Tensor>& seed,
                        at::ArrayRef<double> zoneout, const optional<Tensor>& resets) {
-  return f({x,
-            batch_sizes,
-            hx,
-            weights,
-            find_cell(cell),
-            bidirectional,
-            batch_first,
-            {mask, seed, zoneout.vec()},
-            resets},
-           flag);
+  const LayerNoise noise{mask, seed, zoneout.vec()};
+  return f({x, batch_sizes, hx, weights, find_cell(cell), bidirectional, batch_first, noise, resets}, flag);
 }
 template <variable_list (*f)(const LayerArgs&, const BackwardArgs&)>
 variable_list as_layer_backward(const c10::List<optional<Tensor>>& grads, const Tensor& x,
@@ -149,15 +139,8 @@ variable_list as_layer_backward(const c10::List<optional<Tensor>>& grads, const 
                                 bool batch_first, at::TensorList saved, c10::List<bool> wanted,
                                 const optional<Tensor>& mask, const optional<Tensor>& seed,
                                 at::ArrayRef<double> zoneout, const optional<Tensor>& resets) {
-  return f({x,
-            batch_sizes,
-            hx,
-            weights,
-            find_cell(cell),
-            bidirectional,
-            batch_first,
-            {mask, seed, zoneout.vec()},
-            resets},
+  const LayerNoise noise{mask, seed, zoneout.vec()};
+  return f({x, batch_sizes, hx, weights, find_cell(cell), bidirectional, batch_first, noise, resets},
            {grads, saved, wanted});
 }
 
