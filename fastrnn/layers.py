@@ -295,8 +295,8 @@ class _LayerNorm(RecurrentLayer):
     def share(self, x: Tensor, *weights: Any) -> Tensor:
         W_ih, *bias, gain, _ = weights
         product = linear(x, W_ih)
-        normalised = layer_norm(product, product.shape[-1:], gain.to(product.dtype))
-        return normalised + bias[0] if bias else normalised
+        gain, *bias = (v.to(product.dtype) for v in (gain, *bias))
+        return layer_norm(product, product.shape[-1:], gain, *bias)
 
 
 class LayerNormLSTM(_LayerNorm):

@@ -482,7 +482,9 @@ void normalised_cell_backward(const BackwardBlock<T>& given) {
 
 template <class Cell, class T>
 constexpr CellFunctions<T> functions_of() {
-  if constexpr (Cell::late_gates > 0) {
+  if constexpr (!kHasOwnCode<T>) {
+    return {};
+  } else if constexpr (Cell::late_gates > 0) {
     return {late_cell_forward<Cell, T>, late_cell_backward<Cell, T>, early_cell_forward<Cell, T>,
             early_cell_backward<Cell, T>};
   } else if constexpr (Cell::normalised) {

@@ -25,6 +25,7 @@ struct IsaRow {
   const Engines* engines;
 };
 
+// In the order of Isa.
 const std::vector<IsaRow>& all() {
   static const std::vector<IsaRow> isas = [] {
     std::vector<IsaRow> list;
@@ -91,13 +92,13 @@ std::vector<std::string> isas_available() {
 }
 std::string isa() { return current().load()->name; }
 void set_isa(const std::string& name) { current() = &find_available(name, "set_isa"); }
-const Engines& engines() { return *current().load()->engines; }
-const FunctionsOfCell& functions_of_cell(int cell) {
-  const IsaRow& isa = *current().load();
-  const FunctionsOfCell* functions = row_of(cell).functions[static_cast<int>(isa.isa)];
+Isa isa_in_use() { return current().load()->isa; }
+const Engines& engines(Isa isa) { return *all()[static_cast<int>(isa)].engines; }
+const FunctionsOfCell& functions_of_cell(int cell, Isa isa) {
+  const FunctionsOfCell* functions = row_of(cell).functions[static_cast<int>(isa)];
   if (functions == nullptr) {
     throw std::runtime_error(std::string("cell: '") + info_of(cell).name + "' was not compiled for " +
-                             isa.name + ", which is in use");
+                             all()[static_cast<int>(isa)].name + ", which is in use");
   }
   return *functions;
 }

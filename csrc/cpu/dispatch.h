@@ -36,13 +36,16 @@ std::vector<std::string> isas_available();
 std::string isa();
 void set_isa(const std::string& name);
 
+Isa isa_in_use();
+const Engines& engines(Isa isa);
+const FunctionsOfCell& functions_of_cell(int cell, Isa isa);
 // Of the instruction set in use. cell: its index in the table of cells
-const Engines& engines();
-const FunctionsOfCell& functions_of_cell(int cell);
 template <class T>
 Kernels<T> kernels_of(int cell) {
-  return {std::get<Engine<T>>(engines()),
-          {info_of(cell), std::get<CellFunctions<T>>(functions_of_cell(cell))}};
+  Isa isa = isa_in_use();
+  if (!std::get<Engine<T>>(engines(isa)).forward) isa = static_cast<Isa>(static_cast<int>(isa) - 1);
+  return {std::get<Engine<T>>(engines(isa)),
+          {info_of(cell), std::get<CellFunctions<T>>(functions_of_cell(cell, isa))}};
 }
 
 }  // namespace fastrnn::cpu

@@ -10,10 +10,13 @@
 namespace fastrnn::cpu::FASTRNN_ISA {
 
 template <class T>
-constexpr Engine<T> kEngine = {forward<T>, backward<T>, plan_layer<T>};
+constexpr Engine<T> engine_of() {
+  if constexpr (kHasOwnCode<T>) return {forward<T>, backward<T>, plan_layer<T>};
+  return {};
+}
 
 // Data, not code: choosing an instruction set must not run it.
 extern const Engines engines;
-constexpr Engines engines = {kEngine<float>, kEngine<double>, kEngine<bf16>};
+constexpr Engines engines = {engine_of<float>(), engine_of<double>(), engine_of<bf16>()};
 
 }  // namespace fastrnn::cpu::FASTRNN_ISA

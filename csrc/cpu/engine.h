@@ -17,7 +17,8 @@ struct Resources {
   void (*release)(void* memory);
 };
 
-// The forward and backward of a layer, whatever its cell, for one instruction set.
+// The forward and backward of a layer, whatever its cell, for one instruction set. Null: the instruction set has
+// nothing of its own for T, and the code of the one before it is used.
 template <class T>
 struct Engine {
   void (*forward)(const EngineCell<T>&, const ForwardParams<T>&, const Resources&);

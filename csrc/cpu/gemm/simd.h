@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #if defined(__AVX2__)
@@ -25,6 +26,14 @@ constexpr int kRegisters = 16;
 #else
 constexpr int kVectorBytes = 16;
 constexpr int kRegisters = 16;
+#endif
+
+// Whether there is code for T that differs from that of the instruction set before this one.
+template <class T>
+#if defined(__AVX512BF16__)
+constexpr bool kHasOwnCode = std::is_same_v<T, bf16>;
+#else
+constexpr bool kHasOwnCode = true;
 #endif
 
 template <class T>

@@ -184,7 +184,8 @@ class Forward : StepwiseBase<Cell, T, Recurrence<T>> {
   template <class Q>
   void compute_cells(Q& queue, int64_t i) {
     const int64_t H = r_.H;
-    ForwardStep<Cell, T> step{this->layout()};
+    ForwardStep<Cell, T> step{};
+    static_cast<StepLayout<Cell, T>&>(step) = this->layout();
     step.gx = r_.gx;
     step.gh = gh_;
     step.h = projected_ ? m_ : h_;
@@ -313,7 +314,8 @@ class Backward : StepwiseBase<Cell, T, BackwardRecurrence<T>> {
   template <class Q>
   void compute_cells(Q& queue, int64_t i) {
     const int64_t H = r_.H;
-    BackwardStep<Cell, T> step{this->layout()};
+    BackwardStep<Cell, T> step{};
+    static_cast<StepLayout<Cell, T>&>(step) = this->layout();
     step.s = r_.s;
     step.saved_c = r_.c;
     step.computed = r_.computed;
