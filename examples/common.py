@@ -1,0 +1,245 @@
+"""What the example programs share: options, data, the training loop, the report and the look of pictures.
+
+A program describes its model as a function of the library whose layers it uses, torch.nn or fastrnn, and
+`train` trains one model for each: from the same seed, on the same batches, by turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor, nn
+
+import fastrnn
+
+LIBRARIES: dict[str, ModuleType] = {"torch": nn, "fastrnn": fastrnn}
+COLOURS = {"torch": "#e08214", "fastrnn": "#2166ac"}
+WIDTHS = {"torch": 5, "fastrnn": 1.5}  # where curves coincide, the wide one shows behind the narrow one
+CLIP_NORM = 1.0
+
+console = Console()
+
+
+# ---- options ----
+
+
+def positive(text: str) -> int:
+    """The type of an option that is a count."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return value
+
+
+def picture(text: str) -> Path:
+    """The type of an option that names a picture."""
+    if not text.endswith(".png"):
+        raise argparse.ArgumentTypeError(f"{text} does not end in .png")
+    return Path(text)
+
+
+def make_parser(doc: str, name: str) -> argparse.ArgumentParser:
+    """The options of every program. doc: its docstring; name: its own, which the picture has too."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--layer-impl", choices=[*LIBRARIES, "both"], default="fastrnn", help="whose layers (%(default)s)")
+    add("--seed", type=int, default=0, help="of the weights and the batches (%(default)s)")
+    add("--threads", type=positive, default=torch.get_num_threads(), help="of torch and fastrnn (%(default)s)")
+    add("--quick", action="store_true", help="train a little, to see that it runs")
+    add("--out", type=picture, default=Path(f"out/{name}.png"), help="where the picture goes (%(default)s)")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The options given, with `libraries`, the names of those to train; sets threads and seed."""
+    args = parser.parse_args()
+    args.libraries = list(LIBRARIES) if args.layer_impl == "both" else [args.layer_impl]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    return args
+
+
+# ---- data ----
+
+
+def download(url: str, known_hash: str, option: str) -> Path:
+    """A file of the web, kept by pooch in the user's cache. option: what to give where there is no network."""
+    import pooch
+
+    try:
+        return Path(pooch.retrieve(url, known_hash, path=pooch.os_cache("fastrnn"), progressbar=False))
+    except (OSError, ValueError) as error:  # no network, another status than 200; another content
+        raise SystemExit(f"{url}: {error}\ngive a file or folder that you have: {option}") from None
+
+
+def read_text(path: Path, option: str, encoding: str = "utf-8") -> str:
+    """The text of a file that an option names."""
+    try:
+        return path.read_text(encoding=encoding)
+    except OSError as error:
+        raise SystemExit(f"{option} {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise SystemExit(f"{option} {path}: not {encoding} text (byte {error.start})") from None
+
+
+def minibatches(count: int, size: int, generator: torch.Generator | None = None) -> list[Tensor]:
+    """The indices 0 to count - 1 in groups of `size`: shuffled if there is a generator."""
+    order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
+    return list(order.split(size))
+
+
+# ---- training ----
+
+
+@dataclass
+class Run:
+    """A model in training, and how it went."""
+
+    name: str  # of the library
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    losses: list[float] = field(default_factory=list)  # the mean of each epoch
+    scores: list[float] = field(default_factory=list)  # after each epoch
+    seconds: float = 0.0  # of training, without scoring
+    best: dict[str, Any] = field(default_factory=dict)  # the state of the model at its best score
+
+
+def track(items: Sequence[Any], what: str) -> Iterator[Any]:
+    """The items, with a progress bar."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield from progress.track(items, description=what)
+
+
+def train(
+    args: argparse.Namespace,
+    build: Callable[[ModuleType], nn.Module],
+    loss_of: Callable[[nn.Module, Any], Tensor],
+    batches: Callable[[torch.Generator], Iterable[Any]],
+    *,
+    epochs: int,
+    score: Callable[[nn.Module], float],
+    higher_is_better: bool = True,
+    patience: int | None = None,
+    optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer] = torch.optim.Adam,
+    what: str = "training",
+) -> list[Run]:
+    """Train a model of each library that was asked for; each ends with the weights of its best score.
+
+    The models see the same batches and draw the same dropout masks. They take turns epoch by epoch, and who
+    goes first alternates, so that neither gets a quieter machine.
+
+    Args:
+        build: makes the model from the library's layers
+        loss_of: the loss of the model on a batch
+        batches: the batches of an epoch, in an order drawn from the generator
+        score: of the model in eval mode, without gradients
+        patience: stop when no model got better in so many epochs
+    """
+    runs = []
+    for name in args.libraries:
+        torch.manual_seed(args.seed)
+        model = build(LIBRARIES[name])
+        runs.append(Run(name, model, optimizer(model.parameters())))
+    sign = 1 if higher_is_better else -1
+    for epoch in track(range(epochs), what):
+        for run in runs if epoch % 2 else reversed(runs):
+            torch.manual_seed(args.seed + epoch)
+            todo = batches(torch.Generator().manual_seed(args.seed + epoch))
+            run.losses.append(_train_epoch(run, loss_of, todo))
+            run.scores.append(evaluate(run.model, score))
+            if sign * run.scores[-1] == max(sign * s for s in run.scores):
+                run.best = deepcopy(run.model.state_dict())
+        if patience and all(_epochs_since_best(run, sign) >= patience for run in runs):
+            break
+    for run in runs:
+        run.model.load_state_dict(run.best)
+        run.model.eval()
+    return runs
+
+
+def _train_epoch(run: Run, loss_of: Callable[[nn.Module, Any], Tensor], batches: Iterable[Any]) -> float:
+    run.model.train()
+    losses = []
+    for batch in batches:
+        start = time.perf_counter()
+        run.optimizer.zero_grad()
+        loss = loss_of(run.model, batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(run.model.parameters(), CLIP_NORM)
+        run.optimizer.step()
+        losses.append(loss.item())
+        run.seconds += time.perf_counter() - start
+    return sum(losses) / len(losses)
+
+
+def _epochs_since_best(run: Run, sign: int) -> int:
+    signed = [sign * score for score in run.scores]
+    return len(signed) - 1 - signed.index(max(signed))
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, score: Callable[[nn.Module], float]) -> float:
+    """The score of the model in eval mode."""
+    model.eval()
+    return score(model)
+
+
+# ---- report ----
+
+
+def report(runs: Sequence[Run], scores: dict[str, Callable[[nn.Module], float]], form: str = "{:.3f}") -> None:
+    """Print a table: the scores of each run's model by name, and the seconds that it trained."""
+    table = Table("", *scores, "training, s")
+    for run in runs:
+        values = [form.format(evaluate(run.model, score)) for score in scores.values()]
+        table.add_row(run.name, *values, f"{run.seconds:.1f}")
+    console.print(table)
+    if len(runs) == 2:
+        reference, other = runs
+        console.print(f"{other.name} trains [bold]{reference.seconds / other.seconds:.2f}x[/bold] as fast")
+
+
+# ---- pictures ----
+
+
+def new_figure(title: str, rows: int = 1, columns: int = 1, size: tuple[float, float] = (11, 5), **grid: Any):
+    """A figure and its axes, as plt.subplots returns them, in the style of the examples."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 11})
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", **grid)
+    figure.suptitle(title)
+    return figure, axes
+
+
+def plot_scores(axes: Any, runs: Sequence[Run], label: str) -> None:
+    """The score of each run after each epoch."""
+    for run in runs:
+        epochs = range(1, len(run.scores) + 1)
+        axes.plot(epochs, run.scores, color=COLOURS[run.name], linewidth=WIDTHS[run.name], label=run.name)
+    axes.set(xlabel="epoch", ylabel=label)
+    axes.grid(alpha=0.25)
+    if len(runs) > 1:
+        axes.legend(frameon=False)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write the picture, and say where it is."""
+    figure.savefig(path, dpi=120)
+    console.print(f"picture: {path}")
