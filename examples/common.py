@@ -55,7 +55,8 @@ def make_parser(doc: str, name: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--layer-impl", choices=[*LIBRARIES, "both"], default="fastrnn", help="whose layers (%(default)s)")
     add("--seed", type=int, default=0, help="of the weights and the batches (%(default)s)")
-    add("--threads", type=positive, default=torch.get_num_threads(), help="of torch and fastrnn (%(default)s)")
+    threads = torch.get_num_threads()
+    add("--threads", type=positive, default=threads, help="of torch and fastrnn (%(default)s)")
     add("--quick", action="store_true", help="train a little, to see that it runs")
     add("--out", type=picture, default=Path(f"out/{name}.png"), help="where the picture goes (%(default)s)")
     return parser
@@ -74,14 +75,18 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 # ---- data ----
 
 
-def download(url: str, known_hash: str, option: str) -> Path:
-    """A file of the web, kept by pooch in the user's cache. option: what to give where there is no network."""
+def download(url: str, known_hash: str, option: str, unpack: Sequence[str] | None = None) -> Path:
+    """A file of the web, kept by pooch in the user's cache. option: what to give where there is no network;
+    unpack: the folders that are wanted of a tar archive, for the path of the folder that then has them."""
     import pooch
 
+    processor = pooch.Untar(members=unpack) if unpack else None
+    options = dict(path=pooch.os_cache("fastrnn"), processor=processor, progressbar=False)
     try:
-        return Path(pooch.retrieve(url, known_hash, path=pooch.os_cache("fastrnn"), progressbar=False))
+        path = pooch.retrieve(url, known_hash, **options)
     except (OSError, ValueError) as error:  # no network, another status than 200; another content
         raise SystemExit(f"{url}: {error}\ngive a file or folder that you have: {option}") from None
+    return Path(processor.extract_dir if processor else path)
 
 
 def read_text(path: Path, option: str, encoding: str = "utf-8") -> str:
@@ -119,7 +124,7 @@ class Run:
 def track(items: Sequence[Any], what: str) -> Iterator[Any]:
     """The items, with a progress bar."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield from progress.track(items, description=what)
 
 
@@ -200,12 +205,22 @@ def evaluate(model: nn.Module, score: Callable[[nn.Module], float]) -> float:
 # ---- report ----
 
 
-def report(runs: Sequence[Run], scores: dict[str, Callable[[nn.Module], float]], form: str = "{:.3f}") -> None:
-    """Print a table: the scores of each run's model by name, and the seconds that it trained."""
+def report(
+    runs: Sequence[Run],
+    scores: dict[str, Callable[[nn.Module], float]],
+    form: str = "{:.3f}",
+    beside: dict[str, nn.Module] | None = None,
+) -> None:
+    """Print a table: the scores of each run's model by name, and the seconds that it trained.
+
+    beside: other models to compare with, by name, that nobody trained here
+    """
     table = Table("", *scores, "training, s")
     for run in runs:
         values = [form.format(evaluate(run.model, score)) for score in scores.values()]
         table.add_row(run.name, *values, f"{run.seconds:.1f}")
+    for name, model in (beside or {}).items():
+        table.add_row(name, *(form.format(evaluate(model, score)) for score in scores.values()), "")
     console.print(table)
     if len(runs) == 2:
         reference, other = runs

@@ -1,13 +1,15 @@
 """Read a handwritten digit as a sequence: one row of pixels a step, then say which digit it was.
 
 The lecture's many-to-one network: an RNN with 150 units, whose last state goes through a softmax. It needs no
-convolution: the state keeps what the rows above looked like. Without --mnist it reads the 1797 digits of 8 x 8 pixels
-that come with scikit-learn; --mnist download, or a path of mnist.npz, takes the 70,000 of 28 x 28.
+convolution: the state keeps what the rows above looked like. Without --mnist it reads the 1797 digits of
+8 x 8 pixels that come with scikit-learn; --mnist download, or a path of mnist.npz, takes the 70,000 of
+28 x 28.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from zipfile import BadZipFile
 
 import common
 import numpy as np
@@ -44,7 +46,7 @@ def read_digits(mnist: str | None) -> tuple[Tensor, Tensor]:
     try:
         with np.load(path) as data:
             x, y = (np.concatenate([data[f"{name}_train"], data[f"{name}_test"]]) for name in "xy")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
         raise SystemExit(f"--mnist {path}: expected mnist.npz, got {error}") from None
     return torch.tensor(x, dtype=torch.float32) / 255, torch.tensor(y, dtype=torch.int64)
 
@@ -78,8 +80,9 @@ def main() -> None:
     args = common.parse(parser)
 
     x, y = read_digits(args.mnist)
-    test, validation, training = torch.randperm(len(x)).split([len(x) // 5, len(x) // 5, len(x) - len(x) // 5 * 2])
-    print(f"{len(x):,} digits: {len(training):,} to train, {len(validation):,} to validate, {len(test):,} to test")
+    fifth = len(x) // 5
+    test, validation, training = torch.randperm(len(x)).split([fifth, fifth, len(x) - 2 * fifth])
+    print(f"{len(x):,} digits: {len(training):,} to train, {fifth:,} to validate, {fifth:,} to test")
 
     def accuracy(chosen: Tensor):
         return lambda model: (model(x[chosen]).argmax(-1) == y[chosen]).float().mean().item()
