@@ -10,11 +10,12 @@ PARALLEL := -n auto --maxprocesses 8 --dist loadgroup --durations 10
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 CPP := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test bench gpu-check cuda-wheel lint format clean
+.PHONY: help demo examples test bench gpu-check cuda-wheel lint format clean
 .NOTPARALLEL:
 
 help:
 	@echo 'make demo     train a character model on fastrnn and on torch.nn'
+	@echo 'make examples run the programs of examples/ in turn; DATA=FOLDER names reviews for sentiment.py'
 	@echo 'make test     run the tests, few cases of each; ARGS=--thorough runs all'
 	@echo 'make bench    time fastrnn beside torch.nn, onnxruntime and torch.compile'
 	@echo 'make gpu-check   build, test and time on the GPU of this machine, with the torch that is installed; ARGS="--help"'
@@ -26,6 +27,18 @@ help:
 
 demo: $(VENV)/built
 	python examples/char_lm.py $(ARGS)
+
+# ARGS goes to each, DATA to the one that needs a folder of reviews (aclImdb or the rt-polarity files).
+EXAMPLES := $(sort $(filter-out examples/common.py,$(wildcard examples/*.py)))
+examples: $(VENV)/dev $(VENV)/built
+	@set -e; for program in $(EXAMPLES); do \
+	  data=; \
+	  if [ $$program = examples/sentiment.py ]; then \
+	    [ -n '$(DATA)' ] || { echo "$$program is left out, it needs reviews: make examples DATA=FOLDER"; continue; }; \
+	    data='--data $(DATA)'; \
+	  fi; \
+	  (set -x; python $$program $$data $(ARGS)); \
+	done
 
 # In processes of one thread each, then in one process the tests of several threads.
 test: $(VENV)/dev $(VENV)/built
@@ -54,7 +67,7 @@ format: $(VENV)/dev
 
 # The tests run from a folder in which Python does not find ./fastrnn; without those of the sources and programs, and
 # of the CPU's kernels alone, which this build and another torch do not change.
-OTHER_TESTS := benchmarks tools/test_gpu_check.py test_fake_cuda.py csrc/cpu csrc/torch/test_memory.py \
+OTHER_TESTS := benchmarks examples tools/test_gpu_check.py test_fake_cuda.py csrc/cpu csrc/torch/test_memory.py \
   csrc/cuda/test_persistent.py csrc/cuda/test_stepwise.py
 cuda-wheel: export PATH := $(CURDIR)/$(CUDA_VENV)/bin:$(PATH)
 cuda-wheel: $(CUDA_VENV)/made $(SOURCES)

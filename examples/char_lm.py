@@ -8,7 +8,6 @@ gradients.
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import sys
@@ -17,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, median
 
+import common
 import torch
 import torch.distributed as dist
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor, nn
@@ -28,9 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 import fastrnn
 
 LAYERS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
-LIBRARIES = {"torch": nn, "fastrnn": fastrnn}
 LEARNING_RATE = 2e-3
-CLIP_NORM = 1.0
 COMPARED_STEPS = 100  # over these first steps the two losses must agree
 PROMPT_CHARS, SAMPLE_CHARS = 100, 600
 SAMPLE_TEMPERATURE = 0.6
@@ -75,7 +72,7 @@ class Trainer:
         logits = self.parallel(inputs)
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
+        nn.utils.clip_grad_norm_(self.model.parameters(), common.CLIP_NORM)
         self.optimizer.step()
         self.schedule.step()
         self.model.rnn.detach()
@@ -92,17 +89,6 @@ def default_text() -> str:
     return "\n".join(line for line in lines if not line.startswith(("|", "+")))  # tables are mostly spaces
 
 
-def read_text(path: Path | None) -> str:
-    if path is None:
-        return default_text()
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise SystemExit(f"--text {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise SystemExit(f"--text {path}: not UTF-8 text (byte {error.start})") from None
-
-
 def streams(text: str, vocabulary: str, batch: int, seq: int) -> Tensor:
     """Cut the text into `batch` streams that are read in parallel: `[characters, batch]`."""
     length = len(text) // batch
@@ -115,7 +101,7 @@ def streams(text: str, vocabulary: str, batch: int, seq: int) -> Tensor:
     return torch.tensor([index[char] for char in text[: length * batch]]).view(batch, length).t().contiguous()
 
 
-def train(trainers: list[Trainer], data: Tensor, steps: int, seq: int, console: Console):
+def train(trainers: list[Trainer], data: Tensor, steps: int, seq: int):
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -123,7 +109,7 @@ def train(trainers: list[Trainer], data: Tensor, steps: int, seq: int, console: 
         TimeRemainingColumn(),
         TextColumn("{task.fields[loss]}"),
     )
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=common.console) as progress:
         task = progress.add_task("training", total=steps, loss="")
         position = 0
         for step in range(steps):
@@ -159,10 +145,11 @@ def rounding_bounds(losses: list[float], seq: int, hidden: int, layers: int) -> 
     for two runs.
     """
     e = 2.0**-24 * math.sqrt(seq * hidden * layers)
-    return [2 * e * (loss + n * LEARNING_RATE * CLIP_NORM) for n, loss in enumerate(losses[:COMPARED_STEPS])]
+    move = LEARNING_RATE * common.CLIP_NORM
+    return [2 * e * (loss + n * move) for n, loss in enumerate(losses[:COMPARED_STEPS])]
 
 
-def report(trainers: list[Trainer], chars_per_step: int, console: Console):
+def report(trainers: list[Trainer], chars_per_step: int):
     table = Table("", "first loss", "mean of last 50", "median characters/s", "seconds")
     for trainer in trainers:
         table.add_row(
@@ -172,14 +159,14 @@ def report(trainers: list[Trainer], chars_per_step: int, console: Console):
             f"{chars_per_step / median(trainer.seconds):,.0f}",
             f"{sum(trainer.seconds):.1f}",
         )
-    console.print(table)
+    common.console.print(table)
 
 
-def agreement(differences: list[float], bounds: list[float], console: Console) -> bool:
+def agreement(differences: list[float], bounds: list[float]) -> bool:
     """Print the largest difference of the losses over the first steps, and whether rounding explains it."""
     worst = max(range(len(bounds)), key=lambda step: differences[step] / bounds[step])
     held = differences[worst] <= bounds[worst]
-    console.print(
+    common.console.print(
         f"loss over the first {len(bounds)} steps: largest difference {max(differences):.1e}; "
         f"rounding explains {bounds[worst]:.1e} at step {worst}, where the difference comes nearest to it; "
         f"{'the bound held' if held else 'THE BOUND DID NOT HOLD'}"
@@ -195,22 +182,15 @@ def plot(
     title: str,
     path: Path,
 ):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    colours = {"torch": "#e08214", "fastrnn": "#2166ac"}
-    widths = {"torch": 5, "fastrnn": 1.5}  # the curves coincide: the wide one shows behind the narrow one
-    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 11})
-    figure = plt.figure(figsize=(12, 5.5), layout="constrained")
-    figure.suptitle(title)
-    grid = figure.add_gridspec(2, 2, width_ratios=[1.7, 1])
+    figure, axes = common.new_figure(title, 2, 2, size=(12, 5.5), width_ratios=[1.7, 1])
+    grid = axes[0, 0].get_gridspec()
+    for ax in axes.flat:
+        ax.remove()
 
     axes = figure.add_subplot(grid[:, 0])
     for trainer in trainers:
         name = trainer.name
-        axes.plot(trainer.losses, color=colours[name], linewidth=widths[name], label=name)
+        axes.plot(trainer.losses, color=common.COLOURS[name], linewidth=common.WIDTHS[name], label=name)
     axes.set(xlabel="training step", ylabel="loss, nats per character", title="Loss")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
@@ -218,7 +198,7 @@ def plot(
     axes = figure.add_subplot(grid[0, 1] if differences else grid[:, 1])
     speeds = [chars_per_step / median(trainer.seconds) for trainer in trainers]
     names = [trainer.name for trainer in trainers]
-    bars = axes.barh(names, speeds, color=[colours[name] for name in names], height=0.55)
+    bars = axes.barh(names, speeds, color=[common.COLOURS[name] for name in names], height=0.55)
     axes.bar_label(bars, [f"{speed:,.0f}" for speed in speeds], padding=4)
     axes.set(title="Training speed, characters/s (median)", xlim=(0, 1.25 * max(speeds)))
     axes.tick_params(left=False)
@@ -228,61 +208,44 @@ def plot(
     if differences:
         axes = figure.add_subplot(grid[1, 1])
         axes.plot(bounds, color="0.4", linestyle="--", label="rounding bound")
-        axes.plot(differences, ".", color=colours["fastrnn"], label="difference")
+        axes.plot(differences, ".", color=common.COLOURS["fastrnn"], label="difference")
         axes.set_yscale("symlog", linthresh=1e-7)
         axes.set(xlabel="training step", title="Difference of the two losses")
         axes.grid(alpha=0.25)
         axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
-
-
-def parse_arguments() -> argparse.Namespace:
-    def positive(text: str) -> int:
-        value = int(text)
-        if value < 1:
-            raise argparse.ArgumentTypeError(f"{text} is not positive")
-        return value
-
-    def png(text: str) -> Path:
-        if not text.endswith(".png"):
-            raise argparse.ArgumentTypeError(f"{text} does not end in .png")
-        return Path(text)
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--text", type=Path, help="UTF-8 file to learn from (the documentation that comes with Python)")
-    add("--cell", choices=LAYERS, default="gru", help="kind of recurrent layer (%(default)s)")
-    add("--layers", type=positive, default=2, help="recurrent layers (%(default)s)")
-    add("--hidden", type=positive, default=256, help="hidden units of each layer (%(default)s)")
-    add("--steps", type=positive, default=600, help="training steps (%(default)s)")
-    add("--batch", type=positive, default=32, help="streams of text read in parallel (%(default)s)")
-    add("--seq", type=positive, default=64, help="characters of a training step (%(default)s)")
-    add("--layer-impl", choices=[*LIBRARIES, "both"], default="both", help="whose layers (%(default)s)")
-    add("--seed", type=int, default=0, help="seed of the weights and of the sample (%(default)s)")
-    add("--threads", type=positive, default=torch.get_num_threads(), help="threads of each (%(default)s)")
-    add("--out", type=png, default=Path("out/char_lm.png"), help="where to draw the training (%(default)s)")
-    return parser.parse_args()
+    common.save(figure, path)
 
 
 def main() -> int:
-    args = parse_arguments()
+    parser = common.make_parser(__doc__, "char_lm")
+    parser.set_defaults(layer_impl="both")
+    add = parser.add_argument
+    add("--text", type=Path, metavar="FILE", help="UTF-8 text (the documentation that comes with Python)")
+    add("--cell", choices=LAYERS, default="gru", help="kind of recurrent layer (%(default)s)")
+    add("--layers", type=common.positive, default=2, help="recurrent layers (%(default)s)")
+    add("--hidden", type=common.positive, default=256, help="hidden units of each layer (%(default)s)")
+    add("--steps", type=common.positive, default=600, help="training steps (%(default)s)")
+    add("--batch", type=common.positive, default=32, help="streams of text read in parallel (%(default)s)")
+    add("--seq", type=common.positive, default=64, help="characters of a training step (%(default)s)")
+    args = common.parse(parser)
+    if args.quick:
+        args.steps, args.hidden = 10, 64
     rank, processes = 0, int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets it
     if processes > 1:
         if args.batch % processes:
             raise SystemExit(f"--batch {args.batch} cannot be shared by {processes} processes")
         dist.init_process_group("gloo")
         rank = dist.get_rank()
-    console = Console(quiet=rank > 0)
-    torch.set_num_threads(args.threads)
-    text = read_text(args.text)
+    console = common.console
+    console.quiet = rank > 0
+    text = default_text() if args.text is None else common.read_text(args.text, "--text")
     vocabulary = "".join(sorted(set(text)))
     data = streams(text, vocabulary, args.batch, args.seq)[:, rank::processes].contiguous()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
 
     trainers = []
-    for name in LIBRARIES if args.layer_impl == "both" else [args.layer_impl]:
+    for name in args.libraries:
         torch.manual_seed(args.seed)
-        model = CharModel(LIBRARIES[name], args.cell, len(vocabulary), args.hidden, args.layers)
+        model = CharModel(common.LIBRARIES[name], args.cell, len(vocabulary), args.hidden, args.layers)
         trainers.append(Trainer(name, model, args.steps))
     title = (
         f"Character model, {args.layers} x {LAYERS[args.cell]}({args.hidden}), batch {args.batch}, "
@@ -291,14 +254,14 @@ def main() -> int:
         * (processes > 1)
     )
     console.print(f"{title}\n{len(text):,} characters of text, {len(vocabulary)} different ones")
-    train(trainers, data, args.steps, args.seq, console)
+    train(trainers, data, args.steps, args.seq)
     if processes > 1:
         dist.destroy_process_group()
         if rank > 0:
             return 0
 
     chars_per_step = args.batch * args.seq
-    report(trainers, chars_per_step, console)
+    report(trainers, chars_per_step)
     differences, bounds, held = [], [], True
     if len(trainers) == 2:
         reference, other = trainers
@@ -306,9 +269,9 @@ def main() -> int:
         console.print(f"fastrnn trains [bold]{ratio:.2f}x[/bold] as fast as torch.nn")
         bounds = rounding_bounds(reference.losses, args.seq, args.hidden, args.layers)
         differences = [abs(a - b) for a, b in zip(reference.losses, other.losses, strict=True)][: len(bounds)]
-        held = agreement(differences, bounds, console)
+        held = agreement(differences, bounds)
     plot(trainers, differences, bounds, chars_per_step, title, args.out)
-    console.print(f"picture: {args.out}\n")
+    console.print()
 
     prompt = text[:PROMPT_CHARS]
     console.rule(f"text sampled from the {trainers[-1].name} model")
