@@ -199,7 +199,8 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
         prog="python -m benchmarks",
         description=__doc__,
         epilog="Other options go to pytest: --benchmark-compare=JSON compares this run with an earlier one. "
-        "`python -m benchmarks.keep` adds the run to the results in the repository.",
+        "`python -m benchmarks.keep` adds the run to the results in the repository. "
+        "`python -m benchmarks --workloads` trains the programs of examples/ instead, and has other options.",
     )
     add = parser.add_argument
     add("--cells", nargs="+", choices=CELLS, default=DEFAULT_CELLS, metavar="CELL", help=", ".join(CELLS))
@@ -231,6 +232,10 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["--workloads"]:
+        from .workloads import main as train_workloads
+
+        return train_workloads(sys.argv[2:])
     args, pytest_args = parse_arguments()
     console = Console(width=None if sys.stdout.isatty() else 160)
     torch.set_num_threads(args.threads)

@@ -9,7 +9,7 @@ import torch
 from benchmark_runs import LIMITS, SMALL, TIMES, data, problem
 
 import benchmarks
-from benchmarks import onnx_peer, paths, peers, timing, variants
+from benchmarks import onnx_peer, paths, peers, timing, variants, workloads
 from benchmarks.__main__ import parse_arguments
 from benchmarks.contention import contended_times
 from benchmarks.keep import keep
@@ -433,3 +433,18 @@ def test_wrong_arguments(option, value, words, monkeypatch, capsys):
     assert exit.value.code == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert option in message and words in message, message
+
+
+def test_workloads(tmp_path, capfd):
+    """An epoch of a program: both libraries train alike, and their layers take a part of the time."""
+    pytest.importorskip("sklearn")
+    path = tmp_path / "workloads.json"
+    assert workloads.main(["--quick", "--names", "digits, RNN", "--threads=1", f"--json={path}"]) == 0
+    (row,) = json.loads(path.read_text())["rows"]
+    assert row["steps"] == 17 and row["layers"] == ["RNN(8, 150, batch_first=True)"]
+    assert all(0 < part < 1.5 for part in row["share"].values())
+    assert workloads.agree(row) and not workloads.agree(row | {"scores": {**row["scores"], "fastrnn": [0.1]}})
+    assert path.with_suffix(".png").stat().st_size > 10_000
+    assert {program for program, _ in workloads.WORKLOADS.values()} <= {
+        path.stem for path in workloads.EXAMPLES.glob("*.py")
+    }
