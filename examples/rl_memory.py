@@ -155,6 +155,7 @@ def plot(args, trainees: dict[str, Trainee]) -> None:
         right.plot(h[:, 0, unit], "-", color=colour, label=f"unit {unit}, left")
         right.plot(h[:, 1, unit], "--", color=colour, label=f"unit {unit}, right")
     right.set(xlabel="steps from the start", ylabel="h", title="units that differ most at the junction")
+    right.locator_params(axis="x", integer=True)
     for ax in (left, right):
         ax.grid(alpha=0.25)
         ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
@@ -168,7 +169,7 @@ def main() -> None:
     add("--updates", type=common.positive, default=300, help="of the weights (%(default)s)")
     args = common.parse(parser)
     if args.quick:
-        args.corridor, args.updates = 4, 25
+        args.corridor, args.updates = 2, 25
     trainees = {name: Trainee(args, name) for name in args.libraries}
     trainees["no memory"] = Trainee(args, args.libraries[-1], forgets=True)
     for _ in common.track(range(args.updates), "training"):

@@ -201,6 +201,8 @@ def main() -> None:
     baseline = bag_of_words(*parts)
     table.add_row("bag of words", "", *(f"{score:.3f}" for score in baseline))
     common.console.print(table)
+    error = (baseline[-1] * (1 - baseline[-1]) / len(test)) ** 0.5
+    print(f"with {len(test):,} test reviews, a test accuracy has a standard error of {error:.3f}")
     plot(args, runs, tests, baseline[-1], test, encoded[-1])
 
 

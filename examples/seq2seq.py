@@ -4,8 +4,8 @@ The lecture's encoder and decoder. One GRU reads the characters of a question, "
 Its last state is the first state of another GRU, which writes the answer, "1987-05-03": a character a step,
 from START until it writes EOS. In training the decoder gets the right last character, whatever it wrote
 (teacher forcing). Afterwards it gets its own: the likeliest one (greedy), or it follows the likeliest
-beginnings (--beam). No date of the test is in the training. --reverse goes from ISO form to words, --pairs
-takes a file of yours.
+beginnings (--beam). No date of the test is in the training. --reverse goes from ISO form to "3 may 1987",
+--pairs takes a file of yours.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ def forms(day: date) -> list[str]:
     d, y = day.day, day.year
     month, weekday = calendar.month_name[day.month].lower(), calendar.day_name[day.weekday()].lower()
     nth = f"{d}th" if 11 <= d <= 13 else f"{d}" + {1: "st", 2: "nd", 3: "rd"}.get(d % 10, "th")
-    long = [f"the {nth} of {month}, {y}", f"{weekday}, the {nth} of {month} {y}", f"{month} {d}, {y}"]
     short = [f"{d} {month[:3]} {y}", f"{weekday[:3]} {month[:3]} {d} {y}", f"{month[:3]} {nth} '{y % 100:02}"]
-    return [*long, *short, f"{d}.{day.month}.{y}"]
+    long = [f"the {nth} of {month}, {y}", f"{weekday}, the {nth} of {month} {y}", f"{month} {d}, {y}"]
+    return [*short, *long, f"{d}.{day.month}.{y}"]
 
 
 def date_pairs(count: int, reverse: bool, rng: random.Random) -> list[list[Pair]]:
@@ -148,10 +148,10 @@ def main() -> None:
     parser = common.make_parser(__doc__, "seq2seq")
     add = parser.add_argument
     add("--pairs", metavar="FILE", type=Path, help="pairs to learn, question TAB answer a line")
-    add("--reverse", action="store_true", help="translate ISO dates into words")
+    add("--reverse", action="store_true", help="from ISO form to 3 may 1987")
     add("--beam", metavar="K", type=common.positive, default=4, help="beginnings that are kept (%(default)s)")
     add("--hidden", type=common.positive, default=128, help="units of each GRU (%(default)s)")
-    add("--epochs", type=common.positive, default=12, help="of training (%(default)s)")
+    add("--epochs", type=common.positive, help="of training (12; with --reverse 20)")
     args = common.parse(parser)
 
     rng = random.Random(args.seed)
@@ -182,7 +182,7 @@ def main() -> None:
         build=lambda library: Translator(library, len(names), args.hidden),
         loss_of=loss_of,
         batches=lambda generator: [training[i] for i in common.minibatches(len(training), 64, generator)],
-        epochs=2 if args.quick else args.epochs,
+        epochs=2 if args.quick else args.epochs or (20 if args.reverse else 12),
         score=lambda model: right(write(model, validation), y[validation])[0],
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=3e-3),
     )

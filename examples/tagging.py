@@ -212,7 +212,7 @@ def plot_passage(ax, sentences: list[list[Token]], predicted: list[list[str]], c
         text.set_color(colours.get(guess[2:], "0.45"))
         if token.tag != guess:
             text.set_bbox(dict(edgecolor="red", facecolor="none", pad=1))
-            ax.text(token.column, line + 0.5, token.tag[2:] or "O", size=7, color="red", va="center")
+            ax.text(token.column, line + 0.5, token.tag[2:], size=7, color="red", va="center")
 
 
 def plot(args, runs, forward: common.Run, scores: list[dict[str, float]], test, predicted) -> None:

@@ -204,7 +204,7 @@ def plot(args, x: Tensor, y: Tensor, p: Tensor, times: dict[str, np.ndarray]) ->
     T = min(800, len(y))
     end = T * HOP / RATE
     bands.imshow(x[:T].T, origin="lower", aspect="auto", extent=(0, end, 0, BANDS), cmap="magma")
-    bands.set(title="log energy, speech in gusts of 0 dB", ylabel="band of frequency")
+    bands.set(title="log energy: speech in gusts, signal to noise 0 dB", ylabel="band of frequency")
     seconds = np.arange(T) * HOP / RATE
     chance.fill_between(seconds, y[:T], step="mid", color="#fdd49e", label="speech")
     chance.plot(seconds, p[:T], color=common.COLOURS["fastrnn"], label="probability that the GRU gives")
@@ -245,7 +245,7 @@ def main() -> None:
     else:
         training, test = synthesise(VOICES[:6], TEXT[:6]), synthesise(VOICES[6:], TEXT[6:])
     print(f"{len(training) / RATE:.0f} s of speech to train, {len(test) / RATE:.0f} s to test")
-    seconds = 5 if args.quick else 60
+    seconds = 15 if args.quick else 60
 
     generator = torch.Generator().manual_seed(args.seed)
     truth = label(test)
@@ -258,7 +258,7 @@ def main() -> None:
         build=Detector,
         loss_of=loss_of,
         batches=lambda generator: draw_chunks(training, seconds, generator),
-        epochs=2 if args.quick else args.epochs,
+        epochs=3 if args.quick else args.epochs,
         score=lambda model: roc_auc_score(y_held_out.flatten(), listen(model, x_held_out).flatten()),
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=3e-3),
     )

@@ -143,7 +143,7 @@ def main() -> None:
     args = common.parse(parser)
 
     text = default_text() if args.text is None else common.read_text(args.text, "--text")
-    tokens = re.findall(r"[^\W\d]+", text.lower())
+    tokens = re.findall(r"[^\W\d]+", text.lower())[: 15000 if args.quick else None]
     tenth = len(tokens) // 10
     often = Counter(tokens[: 8 * tenth])
     names = ["(rare)", *(word for word, count in often.most_common() if count >= 5)]
@@ -154,7 +154,7 @@ def main() -> None:
     words = torch.tensor([number.get(word, 0) for word in tokens])
     training, validation, test = words[: 8 * tenth], words[8 * tenth : 9 * tenth], words[9 * tenth :]
     counts = training.bincount(minlength=len(names)).float().clamp(min=1)
-    print(f"{len(words):,} words of text, {len(names) - 1:,} different ones that come 5 times or more")
+    print(f"{len(words):,} words of text, {len(names) - 1:,} come 5 times or more, the others count as one")
 
     starts = {"random": torch.randn(len(names), args.size)}
     for kind in ("skip-gram", "CBOW"):
