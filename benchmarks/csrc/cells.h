@@ -1,13 +1,12 @@
 #pragma once
 
-// The cells, forward and backward, on vectors of units that are in the first-level cache.
+// The cells, forward and backward, as the engine calls them: blocks of units that are in the caches of a core.
 
 #include <algorithm>
 #include <string>
 
 #include "cells/registry.h"
-#include "cpu/gemm/math.h"
-#include "cpu/gemm/simd.h"
+#include "cpu/cell_functions.h"
 #include "harness.h"
 #include "numbers.h"
 
@@ -15,86 +14,85 @@ namespace benchmarks {
 
 template <class Cell, class T>
 class CellBenchmark {
-  static constexpr int L = kLanes<T>, G = Cell::gates;
-  // At least one, for arrays.
-  static constexpr int S = std::max(Cell::saved, 1), C = std::max(Cell::cell_states, 1);
-  static constexpr int U = std::max(Cell::unit_vectors, 1);
-  static constexpr int kRows = 16;  // a vector of units each
-  static constexpr int kTogether = tuning::kCellRows;
-  using V = Vector<T>;
-  using Math = VectorMath<T>;
+  static constexpr int64_t kRows = 16, kVectors = 4, N = kVectors * kLanes<T>;
+  static constexpr int64_t G = Cell::gates, S = std::max<int64_t>(Cell::saved, 1);
+  static constexpr int64_t C = std::max<int64_t>(Cell::cell_states, 1);
+  static constexpr int64_t U = std::max<int64_t>(Cell::unit_vectors, 1);
+  // A cell that is normalised takes a row at a time.
+  static constexpr int64_t kCalls = Cell::normalised ? kRows : 1;
 
  public:
   explicit CellBenchmark(const Runner& runner) : runner_(runner) {}
 
   void run() {
-    print("cell_forward", [this] {
-      for (int row = 0; row < kRows; row += kTogether) forward(row);
+    constexpr cpu::CellFunctions<T> cell = kCellFunctions<Cell, T>;
+    if (cell.forward == nullptr) return;  // the instruction set has the code of the one before it
+    cpu::ForwardBlock<T> forward = some_rows<cpu::ForwardBlock<T>>();
+    forward.gx = {gx_, G * N};
+    forward.gh = {gh_, G * N};
+    forward.gate = N;
+    forward.bias_h = bias_;
+    forward.h_prev = {h_prev_, N};
+    forward.out = {h_, N};
+    forward.c = {c_, C * N};
+    forward.saved_s = {s_, S * N};
+    forward.c_next = forward.saved_next = forward.panel_units = N;
+    forward.kept = {kept_, (S + C) * N};
+    forward.v = {v_, N};
+    print("cell_forward", [&] {
+      if (cell.forward_early) cell.forward_early(forward);
+      cell.forward(forward);
     });
-    print("cell_backward", [this] {
-      for (int row = 0; row < kRows; ++row) backward(row);
+
+    cpu::BackwardBlock<T> backward = some_rows<cpu::BackwardBlock<T>>();
+    if (cell.backward_early) backward.product = {v_, N};
+    backward.dh = {dh_, N};
+    backward.dy = {dy_, N};
+    backward.s = {s_, S * N};
+    backward.c = {c_saved_, C * N};
+    backward.c_prev = {c_prev_, C * N};
+    backward.h_prev = {h_prev_, N};
+    backward.h = {h_, N};
+    backward.dc = {dc_, C * N};
+    backward.dgx = {dgx_, G * N};
+    backward.dgh = {dgh_, G * N};
+    backward.du = {du_, U * N};
+    backward.m = {m_, N};
+    backward.saved_next = backward.c_next = backward.gate = N;
+    backward.scratch = {scratch_, G * N};
+    print("cell_backward", [&] {
+      cell.backward(backward);
+      if (cell.backward_early) cell.backward_early(backward);
     });
   }
 
  private:
+  template <class AnyBlock>
+  AnyBlock some_rows() const {
+    AnyBlock block;
+    block.rows = kRows / kCalls;
+    block.units = N;
+    for (int k = 0; k < Cell::unit_vectors; ++k) block.unit[k] = u_ + k * N;
+    return block;
+  }
+
+  // The time is of a vector of units.
   template <class F>
   void print(const std::string& pass, const F& call) {
     const std::string name = pass + "/" + dtype_name<T>() + "/" + Cell::info.name;
-    if (runner_.wants(name)) runner_.print(name, runner_.time(call) / kRows);
-  }
-
-  // As layers do: some rows' gates, then their outputs.
-  void forward(int first) {
-    V s[kTogether][S], c[kTogether][C], u[U];
-    for (int k = 0; k < U; ++k) u[k] = load(u_ + k * L);
-#pragma GCC unroll 8
-    for (int r = 0; r < kTogether; ++r) {
-      const int row = first + r;
-      V x[G], h[G];
-      for (int g = 0; g < G; ++g) x[g] = load(gx_ + (row * G + g) * L), h[g] = load(gh_ + (row * G + g) * L);
-      for (int k = 0; k < C; ++k) c[r][k] = load(c_ + (row * C + k) * L);
-      if constexpr (cells::has_split_gate<Cell>) {
-        Cell::template activate<Math>(x, h, u, s[r], c[r]);
-      } else {
-        Cell::template activate<Math>(h, u, s[r], c[r]);
-      }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < kTogether; ++r) {
-      const int row = first + r;
-      V h;
-      Cell::template output<Math>(s[r], u, load(h_ + row * L), c[r], h);
-      store(h_ + row * L, h);
-      for (int k = 0; k < C; ++k) store(c_ + (row * C + k) * L, c[r][k]);
-      for (int k = 0; k < Cell::saved; ++k) store(s_ + (row * S + k) * L, s[r][k]);
-    }
-  }
-
-  void backward(int row) {
-    V s[S], u[U], c_prev[C], c[C], dc[C], dgx[G], dgh[G], du[U], dh_prev{};
-    for (int k = 0; k < S; ++k) s[k] = load(s_ + (row * S + k) * L);
-    for (int k = 0; k < U; ++k) u[k] = load(u_ + k * L);
-    for (int k = 0; k < C; ++k) {
-      c_prev[k] = load(c_prev_ + (row * C + k) * L);
-      c[k] = load(c_ + (row * C + k) * L);
-      dc[k] = load(dc_ + (row * C + k) * L);
-    }
-    Cell::template backward<Math>(s, u, load(h_prev_ + row * L), load(h_ + row * L), c_prev, c,
-                                  load(dh_ + row * L), dc, dgx, dgh, du, dh_prev);
-    for (int g = 0; g < G; ++g) {
-      store(dgx_ + (row * G + g) * L, dgx[g]);
-      if (cells::has_split_gate<Cell>) store(dgh_ + (row * G + g) * L, dgh[g]);
-    }
-    for (int k = 0; k < Cell::cell_states; ++k) store(dc_ + (row * C + k) * L, dc[k]);
-    for (int k = 0; k < Cell::unit_vectors; ++k) store(du_ + (row * U + k) * L, du[k]);
-    if (Cell::reads_h) store(dh_prev_ + row * L, dh_prev);
+    if (!runner_.wants(name)) return;
+    const auto calls = [&] {
+      for (int i = 0; i < kCalls; ++i) call();
+    };
+    runner_.print(name, runner_.time(calls) / (kRows * kVectors));
   }
 
   const Runner& runner_;
-  const Numbers<T> gx_{kRows * G * L}, gh_{kRows * G * L}, u_{U * L}, s_{kRows * S * L};
-  const Numbers<T> h_{kRows * L}, h_prev_{kRows * L}, c_{kRows * C * L}, c_prev_{kRows * C * L};
-  const Numbers<T> dh_{kRows * L}, dc_{kRows * C * L}, dh_prev_{kRows * L};
-  const Numbers<T> dgx_{kRows * G * L}, dgh_{kRows * G * L}, du_{kRows * U * L};
+  const Numbers<T> gx_{kRows * G * N}, gh_{kRows * G * N}, bias_{G * N}, u_{U * N}, s_{kRows * S * N};
+  const Numbers<T> h_{kRows * N}, h_prev_{kRows * N}, v_{kRows * N}, kept_{kRows * (S + C) * N};
+  const Numbers<T> c_{kRows * C * N}, c_saved_{kRows * C * N}, c_prev_{kRows * C * N};
+  const Numbers<T> dh_{kRows * N}, dy_{kRows * N}, dc_{kRows * C * N}, m_{kRows * N}, scratch_{G * N};
+  const Numbers<T> dgx_{kRows * G * N}, dgh_{kRows * G * N}, du_{kRows * U * N};
 };
 
 template <class T>
