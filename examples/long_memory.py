@@ -99,27 +99,20 @@ def plot(args, runs: dict[tuple[str, str], common.Run], plan: list[tuple[int, in
 def main() -> None:
     parser = common.make_parser(__doc__, "long_memory")
     add = parser.add_argument
-    add(
-        "--lengths",
-        type=common.positive,
-        nargs="+",
-        default=[100, 400, 1000],
-        metavar="T",
-        help="(%(default)s)",
-    )
+    add("--lengths", type=common.positive, nargs="+", default=[100, 400, 1000], help="each a T (%(default)s)")
     add("--hidden", type=common.positive, default=64, help="units (%(default)s)")
     add(
         "--steps",
         type=common.positive,
-        default=150,
-        help="of training a length, twice for short ones (%(default)s)",
+        default=100,
+        help="at each T; three times as many at short ones (%(default)s)",
     )
     args = common.parse(parser)
     if min(args.lengths) < 2:
         raise SystemExit(f"--lengths: expected at least 2 steps, for two marks, got {min(args.lengths)}")
     args.lengths = [25, 50] if args.quick else sorted(set(args.lengths))
-    steps = 30 if args.quick else args.steps
-    plan = [(T, 2 * steps) for T in SHORT if T < args.lengths[0]] + [(T, steps) for T in args.lengths]
+    steps = 20 if args.quick else args.steps
+    plan = [(T, 3 * steps) for T in SHORT if T < args.lengths[0]] + [(T, steps) for T in args.lengths]
 
     runs = {}
     for cell, rate in RATES.items():
