@@ -317,7 +317,7 @@ def test_states_of_every_step(cell, form):
 
 def unpack(case, resets):
     """Resets of packed rows as those of padded sequences."""
-    order = case.pack(torch.zeros(case.T, case.B, 1))
+    order = case.pack(torch.zeros(case.T, case.B, 1, device=resets.device))
     packed = PackedSequence(resets.float().unsqueeze(-1), *order[1:])
     return torch.nn.utils.rnn.pad_packed_sequence(packed, total_length=case.T)[0].squeeze(-1).bool()
 
