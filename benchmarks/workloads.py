@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -35,7 +36,6 @@ LIBRARIES = {TORCH: nn, FASTRNN: fastrnn, AGAIN: nn}
 SEEDS = (0, 1, 2)
 CALLS = 40  # of the layers that are timed alone
 PROFILED = 10  # steps
-CLIP_NORM = 1.0
 
 # A workload: the program of examples/ and its arguments. {data} is what --data names.
 WORKLOADS = {
@@ -66,6 +66,13 @@ class _TakenOver(Exception):
     pass
 
 
+def examples_common() -> Any:
+    """The module that the programs share. Python finds it where it finds them."""
+    if str(EXAMPLES) not in sys.path:
+        sys.path.append(str(EXAMPLES))
+    return import_module("common")
+
+
 def take_over(program: str, arguments: list[str]) -> Workload:
     """Run a program up to its first training."""
     found: list[Workload] = []
@@ -74,19 +81,16 @@ def take_over(program: str, arguments: list[str]) -> Workload:
         found.append(Workload(build, loss_of, batches, score, optimizer))
         raise _TakenOver
 
-    argv, path = sys.argv, sys.path[:]
+    common = examples_common()
+    argv, original = sys.argv, common.train
     try:
-        sys.path.insert(0, str(EXAMPLES))
-        import common
-
-        original, common.train = common.train, train
+        common.train = train
         sys.argv = [program, *arguments, "--threads", str(torch.get_num_threads())]
         runpy.run_path(str(EXAMPLES / f"{program}.py"), run_name="__main__")
     except _TakenOver:
         pass
     finally:
-        common.train = original
-        sys.argv, sys.path[:] = argv, path
+        common.train, sys.argv = original, argv
     (workload,) = found
     return workload
 
@@ -109,7 +113,7 @@ class Trainee:
         start = time.perf_counter()
         self.optimizer.zero_grad()
         self.workload.loss_of(self.model, batch).backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
+        nn.utils.clip_grad_norm_(self.model.parameters(), examples_common().CLIP_NORM)
         self.optimizer.step()
         self.seconds.append(time.perf_counter() - start)
 
@@ -215,7 +219,7 @@ def spread(scores: list[float]) -> str:
 
 
 def agree(row: dict[str, Any]) -> bool:
-    """Whether the mean scores differ by less than the seeds do, or 1%."""
+    """Whether the mean scores differ by less than the seeds do; or than 1%, as one seed has no spread."""
     own, other = row["scores"][FASTRNN], row["scores"][TORCH]
     scatter = max(max(own) - min(own), max(other) - min(other))
     return abs(mean(own) - mean(other)) <= max(scatter, 0.01 * abs(mean(other)))

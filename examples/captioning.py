@@ -90,10 +90,7 @@ def plot(args, runs, pictures: Tensor, captions: Tensor, numbers: Tensor) -> Non
     """The training, and test pictures with the captions that the model gives them."""
     title = f"A picture is the first state, {LAYERS[args.cell]}({args.hidden}) writes the caption"
     figure, axes = common.new_figure(title, 4, 4, size=(14, 7.5), width_ratios=[1.4, 1, 1, 1])
-    grid = axes[0, 0].get_gridspec()
-    for ax in axes[:, 0]:
-        ax.remove()
-    ax = figure.add_subplot(grid[:, 0])
+    ax = common.join(axes[:, 0])
     common.plot_scores(ax, runs, "validation captions exactly right, share")
     ax.set_ylim(0, 1)
     found = runs[-1].model.caption(pictures)
@@ -117,8 +114,7 @@ def main() -> None:
     args = common.parse(parser)
 
     x, y = read_digits(args.mnist)
-    fifth = len(x) // 5
-    test, validation, training = torch.randperm(len(x)).split([fifth, fifth, len(x) - 2 * fifth])
+    test, validation, training = common.split_in_three(len(x))
     texts = [torch.tensor([*map(WORDS.index, in_words(number)), EOS]) for number in range(1000)]
     captions = pad_sequence(texts, batch_first=True, padding_value=PAD)  # [1000, LONGEST]
     unseen = 100 + torch.randperm(900)[:100]

@@ -182,12 +182,8 @@ def plot(
     title: str,
     path: Path,
 ):
-    figure, axes = common.new_figure(title, 2, 2, size=(12, 5.5), width_ratios=[1.7, 1])
-    grid = axes[0, 0].get_gridspec()
-    for ax in axes.flat:
-        ax.remove()
-
-    axes = figure.add_subplot(grid[:, 0])
+    figure, panels = common.new_figure(title, 2, 2, size=(12, 5.5), width_ratios=[1.7, 1])
+    axes = common.join(panels[:, 0])
     for trainer in trainers:
         name = trainer.name
         axes.plot(trainer.losses, color=common.COLOURS[name], linewidth=common.WIDTHS[name], label=name)
@@ -195,7 +191,7 @@ def plot(
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
 
-    axes = figure.add_subplot(grid[0, 1] if differences else grid[:, 1])
+    axes = panels[0, 1] if differences else common.join(panels[:, 1])
     speeds = [chars_per_step / median(trainer.seconds) for trainer in trainers]
     names = [trainer.name for trainer in trainers]
     bars = axes.barh(names, speeds, color=[common.COLOURS[name] for name in names], height=0.55)
@@ -206,7 +202,7 @@ def plot(
     axes.xaxis.set_visible(False)
 
     if differences:
-        axes = figure.add_subplot(grid[1, 1])
+        axes = panels[1, 1]
         axes.plot(bounds, color="0.4", linestyle="--", label="rounding bound")
         axes.plot(differences, ".", color=common.COLOURS["fastrnn"], label="difference")
         axes.set_yscale("symlog", linthresh=1e-7)

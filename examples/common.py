@@ -99,6 +99,12 @@ def read_text(path: Path, option: str, encoding: str = "utf-8") -> str:
         raise SystemExit(f"{option} {path}: not {encoding} text (byte {error.start})") from None
 
 
+def split_in_three(count: int) -> list[Tensor]:
+    """The indices 0 to count - 1, shuffled: a fifth to test, a fifth to validate, the rest to train."""
+    fifth = count // 5
+    return list(torch.randperm(count).split([fifth, fifth, count - 2 * fifth]))
+
+
 def minibatches(count: int, size: int, generator: torch.Generator | None = None) -> list[Tensor]:
     """The indices 0 to count - 1 in groups of `size`: shuffled if there is a generator."""
     order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
@@ -241,6 +247,16 @@ def new_figure(title: str, rows: int = 1, columns: int = 1, size: tuple[float, f
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", **grid)
     figure.suptitle(title)
     return figure, axes
+
+
+def join(axes: Any) -> Any:
+    """One panel in place of those in `axes`, an array of neighbours."""
+    places = [ax.get_subplotspec() for ax in axes.flat]
+    figure, grid = axes.flat[0].figure, axes.flat[0].get_gridspec()
+    for ax in axes.flat:
+        ax.remove()
+    rows, columns = places[0].rowspan.start, places[0].colspan.start
+    return figure.add_subplot(grid[rows : places[-1].rowspan.stop, columns : places[-1].colspan.stop])
 
 
 def plot_scores(axes: Any, runs: Sequence[Run], label: str) -> None:

@@ -55,10 +55,7 @@ def plot(args, runs, x: Tensor, y: Tensor) -> None:
     """The training, and what the model thinks of a few digits after each of their rows."""
     title = f"Digits read row by row, {LAYERS[args.cell]}({args.hidden})"
     figure, axes = common.new_figure(title, 2, 4, size=(12, 6))
-    grid = axes[0, 0].get_gridspec()
-    for ax in axes[:, 0]:
-        ax.remove()
-    common.plot_scores(figure.add_subplot(grid[:, 0]), runs, "validation accuracy")
+    common.plot_scores(common.join(axes[:, 0]), runs, "validation accuracy")
     model = runs[-1].model
     with torch.no_grad():
         beliefs = model.head(model.rnn(x[:3])[0]).softmax(-1)  # [3, T, 10]
@@ -80,9 +77,8 @@ def main() -> None:
     args = common.parse(parser)
 
     x, y = read_digits(args.mnist)
-    fifth = len(x) // 5
-    test, validation, training = torch.randperm(len(x)).split([fifth, fifth, len(x) - 2 * fifth])
-    print(f"{len(x):,} digits: {len(training):,} to train, {fifth:,} to validate, {fifth:,} to test")
+    test, validation, training = common.split_in_three(len(x))
+    print(f"{len(training):,} digits to train, {len(validation):,} to validate, {len(test):,} to test")
 
     def accuracy(chosen: Tensor):
         return lambda model: (model(x[chosen]).argmax(-1) == y[chosen]).float().mean().item()

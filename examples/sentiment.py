@@ -139,9 +139,7 @@ def plot(args, runs: dict[str, common.Run], tests: dict[str, float], baseline: f
     bars.set(xlabel=f"test accuracy (dashed: bag of words, {baseline:.3f})", xlim=(0.5, None))
     bars.invert_yaxis()
 
-    for ax in axes[1]:
-        ax.remove()
-    below = figure.add_subplot(axes[0, 0].get_gridspec()[1, :])
+    below = common.join(axes[1])
     best = max(runs, key=lambda variant: max(runs[variant].scores))
     courses = {}
     for i, (words, n) in enumerate(zip(*encoded[:2], strict=True)):

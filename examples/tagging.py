@@ -232,9 +232,7 @@ def plot(args, runs, forward: common.Run, scores: list[dict[str, float]], test, 
     bars.plot(baseline, kinds, "k|", markersize=12)
     bars.set(xlabel="F1, test (x: forward alone, |: most frequent tag)", xlim=(-0.02, 1.02))
     bars.invert_yaxis()
-    for ax in axes[:, 1]:
-        ax.remove()
-    plot_passage(figure.add_subplot(axes[0, 0].get_gridspec()[:, 1]), test, predicted, colours)
+    plot_passage(common.join(axes[:, 1]), test, predicted, colours)
     common.save(figure, args.out)
 
 

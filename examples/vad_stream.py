@@ -106,9 +106,8 @@ def mix(clean: Tensor, kind: str, snr: float, generator: torch.Generator) -> Ten
     if kind == "gusts":  # louder and softer about once a second
         swell = torch.randn(1, 1, 2 + S // RATE, generator=generator)
         noise = noise * (1.5 * interpolate(swell, S, mode="linear").flatten()).exp()
-    power = clean.square().mean() / label(clean).float().mean().clamp(
-        min=1e-6
-    )  # there may be no speech at all
+    speech = label(clean).float().mean().clamp(min=1e-6)  # there may be none at all
+    power = clean.square().mean() / speech
     return clean + noise * (power / noise.square().mean().clamp(min=1e-12) / 10 ** (snr / 10)).sqrt()
 
 
@@ -198,9 +197,7 @@ def stream(model: Detector, sound: Tensor) -> tuple[Tensor, np.ndarray]:
 def plot(args, x: Tensor, y: Tensor, p: Tensor, times: dict[str, np.ndarray]) -> None:
     """The beginning of a recording, what is heard in it, and how long frames take."""
     figure, axes = common.new_figure("Is somebody speaking?", 2, 2, size=(13, 6), width_ratios=(2, 1))
-    (bands, chance), right = axes[:, 0], figure.add_subplot(axes[0, 0].get_gridspec()[:, 1])
-    for ax in axes[:, 1]:
-        ax.remove()
+    (bands, chance), right = axes[:, 0], common.join(axes[:, 1])
     T = min(800, len(y))
     end = T * HOP / RATE
     bands.imshow(x[:T].T, origin="lower", aspect="auto", extent=(0, end, 0, BANDS), cmap="magma")
