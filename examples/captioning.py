@@ -96,12 +96,13 @@ def plot(args, runs, pictures: Tensor, captions: Tensor, numbers: Tensor) -> Non
     found = runs[-1].model.caption(pictures)
     same = (found == captions).all(1)
     shown = [*(~same).nonzero()[:4, 0], *same.nonzero()[:12, 0]]
+    for ax in axes[:, 1:].flat:
+        ax.axis("off")
     for ax, i in zip(axes[:, 1:].flat, shown, strict=False):
         ax.imshow(pictures[i], cmap="gray_r")
         text = " ".join(WORDS[word] for word in found[i] if word > EOS)
         verdict, colour = ("right", "#2166ac") if same[i] else (f"wrong: a {numbers[i]}", "#b35806")
         ax.set_title(f"{text}\n({verdict})", color=colour, fontsize=11)
-        ax.axis("off")
     common.save(figure, args.out)
 
 

@@ -265,6 +265,7 @@ def plot_scores(axes: Any, runs: Sequence[Run], label: str) -> None:
         epochs = range(1, len(run.scores) + 1)
         axes.plot(epochs, run.scores, color=COLOURS[run.name], linewidth=WIDTHS[run.name], label=run.name)
     axes.set(xlabel="epoch", ylabel=label)
+    axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.25)
     if len(runs) > 1:
         axes.legend(frameon=False)

@@ -79,7 +79,8 @@ def plot(args, runs: dict[tuple[str, str], common.Run], plan: list[tuple[int, in
     )
     start = 0
     for panel, (name, steps) in zip(axes[0], panels, strict=True):
-        for (cell, _), run in list(runs.items())[-3:]:
+        for cell in RATES:
+            run = runs[cell, args.libraries[-1]]
             losses = torch.tensor(run.losses[start : start + steps])
             width = max(1, len(losses) // 40)
             smooth = losses[: len(losses) // width * width].view(-1, width).mean(-1)

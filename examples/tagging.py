@@ -223,7 +223,6 @@ def plot(args, runs, forward: common.Run, scores: list[dict[str, float]], test, 
     common.plot_scores(curves, runs, "F1, validation")
     curves.plot(range(1, len(forward.scores) + 1), forward.scores, color="0.5", label="forward alone")
     curves.legend(frameon=False)
-    curves.xaxis.get_major_locator().set_params(integer=True)
     kinds = list(scores[0])[2:]
     colours = dict(zip(kinds, itertools.cycle(COLOURS), strict=False))
     model, narrow, baseline = ([of[kind] for kind in kinds] for of in scores)
