@@ -265,48 +265,56 @@ void early_cell_backward(const BackwardBlock<T>& given) {
 template <class V>
 FASTRNN_INLINE V first_lanes(V v, int64_t n) {
   constexpr int64_t lanes = sizeof(V) / sizeof(v[0]);
+  if (n >= lanes) return v;
   for (int64_t lane = n; lane < lanes; ++lane) v[lane] = 0;
   return v;
 }
-template <class T>
-Real<T> sum_lanes(Vector<Real<T>> v) {
-  Real<T> sum = 0;
-  for (int lane = 0; lane < kLanes<Real<T>>; ++lane) sum += v[lane];
-  return sum;
+
+// The mean of `count` numbers that were added up in the lanes of `rows` vectors.
+template <class T, int rows>
+FASTRNN_INLINE Real<T> mean_of(const Vector<Real<T>> (&sums)[rows], int64_t count) {
+  Vector<Real<T>> sum = sums[0];
+  for (int row = 1; row < rows; ++row) sum += sums[row];
+  Real<T> lanes[kLanes<Real<T>>];
+  store(lanes, sum);
+  for (int half = kLanes<Real<T>> / 2; half > 0; half /= 2) {
+    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  }
+  return lanes[0] / static_cast<Real<T>>(count);
 }
 
 // Mean and 1 / standard deviation of numbers, as torch.nn.LayerNorm's.
 template <class T>
 struct Moments {
   using V = Vector<Real<T>>;
-  Real<T> mean = 0, scale = 1;
-
-  // for_each(f) calls f(v, n) for all vectors, of n numbers each, in an order that depends on their count alone.
-  template <class ForEach>
-  Moments(int64_t count, const ForEach& for_each) {
-    V sum{}, squares{};
-    for_each([&](V v, int64_t) __attribute__((always_inline)) { sum += v; });
-    mean = sum_lanes<T>(sum) / static_cast<Real<T>>(count);
-    for_each([&](V v, int64_t n) __attribute__((always_inline)) {
-      const V deviation = first_lanes(v - mean, n);
-      squares += deviation * deviation;
-    });
-    const Real<T> variance = sum_lanes<T>(squares) / static_cast<Real<T>>(count);
-    scale = 1 / std::sqrt(variance + static_cast<Real<T>>(cells::kNormEps));
-  }
+  Real<T> mean, scale;
 
   V normalise(V v) const { return (v - mean) * scale; }
 };
 
-// Of `rows` rows of H numbers.
-template <class T>
-Moments<T> moments_of_rows(const Real<T>* first, int64_t stride, int rows, int64_t H) {
+// Of rows of H numbers. for_each(f) calls f(row, v, n) for each row's vectors, of n numbers each, in the order of
+// the units. A sum for each row, as one alone would wait for each addition.
+template <class T, int rows, class ForEach>
+FASTRNN_INLINE Moments<T> moments_of(int64_t H, const ForEach& for_each) {
+  using V = Vector<Real<T>>;
+  V sums[rows] = {}, squares[rows] = {};
+  for_each([&](int row, V v, int64_t) __attribute__((always_inline)) { sums[row] += v; });
+  const Real<T> mean = mean_of<T>(sums, rows * H);
+  for_each([&](int row, V v, int64_t n) __attribute__((always_inline)) {
+    const V deviation = first_lanes(v - mean, n);
+    squares[row] += deviation * deviation;
+  });
+  const Real<T> variance = mean_of<T>(squares, rows * H);
+  return {mean, 1 / std::sqrt(variance + static_cast<Real<T>>(cells::kNormEps))};
+}
+template <class T, int rows>
+FASTRNN_INLINE Moments<T> moments_of_rows(const Real<T>* first, int64_t stride, int64_t H) {
   constexpr int L = kLanes<Real<T>>;
-  return {rows * H, [&](const auto& f) __attribute__((always_inline)) {
-            for (int row = 0; row < rows; ++row) {
-              for (int64_t i = 0; i < H; i += L) f(load_upto(first + row * stride + i, H - i), H - i);
-            }
-          }};
+  return moments_of<T, rows>(H, [&](const auto& f) __attribute__((always_inline)) {
+    for (int64_t i = 0; i < H; i += L) {
+      for (int row = 0; row < rows; ++row) f(row, load_upto(first + row * stride + i, H - i), H - i);
+    }
+  });
 }
 
 template <class Cell, class T>
@@ -317,12 +325,12 @@ void normalised_cell_forward(const ForwardBlock<T>& given) {
   using Inner = typename Cell::Inner;
   constexpr int G = Cell::gates, C = Cell::cell_states, U = Cell::unit_vectors, L = kLanes<Real<T>>;
   const int64_t H = block.units;
-  const Moments<T> of_product(G * H, [&](const auto& f) __attribute__((always_inline)) {
-    for (int g = 0; g < G; ++g) {
-      for (int64_t first = 0; first < H; first += block.panel_units) {
-        const int64_t size = std::min(block.panel_units, H - first);
-        const Real<T>* gh = block.gh.at + first * G + g * size;
-        for (int64_t j = 0; j < size; j += L) f(load_upto(gh + j, size - j), size - j);
+  const Moments<T> of_product = moments_of<T, G>(H, [&](const auto& f) __attribute__((always_inline)) {
+    for (int64_t first = 0; first < H; first += block.panel_units) {
+      const int64_t size = std::min(block.panel_units, H - first);
+      const Real<T>* gh = block.gh.at + first * G;
+      for (int64_t j = 0; j < size; j += L) {
+        for (int g = 0; g < G; ++g) f(g, load_upto(gh + g * size + j, size - j), size - j);
       }
     }
   });
@@ -369,7 +377,7 @@ void normalised_cell_forward(const ForwardBlock<T>& given) {
     }
   }
   if constexpr (C > 0) {
-    const Moments<T> of_c = moments_of_rows<T>(block.c.at, 0, 1, H);
+    const Moments<T> of_c = moments_of_rows<T, 1>(block.c.at, 0, H);
     for (int64_t unit = 0; unit < H; unit += L) {
       const int64_t n = std::min<int64_t>(L, H - unit);
       V s[Inner::saved];
@@ -391,7 +399,6 @@ void normalised_cell_backward(const BackwardBlock<T>& given) {
   using Inner = typename Cell::Inner;
   constexpr int G = Cell::gates, C = Cell::cell_states, L = kLanes<Real<T>>;
   const int64_t H = block.units;
-  const auto mean_of = [](V sum, int64_t count) { return sum_lanes<T>(sum) / static_cast<Real<T>>(count); };
   for (int64_t b = 0; b < block.rows; ++b) {
     const auto at = [&](const auto& rows, int64_t unit)
                         __attribute__((always_inline)) { return place(rows, b, unit); };
@@ -401,8 +408,8 @@ void normalised_cell_backward(const BackwardBlock<T>& given) {
       return of_c.normalise(load_upto(at(block.c, unit), n));
     };
     const Moments<T> of_product =
-        moments_of_rows<T>(at(block.s, 0) + Inner::saved * block.saved_next, block.saved_next, G, H);
-    const Moments<T> of_c = C > 0 ? moments_of_rows<T>(at(block.c, 0), 0, 1, H) : of_product;
+        moments_of_rows<T, G>(at(block.s, 0) + Inner::saved * block.saved_next, block.saved_next, H);
+    const Moments<T> of_c = C > 0 ? moments_of_rows<T, 1>(at(block.c, 0), 0, H) : of_product;
     // dc of what is normalised: the gradient that the output passes to it.
     const auto through_output = [&](int64_t unit, int64_t n, V* s, V* dgx) __attribute__((always_inline)) {
       load_saved(block, b, unit, n, Inner::saved, s);
@@ -415,7 +422,7 @@ void normalised_cell_backward(const BackwardBlock<T>& given) {
       return dc;
     };
     if constexpr (C > 0) {
-      V sum{}, sum_c{};
+      V sum[1] = {}, sum_c[1] = {};
       for (int64_t unit = 0; unit < H; unit += L) {
         const int64_t n = std::min<int64_t>(L, H - unit);
         V s[Inner::saved], dgx[G];
@@ -423,14 +430,14 @@ void normalised_cell_backward(const BackwardBlock<T>& given) {
         store_upto(at(block.du, unit) + G * block.gate, dc * c, n);
         store_upto(at(block.du, unit) + (G + 1) * block.gate, dc, n);
         const V w = dc * load_upto(block.unit[G] + unit, n);
-        sum += w;
-        sum_c += w * c;
+        sum[0] += w;
+        sum_c[0] += w * c;
       }
-      mean_w = mean_of(sum, H);
-      mean_w_c = mean_of(sum_c, H);
+      mean_w = mean_of<T>(sum, H);
+      mean_w_c = mean_of<T>(sum_c, H);
     }
 
-    V sum{}, sum_product{};
+    V sums[G] = {}, sums_product[G] = {};
     for (int64_t unit = 0; unit < H; unit += L) {
       const int64_t n = std::min<int64_t>(L, H - unit);
       V s[Inner::saved], dgx[G], dgh[G], dh_prev{};
@@ -462,14 +469,14 @@ void normalised_cell_backward(const BackwardBlock<T>& given) {
         store_upto(at(block.du, unit) + g * block.gate, d * product, n);
         const V e = d * load_upto(block.unit[g] + unit, n);
         store(at(block.scratch, unit) + g * block.c_next, e);
-        sum += e;
-        sum_product += e * product;
+        sums[g] += e;
+        sums_product[g] += e * product;
       }
     }
-    const Real<T> mean_e = mean_of(sum, G * H), mean_e_product = mean_of(sum_product, G * H);
-    for (int g = 0; g < G; ++g) {
-      for (int64_t unit = 0; unit < H; unit += L) {
-        const int64_t n = std::min<int64_t>(L, H - unit);
+    const Real<T> mean_e = mean_of<T>(sums, G * H), mean_e_product = mean_of<T>(sums_product, G * H);
+    for (int64_t unit = 0; unit < H; unit += L) {
+      const int64_t n = std::min<int64_t>(L, H - unit);
+      for (int g = 0; g < G; ++g) {
         const V product =
             of_product.normalise(load_upto(at(block.s, unit) + (Inner::saved + g) * block.saved_next, n));
         const V e = load(at(block.scratch, unit) + g * block.c_next);
