@@ -13,8 +13,7 @@ import json
 import runpy
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -28,10 +27,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import fastrnn
-from fastrnn.layers import RecurrentLayer
+
+from .peers import AGAIN, FASTRNN, TORCH
+from .shares import Bar, LayerCall, draw_shares, layers_of, recording, replay
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-TORCH, FASTRNN, AGAIN = "torch.nn", "fastrnn", "torch.nn again"
 LIBRARIES = {TORCH: nn, FASTRNN: fastrnn, AGAIN: nn}
 SEEDS = (0, 1, 2)
 CALLS = 40  # of the layers that are timed alone
@@ -95,10 +95,6 @@ def take_over(program: str, arguments: list[str]) -> Workload:
     return workload
 
 
-def layers_of(model: nn.Module) -> list[nn.Module]:
-    return [m for m in model.modules() if isinstance(m, nn.RNNBase | RecurrentLayer)]
-
-
 class Trainee:
     """A model in training."""
 
@@ -122,29 +118,14 @@ class Trainee:
         self.model.eval()
         return self.workload.score(self.model)
 
-    @contextmanager
-    def recording(self) -> Iterator[list[tuple[nn.Module, tuple, dict]]]:
-        """The calls of the model's layers."""
-        calls: list[tuple[nn.Module, tuple, dict]] = []
-        hooks = [
-            layer.register_forward_pre_hook(
-                lambda layer, args, kwargs: calls.append((layer, args, kwargs)), with_kwargs=True
-            )
-            for layer in layers_of(self.model)
-        ]
-        yield calls
-        for hook in hooks:
-            hook.remove()
 
-
-def seconds_of(call: tuple[nn.Module, tuple, dict]) -> float:
+def seconds_of(call: LayerCall) -> float:
     """Of the forward and backward of a layer alone."""
     layer, args, kwargs = torch.utils._pytree.tree_map_only(
         Tensor, lambda t: t.detach().requires_grad_(t.is_floating_point()), call
     )
     start = time.perf_counter()
-    output = layer(*args, **kwargs)[0]
-    y = output if isinstance(output, Tensor) else output.data
+    y = replay((layer, args, kwargs))
     y.backward(torch.ones_like(y))
     return time.perf_counter() - start
 
@@ -153,7 +134,7 @@ def share_of(trainee: Trainee, batches: list[Any]) -> float:
     """Of the layers in the time of steps on these batches."""
     alone, whole = 0.0, 0.0
     for batch in batches:
-        with trainee.recording() as calls:
+        with recording(trainee.model) as calls:
             trainee.step(batch, 0)
         whole += trainee.seconds.pop()
         alone += sum(map(seconds_of, calls))
@@ -255,28 +236,16 @@ def table(rows: list[dict[str, Any]]) -> Table:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Bars: what of the time of an epoch is the layers', with each library."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(10, 1.2 + 0.7 * len(rows)), layout="constrained")
-    for place, row in enumerate(rows):
-        whole = mean(row["seconds"][TORCH])
-        for library, offset, colour in ((TORCH, -0.2, "tab:orange"), (FASTRNN, 0.2, "tab:blue")):
-            seconds, share = mean(row["seconds"][library]) / whole, min(1, row["share"][library])
-            label = library if place == 0 else None
-            axes.barh(place + offset, seconds * share, 0.36, color=colour, label=label)
-            axes.barh(place + offset, seconds * (1 - share), 0.36, left=seconds * share, color="0.8")
-        axes.text(1.02, place, f"{ratio(row, FASTRNN):.2f} times as fast", va="center")
-    axes.barh(0, 0, color="0.8", label="beside the layers")
-    axes.set(xlabel="time of an epoch, torch.nn's = 1", xlim=(0, 1.3), title="Training end to end")
-    axes.set_yticks(range(len(rows)), [row["workload"] for row in rows])
-    axes.invert_yaxis()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    bars = [
+        Bar(
+            row["workload"],
+            {library: mean(row["seconds"][library]) for library in row["share"]},
+            row["share"],
+            f"{ratio(row, FASTRNN):.2f} times as fast",
+        )
+        for row in rows
+    ]
+    draw_shares(bars, path, "Training end to end", "time of an epoch")
 
 
 def main(arguments: list[str]) -> int:
