@@ -200,7 +200,8 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
         description=__doc__,
         epilog="Other options go to pytest: --benchmark-compare=JSON compares this run with an earlier one. "
         "`python -m benchmarks.keep` adds the run to the results in the repository. "
-        "`python -m benchmarks --workloads` trains the programs of examples/ instead, and has other options.",
+        "`python -m benchmarks --workloads` trains the programs of examples/ instead, "
+        "`--models` times published models that are installed; these have other options.",
     )
     add = parser.add_argument
     add("--cells", nargs="+", choices=CELLS, default=DEFAULT_CELLS, metavar="CELL", help=", ".join(CELLS))
@@ -236,6 +237,10 @@ def main() -> int:
         from .workloads import main as train_workloads
 
         return train_workloads(sys.argv[2:])
+    if sys.argv[1:2] == ["--models"]:
+        from .models import main as time_models
+
+        return time_models(sys.argv[2:])
     args, pytest_args = parse_arguments()
     console = Console(width=None if sys.stdout.isatty() else 160)
     torch.set_num_threads(args.threads)

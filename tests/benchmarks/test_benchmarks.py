@@ -9,7 +9,8 @@ import torch
 from benchmark_runs import LIMITS, SMALL, TIMES, data, problem
 
 import benchmarks
-from benchmarks import onnx_peer, paths, peers, timing, variants, workloads
+import fastrnn
+from benchmarks import models, onnx_peer, paths, peers, published, shares, timing, variants, workloads
 from benchmarks.__main__ import parse_arguments
 from benchmarks.contention import contended_times
 from benchmarks.keep import keep
@@ -448,3 +449,64 @@ def test_workloads(tmp_path, capfd):
     assert {program for program, _ in workloads.WORKLOADS.values()} <= {
         path.stem for path in workloads.EXAMPLES.glob("*.py")
     }
+
+
+class Small(torch.nn.Module):
+    """A layer, and a cell for two steps. `off` is added to the output if fastrnn computes them."""
+
+    def __init__(self, off=0.0):
+        super().__init__()
+        self.layer, self.cell = torch.nn.LSTM(4, 5), torch.nn.GRUCell(5, 5)
+        self.off = off
+
+    def forward(self, x):
+        y, (h, _) = self.layer(torch.nn.utils.rnn.pack_padded_sequence(x, [3, 2]))
+        added = self.off if fastrnn.summary(self)[0].runs_on == "fastrnn" else 0.0
+        return {"y": y.data + added, "h": self.cell(self.cell(h[0])), "n": x.shape[0]}
+
+
+def planted(off=0.0, trained=True):
+    subject = published.alike(Small(off), torch.rand(3, 2, 4))
+    return subject if trained else subject._replace(train=None)
+
+
+def test_models(tmp_path, monkeypatch, capfd):
+    """Of planted models: what is converted, timed and different; what cannot be had is named."""
+    monkeypatch.setattr(models, "QUICK_SECONDS", 0.0)
+    for name, value in {"PAUSES": 0, "BLOCK_S": 0.0, "SAMPLE_S": 1e-9}.items():
+        monkeypatch.setattr(timing, name, value)
+    table = {
+        "small": published.Model("torch", planted, "3 steps"),
+        "inference": published.Model("torch", lambda: planted(trained=False), "3 steps"),
+        "none": published.Model("no_such_package", planted, "3 steps"),
+    }
+    monkeypatch.setattr(models, "MODELS", table)
+    path = tmp_path / "models.json"
+    arguments = ["--quick", "--threads=1", f"--json={path}"]
+    assert models.main(arguments) == 0
+    result = json.loads(path.read_text())
+    assert list(result["missing"]) == ["none"] and "missing: none, no_such_package" in capfd.readouterr().out
+    row, only = result["rows"]
+    assert row["layers"] == ["1 LSTM(4, 5)", "1 GRUCell(5, 5)"]
+    assert (row["converted"], row["left"]) == (2, []) and row["difference"] < 1e-5
+    assert set(row["share"]) == {TORCH, FASTRNN} and all(part > 0 for part in row["share"].values())
+    for seconds in row["seconds"].values():
+        assert set(seconds) == {TORCH, FASTRNN, AGAIN} and min(seconds.values()) > 0
+    assert list(row["seconds"]) == ["inference", "training"] and list(only["seconds"]) == ["inference"]
+    assert path.with_suffix(".png").stat().st_size > 10_000
+    for off in (0.01, float("nan")):
+        table["wrong"] = published.Model("torch", lambda off=off: planted(off), "3 steps")
+        assert models.main([*arguments, "--names", "wrong"]) == 1
+        assert "DIFFERS" in capfd.readouterr().out
+
+
+def test_replay_of_recorded_calls():
+    """A layer alone computes what it did in the model; its hooks are gone."""
+    model = Small()
+    with shares.recording(model) as calls:
+        result = model(torch.rand(3, 2, 4))
+    assert [type(layer).__name__ for layer, _, _ in calls] == ["LSTM", "GRUCell", "GRUCell"]
+    assert torch.equal(shares.replay(calls[0]), result["y"]) and torch.equal(
+        shares.replay(calls[2]), result["h"]
+    )
+    assert not any(layer._forward_pre_hooks for layer in shares.layers_of(model))
