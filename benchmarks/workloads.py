@@ -59,7 +59,8 @@ class Workload:
     loss_of: Callable[[nn.Module, Any], Tensor]
     batches: Callable[[torch.Generator], Iterable[Any]]
     score: Callable[[nn.Module], float]
-    optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer] = torch.optim.Adam
+    optimizer: Callable[..., torch.optim.Optimizer]
+    rate: float
 
 
 class _TakenOver(Exception):
@@ -77,8 +78,8 @@ def take_over(program: str, arguments: list[str]) -> Workload:
     """Run a program up to its first training."""
     found: list[Workload] = []
 
-    def train(args, build, loss_of, batches, *, score, optimizer=torch.optim.Adam, **others):
-        found.append(Workload(build, loss_of, batches, score, optimizer))
+    def train(args, build, loss_of, batches, *, score, optimizer=torch.optim.Adam, rate=1e-3, **others):
+        found.append(Workload(build, loss_of, batches, score, optimizer, rate))
         raise _TakenOver
 
     common = examples_common()
@@ -101,7 +102,7 @@ class Trainee:
     def __init__(self, workload: Workload, library: Any, seed: int):
         torch.manual_seed(seed)
         self.workload, self.model = workload, workload.build(library)
-        self.optimizer = workload.optimizer(self.model.parameters())
+        self.optimizer = workload.optimizer(self.model.parameters(), lr=workload.rate)
         self.seconds: list[float] = []
 
     def step(self, batch: Any, seed: int) -> None:

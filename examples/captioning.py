@@ -14,7 +14,8 @@ import random
 
 import common
 import torch
-from digits import LAYERS, read_digits
+from common import EOS, PAD, START, right
+from digits import read_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from torch.nn.utils.rnn import pad_sequence
@@ -22,7 +23,6 @@ from torch.nn.utils.rnn import pad_sequence
 SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen".split()
 SMALL += [f"{stem}teen" for stem in ("fif", "six", "seven", "eigh", "nine")]
 TENS = [f"{stem}ty" for stem in ("twen", "thir", "for", "fif", "six", "seven", "eigh", "nine")]
-PAD, EOS, START = range(3)
 WORDS = ["", "EOS", "START", *SMALL, *TENS, "hundred"]
 LONGEST = 5  # three hundred forty two EOS
 
@@ -46,7 +46,7 @@ class Captioner(nn.Module):
         self.features = nn.Sequential(*first, *second, nn.Flatten())
         self.first_state = nn.Linear(32 * (rows // 4) * (width // 4), hidden)
         self.embedding = nn.Embedding(len(WORDS), 32)
-        self.rnn = getattr(library, LAYERS[cell])(32, hidden, batch_first=True)
+        self.rnn = getattr(library, cell)(32, hidden, batch_first=True)
         self.head = nn.Linear(hidden, len(WORDS))
 
     def begin(self, pictures: Tensor):
@@ -80,15 +80,9 @@ def put_together(numbers: Tensor, x: Tensor, y: Tensor, rng: random.Random) -> T
     return pictures
 
 
-def right(found: Tensor, captions: Tensor) -> tuple[float, float]:
-    """The share of captions `[N, LONGEST]` that are right to the last word, and the share of words."""
-    same = found == captions
-    return same.all(1).float().mean().item(), same[captions > EOS].float().mean().item()
-
-
 def plot(args, runs, pictures: Tensor, captions: Tensor, numbers: Tensor) -> None:
     """The training, and test pictures with the captions that the model gives them."""
-    title = f"A picture is the first state, {LAYERS[args.cell]}({args.hidden}) writes the caption"
+    title = f"A picture is the first state, {args.cell}({args.hidden}) writes the caption"
     figure, axes = common.new_figure(title, 4, 4, size=(14, 7.5), width_ratios=[1.4, 1, 1, 1])
     ax = common.join(axes[:, 0])
     common.plot_scores(ax, runs, "validation captions exactly right, share")
@@ -107,11 +101,8 @@ def plot(args, runs, pictures: Tensor, captions: Tensor, numbers: Tensor) -> Non
 
 
 def main() -> None:
-    parser = common.make_parser(__doc__, "captioning")
+    parser = common.make_parser(__doc__, "captioning", cell="gru", hidden=128, epochs=15)
     parser.add_argument("--mnist", metavar="FILE", help="mnist.npz, or the word download")
-    parser.add_argument("--cell", choices=LAYERS, default="gru", help="kind of layer (%(default)s)")
-    parser.add_argument("--hidden", type=common.positive, default=128, help="units (%(default)s)")
-    parser.add_argument("--epochs", type=common.positive, default=15, help="of training (%(default)s)")
     args = common.parse(parser)
 
     x, y = read_digits(args.mnist)
@@ -144,10 +135,10 @@ def main() -> None:
         args,
         build=lambda library: Captioner(library, args.cell, *train_x.shape[1:], args.hidden),
         loss_of=loss_of,
-        batches=lambda generator: common.minibatches(count, 64, generator),
-        epochs=2 if args.quick else args.epochs,
+        batches=lambda generator: common.minibatches(torch.arange(count), 64, generator),
+        epochs=args.epochs,
         score=lambda model: right(model.caption(validation_x), validation_y)[0],
-        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=2e-3),
+        rate=2e-3,
     )
     three = numbers >= 100
     scores = {

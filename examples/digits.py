@@ -19,7 +19,6 @@ from torch.nn.functional import cross_entropy
 
 MNIST = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"
 MNIST_HASH = "sha256:731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"
-LAYERS = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
 
 
 class DigitReader(nn.Module):
@@ -27,7 +26,7 @@ class DigitReader(nn.Module):
 
     def __init__(self, library, cell: str, width: int, hidden: int):
         super().__init__()
-        self.rnn = getattr(library, LAYERS[cell])(width, hidden, batch_first=True)
+        self.rnn = getattr(library, cell)(width, hidden, batch_first=True)
         self.head = nn.Linear(hidden, 10)
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -53,7 +52,7 @@ def read_digits(mnist: str | None) -> tuple[Tensor, Tensor]:
 
 def plot(args, runs, x: Tensor, y: Tensor) -> None:
     """The training, and what the model thinks of a few digits after each of their rows."""
-    title = f"Digits read row by row, {LAYERS[args.cell]}({args.hidden})"
+    title = f"Digits read row by row, {args.cell}({args.hidden})"
     figure, axes = common.new_figure(title, 2, 4, size=(12, 6))
     common.plot_scores(common.join(axes[:, 0]), runs, "validation accuracy")
     model = runs[-1].model
@@ -69,11 +68,8 @@ def plot(args, runs, x: Tensor, y: Tensor) -> None:
 
 
 def main() -> None:
-    parser = common.make_parser(__doc__, "digits")
+    parser = common.make_parser(__doc__, "digits", cell="rnn", hidden=150)
     parser.add_argument("--mnist", metavar="FILE", help="mnist.npz, or the word download")
-    parser.add_argument("--cell", choices=LAYERS, default="rnn", help="kind of layer (%(default)s)")
-    parser.add_argument("--hidden", type=common.positive, default=150, help="units (%(default)s)")
-    parser.add_argument("--epochs", type=common.positive, help="of training (40; with MNIST 3)")
     args = common.parse(parser)
 
     x, y = read_digits(args.mnist)
@@ -87,8 +83,8 @@ def main() -> None:
         args,
         build=lambda library: DigitReader(library, args.cell, x.shape[2], args.hidden),
         loss_of=lambda model, i: cross_entropy(model(x[i]), y[i]),
-        batches=lambda generator: [training[i] for i in common.minibatches(len(training), 64, generator)],
-        epochs=2 if args.quick else args.epochs or (3 if args.mnist else 40),
+        batches=lambda generator: common.minibatches(training, 64, generator),
+        epochs=2 if args.quick else 3 if args.mnist else 40,
         score=accuracy(validation),
     )
     common.report(runs, {"validation accuracy": accuracy(validation), "test accuracy": accuracy(test)})

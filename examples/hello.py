@@ -10,7 +10,6 @@ input.
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from itertools import pairwise
 
@@ -39,8 +38,8 @@ class NextLetter(nn.Module):
         return self.head(states), states, h
 
 
-def loss_of(model: NextLetter) -> Tensor:
-    return cross_entropy(model(WORD[:-1])[0], ANSWERS)
+def loss_of(model: NextLetter, word: str) -> Tensor:
+    return cross_entropy(model(word[:-1])[0], ANSWERS)
 
 
 def write(model: NextLetter) -> str:
@@ -72,14 +71,8 @@ def train(runs: list[common.Run], steps: int) -> Tensor:
     """The right letters' probabilities at each step of the last run's training, `[steps, T]`."""
     history = []
     for step in range(steps):
-        for run in runs if step % 2 else reversed(runs):
-            start = time.perf_counter()
-            run.optimizer.zero_grad()
-            loss = loss_of(run.model)
-            loss.backward()
-            run.optimizer.step()
-            run.seconds += time.perf_counter() - start
-            run.losses.append(loss.item())
+        for run in common.in_turn(runs, step):
+            run.step(loss_of, WORD)
         with torch.no_grad():
             history.append(runs[-1].model(WORD[:-1])[0].softmax(-1)[range(len(ANSWERS)), ANSWERS])
     return torch.stack(history)
@@ -104,15 +97,11 @@ def plot(args, history: Tensor, p: Tensor) -> None:
 
 def main() -> None:
     args = common.parse(common.make_parser(__doc__, "hello"))
-    runs = []
-    for name in args.libraries:
-        torch.manual_seed(args.seed)
-        model = NextLetter(common.LIBRARIES[name])
-        runs.append(common.Run(name, model, torch.optim.Adam(model.parameters(), lr=0.1)))
+    runs = common.begin(args, NextLetter, rate=0.1)
     show(runs[-1], "before")
     history = train(runs, 20 if args.quick else 200)
     p = show(runs[-1], "after")
-    common.report(runs, {"loss": lambda model: loss_of(model).item()}, "{:.6f}")
+    common.report(runs, {"loss": lambda model: loss_of(model, WORD).item()}, "{:.6f}")
     print(f"four letters alike: {math.log(4):.3f}; the best that sees one letter: {math.log(2) / 2:.3f}")
     if len(runs) == 2:
         difference = max(abs(a - b) for a, b in zip(runs[0].losses, runs[1].losses, strict=True))

@@ -12,7 +12,7 @@ length before. One sees from which length on a cell is no better than 0.167.
 
 from __future__ import annotations
 
-import time
+from functools import partial
 
 import common
 import torch
@@ -51,16 +51,9 @@ def draw(T: int, B: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return torch.stack([numbers, marks], -1), (numbers * marks).sum(0)
 
 
-def learn(run: common.Run, x: Tensor, y: Tensor) -> float:
-    """One training step; returns the loss before it."""
-    start = time.perf_counter()
-    run.optimizer.zero_grad()
-    loss = mse_loss(run.model(x), y)
-    loss.backward()
-    nn.utils.clip_grad_norm_(run.model.parameters(), common.CLIP_NORM)
-    run.optimizer.step()
-    run.seconds += time.perf_counter() - start
-    return loss.item()
+def loss_of(model: Adder, batch: tuple[Tensor, Tensor]) -> Tensor:
+    x, y = batch
+    return mse_loss(model(x), y)
 
 
 def plot(args, runs: dict[tuple[str, str], common.Run], plan: list[tuple[int, int]]) -> None:
@@ -69,14 +62,8 @@ def plot(args, runs: dict[tuple[str, str], common.Run], plan: list[tuple[int, in
     panels = [(str(T), steps) for T, steps in plan[len(short) :]]
     if short:
         panels.insert(0, (", ".join(str(T) for T, _ in short), sum(steps for _, steps in short)))
-    figure, axes = common.new_figure(
-        f"Adding two numbers of T, {args.hidden} units",
-        1,
-        len(panels),
-        size=(13, 4.5),
-        sharey=True,
-        squeeze=False,
-    )
+    title, shape = f"Adding two numbers of T, {args.hidden} units", (1, len(panels))
+    figure, axes = common.new_figure(title, *shape, size=(13, 4.5), sharey=True, squeeze=False)
     start = 0
     for panel, (name, steps) in zip(axes[0], panels, strict=True):
         for cell in RATES:
@@ -84,10 +71,9 @@ def plot(args, runs: dict[tuple[str, str], common.Run], plan: list[tuple[int, in
             losses = torch.tensor(run.losses[start : start + steps])
             width = max(1, len(losses) // 40)
             smooth = losses[: len(losses) // width * width].view(-1, width).mean(-1)
+            places = torch.arange(len(smooth)) * width + width / 2
             colour, style = LOOKS[cell]
-            panel.plot(
-                torch.arange(len(smooth)) * width + width / 2, smooth, style, color=colour, lw=2, label=cell
-            )
+            panel.plot(places, smooth, style, color=colour, lw=2, label=cell)
         panel.axhline(BASELINE, color="grey", lw=1, label="who always answers 1")
         panel.set(title=f"T = {name}", xlabel="training step", yscale="log")
         panel.grid(alpha=0.25)
@@ -98,48 +84,34 @@ def plot(args, runs: dict[tuple[str, str], common.Run], plan: list[tuple[int, in
 
 
 def main() -> None:
-    parser = common.make_parser(__doc__, "long_memory")
+    parser = common.make_parser(__doc__, "long_memory", hidden=64)
     add = parser.add_argument
     add("--lengths", type=common.positive, nargs="+", default=[100, 400, 1000], help="each a T (%(default)s)")
-    add("--hidden", type=common.positive, default=64, help="units (%(default)s)")
-    add(
-        "--steps",
-        type=common.positive,
-        default=100,
-        help="at each T; three times as many at short ones (%(default)s)",
-    )
     args = common.parse(parser)
     if min(args.lengths) < 2:
         raise SystemExit(f"--lengths: expected at least 2 steps, for two marks, got {min(args.lengths)}")
     args.lengths = [25, 50] if args.quick else sorted(set(args.lengths))
-    steps = 20 if args.quick else args.steps
+    steps = 20 if args.quick else 100
     plan = [(T, 3 * steps) for T in SHORT if T < args.lengths[0]] + [(T, steps) for T in args.lengths]
 
     runs = {}
     for cell, rate in RATES.items():
-        for library in args.libraries:
-            torch.manual_seed(args.seed)
-            model = Adder(common.LIBRARIES[library], cell, args.hidden)
-            runs[cell, library] = common.Run(library, model, torch.optim.Adam(model.parameters(), rate))
+        build = partial(Adder, cell=cell, hidden=args.hidden)
+        runs |= {(cell, run.name): run for run in common.begin(args, build, rate=rate)}
     generator = torch.Generator().manual_seed(args.seed)
     for T, count in plan:
         for _ in common.track(range(count), f"T = {T}"):
-            x, y = draw(T, BATCH, generator)
+            batch = draw(T, BATCH, generator)
             for run in runs.values():
-                run.losses.append(learn(run, x, y))
-        x, y = draw(T, 500, generator)
+                run.step(loss_of, batch)
+        test = draw(T, 500, generator)
         for run in runs.values():
-            run.scores.append(
-                common.evaluate(run.model, lambda model, x=x, y=y: mse_loss(model(x), y).item())
-            )
+            run.scores.append(common.evaluate(run.model, partial(loss_of, batch=test)).item())
 
     table = common.Table("test error", *(f"T = {T}" for T in args.lengths), "training, s")
     for (cell, library), run in runs.items():
-        table.add_row(
-            f"{cell}, {library}",
-            *(f"{s:.4f}" for s in run.scores[-len(args.lengths) :]),
-            f"{run.seconds:.1f}",
-        )
+        errors = [f"{score:.4f}" for score in run.scores[-len(args.lengths) :]]
+        table.add_row(f"{cell}, {library}", *errors, f"{run.seconds:.1f}")
     table.add_row("always 1", *[f"{BASELINE:.4f}"] * len(args.lengths), "")
     common.console.print(table)
     plot(args, runs, plan)

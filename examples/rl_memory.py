@@ -15,6 +15,7 @@ state is cleared before every step: at the junction it can only guess.
 from __future__ import annotations
 
 import time
+from argparse import Namespace
 
 import common
 import torch
@@ -26,7 +27,7 @@ import fastrnn
 SIGHTS, CORRIDOR, JUNCTION = 4, 2, 3  # sights 0 and 1 are the signs, left and right
 ACTIONS, AHEAD = 3, 2  # actions 0 and 1 are the turns, left and right
 T, B, H = 48, 128, 32  # steps of a rollout, mazes, units
-RATE, DISCOUNT, ENTROPY = 0.01, 0.98, 0.01
+UPDATES, RATE, DISCOUNT, ENTROPY = 300, 0.01, 0.98, 0.01
 
 
 class Mazes:
@@ -78,8 +79,9 @@ def unroll(layer: nn.Module, x: Tensor, hx: Tensor, resets: Tensor) -> Tensor:
     return torch.cat(states)
 
 
-def loss_of(agent: Agent, hx: Tensor, x, begins, action, reward, ended) -> Tensor:
+def loss_of(agent: Agent, rollout: tuple[Tensor, ...]) -> Tensor:
     """Of advantage actor-critic. The value of the last step stands for all rewards from there on."""
+    hx, x, begins, action, reward, ended = rollout
     h = unroll(agent.rnn.layer, x, hx, begins | agent.forgets)
     value, log_p = agent.value(h).squeeze(-1), agent.policy(h).log_softmax(-1)
     returns = value.detach().clone()
@@ -104,37 +106,29 @@ def play(agent: Agent, mazes: Mazes, steps: int, begins: Tensor, greedy: bool = 
 
 
 class Trainee:
-    """An agent that learns, and how it goes."""
+    """An agent that learns: `run` has its success in each rollout as scores. acting: seconds."""
 
     def __init__(self, args, library: str, forgets: bool = False):
-        torch.manual_seed(args.seed)
-        self.agent = Agent(common.LIBRARIES[library], forgets)
-        self.optimizer = torch.optim.Adam(self.agent.parameters(), RATE)
+        one = Namespace(libraries=[library], seed=args.seed)
+        (self.run,) = common.begin(one, lambda library: Agent(library, forgets), rate=RATE)
         self.mazes = Mazes(args.corridor, B, torch.Generator().manual_seed(args.seed))
-        self.agent.rnn.state, self.begins = torch.zeros(1, B, H), torch.ones(B, dtype=torch.bool)
-        self.success: list[float] = []  # of each rollout
-        self.acting = self.learning = 0.0  # seconds
+        self.run.model.rnn.state, self.begins = torch.zeros(1, B, H), torch.ones(B, dtype=torch.bool)
+        self.acting = 0.0
 
     def update(self) -> None:
         """Act for T steps, then learn from them."""
-        start = time.perf_counter()
-        hx = self.agent.rnn.state
-        *rollout, well = play(self.agent, self.mazes, T, self.begins)
+        start, hx = time.perf_counter(), self.run.model.rnn.state
+        *rollout, well = play(self.run.model, self.mazes, T, self.begins)
         self.begins = rollout[-1][-1]
-        middle = time.perf_counter()
-        self.optimizer.zero_grad()
-        loss_of(self.agent, hx, *rollout).backward()
-        nn.utils.clip_grad_norm_(self.agent.parameters(), common.CLIP_NORM)
-        self.optimizer.step()
-        self.acting += middle - start
-        self.learning += time.perf_counter() - middle
-        self.success.append(float(well.sum() / rollout[-1].sum().clamp(min=1)))
+        self.acting += time.perf_counter() - start
+        self.run.step(loss_of, (hx, *rollout))
+        self.run.scores.append(float(well.sum() / rollout[-1].sum().clamp(min=1)))
 
     def test(self) -> float:
         """In which share of new mazes the agent goes straight to the right arm, by its likeliest actions."""
         mazes = Mazes(self.mazes.N, 1000, self.mazes.generator)
-        self.agent.rnn.reset()
-        *_, well = play(self.agent, mazes, mazes.N + 1, torch.ones(1000, dtype=torch.bool), greedy=True)
+        self.run.model.rnn.reset()
+        *_, well = play(self.run.model, mazes, mazes.N + 1, torch.ones(1000, dtype=torch.bool), greedy=True)
         return float(well[-1].float().mean())
 
 
@@ -143,13 +137,14 @@ def plot(args, trainees: dict[str, Trainee]) -> None:
     title = f"A T-maze with {args.corridor} steps to the junction, GRU({H})"
     figure, (left, right) = common.new_figure(title, 1, 2, size=(13, 5))
     for name, trainee in trainees.items():
-        steps = [(k + 1) * T * B / 1e6 for k in range(args.updates)]
+        success = trainee.run.scores
+        steps = [(k + 1) * T * B / 1e6 for k in range(len(success))]
         colour, width = common.COLOURS.get(name, "grey"), common.WIDTHS.get(name, 1.5)
-        left.plot(steps, trainee.success, color=colour, linewidth=width, label=name)
+        left.plot(steps, success, color=colour, linewidth=width, label=name)
     left.set(xlabel="million steps of all mazes", ylabel="share of episodes", title="success in training")
     sights = torch.tensor([[sign, *[CORRIDOR] * (args.corridor - 1), JUNCTION] for sign in (0, 1)]).T
     with torch.no_grad():  # [N + 1, 2, H]
-        h, _ = trainees[args.libraries[-1]].agent.rnn.layer(one_hot(sights, SIGHTS).float())
+        h, _ = trainees[args.libraries[-1]].run.model.rnn.layer(one_hot(sights, SIGHTS).float())
     units = (h[-1, 0] - h[-1, 1]).abs().topk(3).indices.tolist()
     for unit, colour in zip(units, ("#2166ac", "#e08214", "#1b7837"), strict=True):
         right.plot(h[:, 0, unit], "-", color=colour, label=f"unit {unit}, left")
@@ -158,32 +153,28 @@ def plot(args, trainees: dict[str, Trainee]) -> None:
     right.locator_params(axis="x", integer=True)
     for ax in (left, right):
         ax.grid(alpha=0.25)
-        ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
+        common.legend_below(ax)
     common.save(figure, args.out)
 
 
 def main() -> None:
     parser = common.make_parser(__doc__, "rl_memory")
-    add = parser.add_argument
-    add("--corridor", type=common.positive, default=20, help="steps to the junction (%(default)s)")
-    add("--updates", type=common.positive, default=300, help="of the weights (%(default)s)")
+    parser.add_argument("--corridor", type=common.positive, default=20, help="steps to the junction (20)")
     args = common.parse(parser)
     if args.quick:
-        args.corridor, args.updates = 2, 25
+        args.corridor = 2
     trainees = {name: Trainee(args, name) for name in args.libraries}
     trainees["no memory"] = Trainee(args, args.libraries[-1], forgets=True)
-    for _ in common.track(range(args.updates), "training"):
+    for _ in common.track(range(25 if args.quick else UPDATES), "training"):
         for trainee in trainees.values():
             trainee.update()
     table = common.Table("", "success in the test", "acting, s", "learning, s")
     for name, trainee in trainees.items():
-        table.add_row(name, f"{trainee.test():.3f}", f"{trainee.acting:.1f}", f"{trainee.learning:.1f}")
+        table.add_row(name, f"{trainee.test():.3f}", f"{trainee.acting:.1f}", f"{trainee.run.seconds:.1f}")
     common.console.print(table)
     if len(args.libraries) == 2:
-        ratio = trainees["torch"].learning / trainees["fastrnn"].learning
-        common.console.print(
-            f"fastrnn learns [bold]{ratio:.2f}x[/bold] as fast as a loop over steps of torch.nn"
-        )
+        ratio = trainees["torch"].run.seconds / trainees["fastrnn"].run.seconds
+        print(f"fastrnn learns {ratio:.2f}x as fast as a loop over steps of torch.nn")
     plot(args, trainees)
 
 

@@ -12,30 +12,22 @@ downloads aclImdb.
 
 from __future__ import annotations
 
-import random
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import common
 import torch
-from rich.table import Table
+from support.reviews import Review, read_reviews
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-ACLIMDB = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
-ACLIMDB_HASH = "md5:7c2ac02c03563afcf9b574c7e56c153a"
-SIDES = ("neg", "pos")  # the label of a review is its side's index
 COLOURS = dict(last="#000000", all="#e69f00", lstm="#0072b2", gru="#009e73", bidirectional="#cc79a7")
 SIZE = 32  # of the embedding and of the state
 DROPOUT = 0.3
 VOCABULARY = 5000
-LONGEST = 200  # words read of a review
 UNKNOWN = 1  # the number of other words; 0 pads
-
-Review = tuple[list[str], int]  # its words, its label
 
 
 class SentimentReader(nn.Module):
@@ -60,36 +52,6 @@ class SentimentReader(nn.Module):
             h = last[0] if self.variant == "lstm" else last
             features = h.transpose(0, 1)  # [B, directions, H]
         return self.head(self.dropout(features.flatten(1))).squeeze(1)
-
-
-def read_reviews(data: Path | None) -> tuple[list[Review], list[Review]]:
-    """Shuffled reviews to learn from, and reviews to test with."""
-    if data is None:
-        folders = [f"aclImdb/{part}/{side}" for part in ("train", "test") for side in SIDES]
-        data = common.download(ACLIMDB, ACLIMDB_HASH, "--data FOLDER", unpack=folders) / "aclImdb"
-
-    def read(path: Path) -> str:
-        return common.read_text(path, "--data", "latin-1")  # UTF-8 too: `words_of` takes ASCII alone
-
-    learn, test = [], []
-    for label, side in enumerate(SIDES):
-        learn += [(words_of(read(file)), label) for file in sorted((data / "train" / side).glob("*.txt"))]
-        test += [(words_of(read(file)), label) for file in sorted((data / "test" / side).glob("*.txt"))]
-        if (file := data / f"rt-polarity.{side}").exists():
-            learn += [(words_of(line), label) for line in read(file).splitlines()]
-    random.Random(0).shuffle(learn)
-    if not test:  # rt-polarity is not split
-        learn, test = learn[len(learn) // 5 :], learn[: len(learn) // 5]
-    if any({label for _, label in part} != {0, 1} for part in (learn, test)):
-        files = "rt-polarity.neg and .pos, or folders train/neg, train/pos, test/neg, test/pos of *.txt"
-        raise SystemExit(f"--data {data}: expected {files}, got no reviews of both sides")
-    return learn, test
-
-
-def words_of(text: str) -> list[str]:
-    """The words of a review; of a long one the end, which tends to judge."""
-    text = text.lower().replace("<br />", " ")
-    return re.findall(r"[a-z]+(?:'[a-z]+)?|[!?]", text)[-LONGEST:] or ["?"]
 
 
 def encode(reviews: list[Review], numbers: dict[str, int], T: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,11 +90,7 @@ def plot(args, runs: dict[str, common.Run], tests: dict[str, float], baseline: f
     """The training, the test accuracies, and what the best model thinks of a review word after word."""
     figure, axes = common.new_figure("Is the review positive?", 2, 2, size=(12, 8.5), height_ratios=(3, 2))
     curves, bars = axes[0]
-    for variant, run in runs.items():
-        curves.plot(range(1, len(run.scores) + 1), run.scores, color=COLOURS[variant], label=variant)
-    curves.set(xlabel="epoch", ylabel="validation accuracy")
-    curves.grid(alpha=0.25)
-    curves.legend(frameon=False, loc="lower right")
+    common.plot_scores(curves, list(runs.values()), "validation accuracy", COLOURS)
     names = [f"{variant} {score:.3f}" for variant, score in tests.items()]
     bars.barh(names, list(tests.values()), color=[COLOURS[variant] for variant in tests])
     bars.axvline(baseline, color="0.4", linestyle="--")
@@ -158,10 +116,9 @@ def plot(args, runs: dict[str, common.Run], tests: dict[str, float], baseline: f
 
 
 def main() -> None:
-    parser = common.make_parser(__doc__, "sentiment")
+    parser = common.make_parser(__doc__, "sentiment", epochs=12)
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="of aclImdb or of rt-polarity")
     parser.add_argument("--model", choices=[*COLOURS, "every"], default="every", help="variant (%(default)s)")
-    parser.add_argument("--epochs", type=common.positive, default=12, help="of training (%(default)s)")
     args = common.parse(parser)
 
     learn, test = read_reviews(args.data)
@@ -177,18 +134,20 @@ def main() -> None:
     print(f"W_ih, W_hh and b of a simple RNN, as Keras counts: {2 * SIZE * SIZE + SIZE:,} parameters;")
     print(f"torch's layer has {own:,}, because its b is a sum of two: b_ih and b_hh")
 
-    table = Table("", "layers of", "training", "validation", "test", "epochs", "seconds", title="accuracy")
+    columns = ("", "layers of", "training", "validation", "test", "epochs", "seconds")
+    table = common.Table(*columns, title="accuracy")
     runs, tests = {}, {}
     for variant in COLOURS if args.model == "every" else [args.model]:
         trained = common.train(
             args,
             build=lambda library, variant=variant: SentimentReader(library, variant, T),
             loss_of=lambda model, i: loss_of(model, [tensor[i] for tensor in encoded[0]]),
-            batches=lambda generator: common.minibatches(len(parts[0]), 64, generator),
-            epochs=2 if args.quick else args.epochs,
+            batches=lambda generator: common.minibatches(torch.arange(len(parts[0])), 64, generator),
+            epochs=args.epochs,
             score=lambda model: accuracy(model, encoded[1]),
             patience=4,
-            optimizer=lambda parameters: torch.optim.RMSprop(parameters, lr=5e-3),
+            optimizer=torch.optim.RMSprop,
+            rate=5e-3,
             what=variant,
         )
         for run in trained:
@@ -196,6 +155,7 @@ def main() -> None:
             runs[variant], tests[variant] = run, scores[-1]  # of fastrnn if there are both
             shown = [f"{score:.3f}" for score in scores]
             table.add_row(variant, run.name, *shown, str(len(run.scores)), f"{run.seconds:.1f}")
+            run.name = variant  # for the legend
     baseline = bag_of_words(*parts)
     table.add_row("bag of words", "", *(f"{score:.3f}" for score in baseline))
     common.console.print(table)

@@ -10,19 +10,16 @@ beginnings (--beam). No date of the test is in the training. --reverse goes from
 
 from __future__ import annotations
 
-import calendar
 import random
-from datetime import date, timedelta
 from pathlib import Path
 
 import common
 import torch
+from common import EOS, PAD, START, right
+from support.pairs import date_pairs, file_pairs
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
-
-PAD, EOS, START = range(3)  # the numbers of characters come after
-Pair = tuple[str, str]
 
 
 class Translator(nn.Module):
@@ -77,47 +74,10 @@ def influence(model: Translator, x: Tensor, y: Tensor) -> Tensor:
     return torch.cat(gradients).norm(dim=-1).T
 
 
-def forms(day: date) -> list[str]:
-    """How people write a date."""
-    d, y = day.day, day.year
-    month, weekday = calendar.month_name[day.month].lower(), calendar.day_name[day.weekday()].lower()
-    nth = f"{d}th" if 11 <= d <= 13 else f"{d}" + {1: "st", 2: "nd", 3: "rd"}.get(d % 10, "th")
-    short = [f"{d} {month[:3]} {y}", f"{weekday[:3]} {month[:3]} {d} {y}", f"{month[:3]} {nth} '{y % 100:02}"]
-    long = [f"the {nth} of {month}, {y}", f"{weekday}, the {nth} of {month} {y}", f"{month} {d}, {y}"]
-    return [*short, *long, f"{d}.{day.month}.{y}"]
-
-
-def date_pairs(count: int, reverse: bool, rng: random.Random) -> list[list[Pair]]:
-    """Dates of a hundred years, drawn at random: each is a group of pairs, in four of its forms."""
-    days = [date(1950, 1, 1) + timedelta(number) for number in rng.sample(range(36525), count)]
-    if reverse:
-        return [[(day.isoformat(), forms(day)[0])] for day in days]
-    return [[(form, day.isoformat()) for form in rng.sample(forms(day), 4)] for day in days]
-
-
-def file_pairs(path: Path) -> list[list[Pair]]:
-    """The pairs of a file, those with the same question in a group."""
-    groups: dict[str, list[Pair]] = {}
-    for number, line in enumerate(common.read_text(path, "--pairs").splitlines(), 1):
-        question, _, answer = (part.strip() for part in line.partition("\t"))
-        if not (question and answer):
-            raise SystemExit(f"--pairs {path}: expected question TAB answer, line {number} is {line[:40]!r}")
-        groups.setdefault(question, []).append((question, answer))
-    if len(groups) < 10:
-        raise SystemExit(f"--pairs {path}: expected at least 10 different questions, got {len(groups)}")
-    return list(groups.values())
-
-
-def right(found: Tensor, y: Tensor) -> tuple[float, float]:
-    """The share of answers `[N, T']` that are right to the end, and the share of characters."""
-    same = (found == y)[:, 1:]
-    return same.all(1).float().mean().item(), same[y[:, 1:] > EOS].float().mean().item()
-
-
-def plot(args, runs, names: list[str], x: Tensor, lengths: Tensor, y: Tensor) -> None:
+def plot(args, runs, names: list[str], x: Tensor, lengths: Tensor, steps: int) -> None:
     """The training, what the model hesitates between, and where in a question its answer comes from."""
     model = runs[-1].model
-    written = search(model, x, lengths, 1, y.shape[1] - 1)
+    written = search(model, x, lengths, 1, steps)
     with torch.no_grad():
         p = model(x, lengths, written[:, :-1]).softmax(-1)  # [N, T', characters]
     unsure = (p.amax(-1) + (written[:, 1:] == PAD)).amin(1).argmin().item()
@@ -145,13 +105,11 @@ def plot(args, runs, names: list[str], x: Tensor, lengths: Tensor, y: Tensor) ->
 
 
 def main() -> None:
-    parser = common.make_parser(__doc__, "seq2seq")
+    parser = common.make_parser(__doc__, "seq2seq", hidden=128)
     add = parser.add_argument
     add("--pairs", metavar="FILE", type=Path, help="pairs to learn, question TAB answer a line")
     add("--reverse", action="store_true", help="from ISO form to 3 may 1987")
     add("--beam", metavar="K", type=common.positive, default=4, help="beginnings that are kept (%(default)s)")
-    add("--hidden", type=common.positive, default=128, help="units of each GRU (%(default)s)")
-    add("--epochs", type=common.positive, help="of training (12; with --reverse 20)")
     args = common.parse(parser)
 
     rng = random.Random(args.seed)
@@ -166,39 +124,40 @@ def main() -> None:
     questions = [torch.tensor([number[c] for c in question]) for question, _ in pairs]
     answers = [torch.tensor([START, *(number[c] for c in answer), EOS]) for _, answer in pairs]
     x, y = (pad_sequence(texts, batch_first=True, padding_value=PAD) for texts in (questions, answers))
+    truth = y[:, 1:]  # what to write: answers without START
     lengths = torch.tensor([len(question) for question in questions])
     test, validation, training = torch.arange(len(pairs)).split([sum(map(len, part)) for part in parts])
     print(f"{len(training):,} pairs to train, {len(validation):,} to validate, {len(test):,} to test")
 
     def write(model: Translator, i: Tensor, width: int = 1) -> Tensor:
-        return search(model, x[i], lengths[i], width, y.shape[1] - 1)
+        return search(model, x[i], lengths[i], width, y.shape[1] - 1)[:, 1:]
 
     def loss_of(model: Translator, i: Tensor) -> Tensor:
         logits = model(x[i], lengths[i], y[i, :-1])
-        return cross_entropy(logits.flatten(0, 1), y[i, 1:].flatten(), ignore_index=PAD)
+        return cross_entropy(logits.flatten(0, 1), truth[i].flatten(), ignore_index=PAD)
 
     runs = common.train(
         args,
         build=lambda library: Translator(library, len(names), args.hidden),
         loss_of=loss_of,
-        batches=lambda generator: [training[i] for i in common.minibatches(len(training), 64, generator)],
-        epochs=2 if args.quick else args.epochs or (20 if args.reverse else 12),
-        score=lambda model: right(write(model, validation), y[validation])[0],
-        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=3e-3),
+        batches=lambda generator: common.minibatches(training, 64, generator),
+        epochs=2 if args.quick else 20 if args.reverse else 12,
+        score=lambda model: right(write(model, validation), truth[validation])[0],
+        rate=3e-3,
     )
     scores = {
-        "greedy: answers": lambda model: right(write(model, test), y[test])[0],
-        "characters": lambda model: right(write(model, test), y[test])[1],
-        f"beam of {args.beam}: answers": lambda model: right(write(model, test, args.beam), y[test])[0],
+        "greedy: answers": lambda model: right(write(model, test), truth[test])[0],
+        "characters": lambda model: right(write(model, test), truth[test])[1],
+        f"beam of {args.beam}: answers": lambda model: right(write(model, test, args.beam), truth[test])[0],
     }
     common.report(runs, scores)
-    usual = right(y[training].mode(0).values, y[test])
+    usual = right(truth[training].mode(0).values, truth[test])
     print(f"the most frequent character at each place: {usual[0]:.3f} answers, {usual[1]:.3f} characters")
     for i, found in zip(test, write(runs[-1].model, test[:8], args.beam), strict=False):
         question, answer = pairs[i]
         text = "".join(names[c] for c in found if c > START)
         print(f"{question:>36} -> {text}" + ("" if text == answer else f"  (wrong: {answer})"))
-    plot(args, runs, names, x[test], lengths[test], y[test])
+    plot(args, runs, names, x[test], lengths[test], y.shape[1] - 1)
 
 
 if __name__ == "__main__":

@@ -90,8 +90,8 @@ def forecast_quarter(args, prices: np.ndarray, start: int) -> list[tuple[common.
         args,
         build=lambda library: Forecaster(library, args.hidden),
         loss_of=loss,
-        batches=lambda generator: common.minibatches(past * 4 // 5, 64, generator),
-        epochs=1 if args.quick else args.epochs,
+        batches=lambda generator: common.minibatches(torch.arange(past * 4 // 5), 64, generator),
+        epochs=args.epochs,
         score=lambda model: loss(model, slice(past * 4 // 5, past)).item(),
         higher_is_better=False,
         what=f"{past} days",
@@ -140,10 +140,8 @@ def plot(days: np.ndarray, prices: dict[str, np.ndarray], args) -> None:
 
 
 def main() -> None:
-    parser = common.make_parser(__doc__, "stock")
+    parser = common.make_parser(__doc__, "stock", hidden=50, epochs=8)
     parser.add_argument("--prices", type=Path, metavar="FILE", help="CSV with the columns date and close")
-    parser.add_argument("--hidden", type=common.positive, default=50, help="units (%(default)s)")
-    parser.add_argument("--epochs", type=common.positive, default=8, help="for each quarter (%(default)s)")
     args = common.parse(parser)
 
     days, prices = read_prices(args.prices)

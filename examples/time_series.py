@@ -12,7 +12,6 @@ errors add up when the network reads nothing but its own predictions.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import common
 import numpy as np
@@ -22,7 +21,6 @@ from torch.nn.functional import mse_loss
 
 WINDOW = 20
 TRAINING, TEST = 0.7, 0.8  # the shares of time at which training ends and the test begins
-LAYERS = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
 COLOURS = {"-": "#2166ac", "--": "#e08214"}
 EPOCHS = {"lecture": 300, "eeg": 10}
 
@@ -32,8 +30,8 @@ class Forecaster(nn.Module):
 
     def __init__(self, library, cell: str, hidden: int):
         super().__init__()
-        options = {"nonlinearity": "relu"} if cell == "rnn" else {}
-        self.rnn = getattr(library, LAYERS[cell])(1, hidden, batch_first=True, **options)
+        options = {"nonlinearity": "relu"} if cell == "RNN" else {}
+        self.rnn = getattr(library, cell)(1, hidden, batch_first=True, **options)
         self.head = nn.Linear(hidden, 1)
 
     def forward(self, values: Tensor) -> Tensor:
@@ -119,17 +117,14 @@ def plot(axes, series: Series, models: dict[str, nn.Module]) -> None:
 
 
 def main() -> None:
-    parser = common.make_parser(__doc__, "time_series")
+    parser = common.make_parser(__doc__, "time_series", cell="rnn", hidden=100)
     parser.add_argument(
         "--series", choices=[*EPOCHS, "both"], default="both", help="to forecast (%(default)s)"
     )
-    parser.add_argument("--cell", choices=LAYERS, default="rnn", help="kind of layer (%(default)s)")
-    parser.add_argument("--hidden", type=common.positive, default=100, help="units (%(default)s)")
-    parser.add_argument("--epochs", type=common.positive, help="of training (300; EEG 10)")
     args = common.parse(parser)
 
     names = list(EPOCHS) if args.series == "both" else [args.series]
-    title = f"Forecasts of {LAYERS[args.cell]}({args.hidden}) from windows of {WINDOW} values"
+    title = f"Forecasts of {args.cell}({args.hidden}) from windows of {WINDOW} values"
     size = (13, 3.6 * len(names))
     figure, axes = common.new_figure(title, len(names), 3, size, squeeze=False, width_ratios=[1.3, 1, 1])
     for name, row in zip(names, axes, strict=True):
@@ -142,21 +137,20 @@ def main() -> None:
         def error(windows: Tensor, scale: float = series.scale):
             return lambda model: mse_loss(model(windows[:, :-1])[:, -1], windows[:, -1]).item() * scale**2
 
-        epochs = args.epochs or EPOCHS[name]
         runs = common.train(
             args,
             build=lambda library: Forecaster(library, args.cell, args.hidden),
             loss_of=lambda model, w: mse_loss(model(w[:, :-1]), w[:, 1:]),
-            batches=lambda generator, w=training: [w[i] for i in common.minibatches(len(w), 50, generator)],
-            epochs=max(1, epochs // 10) if args.quick else epochs,
+            batches=lambda generator, w=training: common.minibatches(w, 50, generator),
+            epochs=EPOCHS[name] // (10 if args.quick else 1),
             score=error(validation),
             higher_is_better=False,
-            optimizer=partial(torch.optim.Adam, lr=3e-3),
+            rate=3e-3,
         )
         linear = Linear(series.windows(0, TEST))
         others = {"last value again": nn.Identity(), f"linear, {WINDOW} values": linear}
         common.report(runs, {"mean squared error, test": error(test)}, "{:.3g}", others)
-        plot(row, series, {LAYERS[args.cell]: runs[-1].model, "linear": linear})
+        plot(row, series, {args.cell: runs[-1].model, "linear": linear})
     common.save(figure, args.out)
 
 

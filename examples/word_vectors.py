@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import common
 import torch
-from char_lm import default_text
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
+SIZE = 64  # of a vector
 AROUND = 4  # words on each side of one
 NOISE = 5  # words drawn at random for each that stands there
 STEPS = 20  # words that the RNN reads before its state is reset
@@ -34,10 +34,10 @@ LOOK_UP += ["true false left", "value values object", "is are was", "king queen 
 class WordVectors(nn.Module):
     """Words that are given `[B, n]` and others `[B, ...]` to scores: how well each of the others fits."""
 
-    def __init__(self, words: int, size: int):
+    def __init__(self, words: int):
         super().__init__()
-        self.vectors, self.others = nn.Embedding(words, size), nn.Embedding(words, size)
-        nn.init.normal_(self.vectors.weight, std=size**-0.5)
+        self.vectors, self.others = nn.Embedding(words, SIZE), nn.Embedding(words, SIZE)
+        nn.init.normal_(self.vectors.weight, std=SIZE**-0.5)
         nn.init.zeros_(self.others.weight)
 
     def forward(self, given: Tensor, words: Tensor) -> Tensor:
@@ -51,17 +51,30 @@ class NextWord(nn.Module):
     def __init__(self, library, vectors: Tensor, hidden: int):
         super().__init__()
         self.embedding = nn.Embedding.from_pretrained(vectors.clone(), freeze=False)
-        self.rnn = library.GRU(vectors.shape[1], hidden, batch_first=True)
+        self.rnn = library.GRU(SIZE, hidden, batch_first=True)
         self.drop = nn.Dropout(0.4)
         self.head = nn.Linear(hidden, len(vectors))
 
     def forward(self, words: Tensor) -> Tensor:
         states, _ = self.rnn(self.drop(self.embedding(words)))
+        states = states.contiguous()  # dropout follows the layout, and that of torch.nn is another
         return self.head(self.drop(states))
 
     def loss(self, rows: Tensor) -> Tensor:
         """Of predicting each word of the rows `[B, T + 1]` from those before it."""
         return cross_entropy(self(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
+
+
+def read_words(path: Path | None, most: int | None) -> tuple[Tensor, list[str]]:
+    """The words of a text as numbers, and the names of these. 0 stands for all that training has seldom."""
+    tokens = re.findall(r"[^\W\d]+", common.read_text_or_topics(path).lower())[:most]
+    often = Counter(tokens[: 8 * (len(tokens) // 10)])
+    names = ["(rare)", *(word for word, count in often.most_common() if count >= 5)]
+    if len(tokens) < 10000 or len(names) < 250:
+        got = f"{len(tokens):,} and {len(names) - 1}"
+        raise SystemExit(f"--text {path}: expected 10,000 words, 250 of them 5 times or more, got {got}")
+    number = {name: i for i, name in enumerate(names)}
+    return torch.tensor([number.get(token, 0) for token in tokens]), names
 
 
 def draw(kind: str, words: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,11 +91,11 @@ def draw(kind: str, words: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
 
 def learn(args, kind: str, words: Tensor, counts: Tensor) -> WordVectors:
     """Train the vectors: what stands there becomes likely, noise becomes unlikely."""
-    model = WordVectors(len(counts), args.size)
+    model = WordVectors(len(counts))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in common.track(range(1 if args.quick else args.vector_epochs), kind):
+    for _ in common.track(range(1 if args.quick else 12), kind):
         given, asked = draw(kind, words, counts)
-        for i in common.minibatches(len(given), 256, torch.default_generator):
+        for i in common.minibatches(torch.arange(len(given)), 256, torch.default_generator):
             optimizer.zero_grad()
             scores = model(given[i], asked[i])
             (-logsigmoid(scores[..., 0]).mean() - logsigmoid(-scores[..., 1:]).sum(-1).mean()).backward()
@@ -111,11 +124,8 @@ def plot(args, runs: list[common.Run], names: list[str], vectors: Tensor) -> Non
     from sklearn.manifold import TSNE
 
     figure, (left, right) = common.new_figure("Word vectors", 1, 2, (15, 7.5), width_ratios=[1, 2])
-    for run, (start, colour) in zip(runs, COLOURS.items(), strict=True):
-        left.plot(range(1, len(run.scores) + 1), run.scores, color=colour, marker="o", label=start)
-    left.set(xlabel="epoch", ylabel="validation perplexity", title="an RNN that begins with these vectors")
-    left.grid(alpha=0.25)
-    left.legend(frameon=False)
+    common.plot_scores(left, runs, "validation perplexity", COLOURS)
+    left.set_title("an RNN that begins with these vectors")
     chosen = [i for i in range(40, 240) if len(names[i]) > 2]  # those before, like "the", go with all words
     places = TSNE(perplexity=12, metric="cosine", init="pca", random_state=0).fit_transform(vectors[chosen])
     right.scatter(*places.T, s=6, color="0.75")
@@ -133,65 +143,53 @@ def plot(args, runs: list[common.Run], names: list[str], vectors: Tensor) -> Non
 
 
 def main() -> None:
-    parser = common.make_parser(__doc__, "word_vectors")
-    add = parser.add_argument
-    add("--text", type=Path, metavar="FILE", help="UTF-8 text (the documentation that comes with Python)")
-    add("--size", type=common.positive, default=64, help="of a vector (%(default)s)")
-    add("--hidden", type=common.positive, default=128, help="units of the RNN (%(default)s)")
-    add("--vector-epochs", type=common.positive, default=12, help="of the vectors (%(default)s)")
-    add("--epochs", type=common.positive, default=10, help="of the RNNs (%(default)s)")
+    parser = common.make_parser(__doc__, "word_vectors", hidden=128, epochs=10)
+    parser.add_argument("--text", type=Path, metavar="FILE", help="UTF-8 text (Python's documentation)")
     args = common.parse(parser)
 
-    text = default_text() if args.text is None else common.read_text(args.text, "--text")
-    tokens = re.findall(r"[^\W\d]+", text.lower())[: 15000 if args.quick else None]
-    tenth = len(tokens) // 10
-    often = Counter(tokens[: 8 * tenth])
-    names = ["(rare)", *(word for word, count in often.most_common() if count >= 5)]
-    if tenth < 1000 or len(names) < 250:
-        got = f"{len(tokens):,} and {len(names) - 1}"
-        raise SystemExit(f"--text {args.text}: expected 10,000 words, 250 of them 5 times or more, got {got}")
-    number = {name: i for i, name in enumerate(names)}
-    words = torch.tensor([number.get(word, 0) for word in tokens])
+    words, names = read_words(args.text, most=15000 if args.quick else None)
+    tenth = len(words) // 10
     training, validation, test = words[: 8 * tenth], words[8 * tenth : 9 * tenth], words[9 * tenth :]
     counts = training.bincount(minlength=len(names)).float().clamp(min=1)
     print(f"{len(words):,} words of text, {len(names) - 1:,} come 5 times or more, the others count as one")
 
-    starts = {"random": torch.randn(len(names), args.size)}
+    starts = {"random": torch.randn(len(names), SIZE)}
     for kind in ("skip-gram", "CBOW"):
         model = learn(args, kind, training, counts)
         given, asked = draw(kind, test, counts)
         score, usual = above_noise(model(given, asked)), above_noise(counts[asked])
         print(f"{kind}: words of the test text above random ones {score:.3f}, by frequency alone {usual:.3f}")
         starts[kind] = model.vectors.weight.detach()
-    starts = {start: normalize(v) * args.size**0.5 / 2 for start, v in starts.items()}  # all of one length
-    table = Table("nearest words of", "skip-gram", "CBOW")
+    starts = {start: normalize(v) * SIZE**0.5 / 2 for start, v in starts.items()}  # all of one length
+    table = common.Table("nearest words of", "skip-gram", "CBOW")
     for query in LOOK_UP:
-        if all(word in number for word in query.split()):
+        if all(word in names for word in query.split()):
             found = (nearest(starts[kind], names, query.split(), 4) for kind in ("skip-gram", "CBOW"))
             table.add_row("{} : {} = {} :".format(*query.split()) if " " in query else query, *found)
     common.console.print(table)
 
     parts = training[: 2 * tenth], validation, test
     rows, held_out, unseen = (part.unfold(0, STEPS + 1, STEPS) for part in parts)
-    runs = []
+    runs, shown = [], []
     for start, vectors in starts.items():
         runs += common.train(
             args,
             build=lambda library, v=vectors: NextWord(library, v, args.hidden),
             loss_of=NextWord.loss,
-            batches=lambda generator: [rows[i] for i in common.minibatches(len(rows), 16, generator)],
-            epochs=1 if args.quick else args.epochs,
+            batches=lambda generator: common.minibatches(rows, 16, generator),
+            epochs=args.epochs,
             score=lambda model: model.loss(held_out).exp().item(),
             higher_is_better=False,
-            optimizer=lambda parameters: torch.optim.Adam(parameters, lr=3e-3),
+            rate=3e-3,
             what=f"RNN, {start}",
         )
+        shown.append(replace(runs[-1], name=start))  # of fastrnn if there are both
         for run in runs[-len(args.libraries) :]:
             run.name += f", {start} vectors"
     common.report(runs, {"test perplexity": lambda model: model.loss(unseen).exp().item()}, "{:.1f}")
     usual = -(counts / counts.sum()).log()[unseen[:, 1:]].mean()
     print(f"test perplexity of the frequencies of words, without an RNN: {usual.exp():.1f}")
-    plot(args, runs[len(args.libraries) - 1 :: len(args.libraries)], names, starts["skip-gram"])
+    plot(args, shown, names, starts["skip-gram"])
 
 
 if __name__ == "__main__":
