@@ -37,8 +37,9 @@ SEEDS = (0, 1, 2)
 CALLS = 40  # of the layers that are timed alone
 PROFILED = 10  # steps
 
-# A workload: the program of examples/ and its arguments. {data} is what --data names.
+# A workload: the program of examples/ and its arguments; {data} and {text} are what --data and --text name.
 WORKLOADS = {
+    "characters, GRU": ("char_lm", ["--text", "{text}"]),
     "digits, RNN": ("digits", []),
     "digits, GRU": ("digits", ["--cell", "gru"]),
     "reviews, RNN": ("sentiment", ["--model", "last", "--data", "{data}"]),
@@ -154,10 +155,17 @@ def others_of(trainee: Trainee, batches: list[Any]) -> list[tuple[str, float]]:
     return [(name, others[name] / total) for name in sorted(others, key=others.get, reverse=True)[:3]]
 
 
-def measure(name: str, data: str, quick: bool, advance: Callable[[], None]) -> dict[str, Any]:
+def lacks(name: str, given: dict[str, str | None]) -> list[str]:
+    """The options that the workload needs and that nobody gave. given: by option."""
+    return [option for option, value in given.items() if f"{{{option}}}" in WORKLOADS[name][1] and not value]
+
+
+def measure(
+    name: str, given: dict[str, str | None], quick: bool, advance: Callable[[], None]
+) -> dict[str, Any]:
     """One epoch with each seed."""
     program, arguments = WORKLOADS[name]
-    arguments = [argument.format(data=data) for argument in arguments] + ["--quick"] * quick
+    arguments = [argument.format(**given) for argument in arguments] + ["--quick"] * quick
     workload = take_over(program, arguments)
     seconds: dict[str, list[float]] = {library: [] for library in LIBRARIES}
     scores: dict[str, list[float]] = {library: [] for library in LIBRARIES}
@@ -255,28 +263,26 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks --workloads", description=__doc__)
     add = parser.add_argument
     add("--names", nargs="+", choices=WORKLOADS, metavar="NAME", help="; ".join(WORKLOADS))
-    add(
-        "--data",
-        metavar="FOLDER",
-        help="reviews, as examples/sentiment.py takes them; without it they are left out",
-    )
+    add("--data", metavar="FOLDER", help="reviews for sentiment.py; without it they are left out")
+    add("--text", metavar="FILE", help="UTF-8 text for char_lm.py; without it that is left out")
     add("--threads", type=threads, default=torch.get_num_threads(), help="default: %(default)s")
     add("--quick", action="store_true", help="one seed, little data")
     add("--json", type=Path, default=Path("out/workloads.json"), help="results; the picture goes beside them")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     console = Console(width=None if sys.stdout.isatty() else 240)
-    left_out = [] if args.data else [name for name, (_, given) in WORKLOADS.items() if "{data}" in given]
-    names = [name for name in args.names or WORKLOADS if name not in left_out]
-    if left_out:
-        console.print(f"left out, they need --data FOLDER: {'; '.join(left_out)}")
+    given = {"data": args.data, "text": args.text}
+    names = [name for name in args.names or WORKLOADS if not lacks(name, given)]
+    for name in args.names or WORKLOADS:
+        if options := lacks(name, given):
+            console.print(f"left out, it needs --{' --'.join(options)}: {name}")
     rows = []
     with Progress(console=console, auto_refresh=False, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=len(names) * (1 if args.quick else len(SEEDS)))
         for name in names:
             progress.update(task, description=name, refresh=True)
             rows.append(
-                measure(name, args.data, args.quick, lambda: progress.update(task, advance=1, refresh=True))
+                measure(name, given, args.quick, lambda: progress.update(task, advance=1, refresh=True))
             )
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps({"machine": describe_machine(args.threads), "rows": rows}, indent=1))

@@ -439,9 +439,14 @@ def test_wrong_arguments(option, value, words, monkeypatch, capsys):
 def test_workloads(tmp_path, capfd):
     """An epoch of a program: both libraries train alike, and their layers take a part of the time."""
     pytest.importorskip("sklearn")
-    path = tmp_path / "workloads.json"
-    assert workloads.main(["--quick", "--names", "digits, RNN", "--threads=1", f"--json={path}"]) == 0
-    (row,) = json.loads(path.read_text())["rows"]
+    path, text = tmp_path / "workloads.json", tmp_path / "text"
+    text.write_text("The words of a text. " * 300)
+    names = ["characters, GRU", "digits, RNN", "reviews, RNN"]
+    options = ["--quick", "--threads=1", f"--json={path}", f"--text={text}"]
+    assert workloads.main([*options, "--names", *names]) == 0
+    assert "left out, it needs --data: reviews, RNN\n" in capfd.readouterr().out
+    characters, row = json.loads(path.read_text())["rows"]
+    assert characters["steps"] == 10 and characters["layers"] == ["GRU(64, 64, num_layers=2)"]
     assert row["steps"] == 17 and row["layers"] == ["RNN(8, 150, batch_first=True)"]
     assert all(0 < part < 1.5 for part in row["share"].values())
     assert workloads.agree(row) and not workloads.agree(row | {"scores": {**row["scores"], "fastrnn": [0.1]}})
