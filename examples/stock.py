@@ -12,14 +12,12 @@ network does not beat that: it learns hardly more than that the share rose on av
 
 from __future__ import annotations
 
-import csv
-from datetime import date
 from pathlib import Path
 
 import common
 import numpy as np
 import torch
-from rich.table import Table
+from support.prices import read_prices
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
@@ -39,33 +37,6 @@ class Forecaster(nn.Module):
     def forward(self, returns: Tensor) -> Tensor:
         states, _ = self.lstm(returns)
         return self.head(self.dropout(states[:, -1]))[:, 0]
-
-
-def read_prices(path: Path | None) -> tuple[np.ndarray, np.ndarray]:
-    """Days `[N]` in the order of time, and their prices `[N]`."""
-    if path is None:
-        from matplotlib.cbook import get_sample_data
-
-        data = get_sample_data("goog.npz")["price_data"]
-        return data["date"], data["adj_close"]
-    rows = csv.DictReader(common.read_text(path, "--prices").splitlines())
-    columns = {name.strip().lower(): name for name in rows.fieldnames or []}
-    if not {"date", "close"} <= columns.keys():
-        raise SystemExit(f"--prices {path}: expected the columns date and close, got {list(columns)}")
-    days, prices = [], []
-    for row in rows:
-        try:
-            days.append(np.datetime64(date.fromisoformat(row[columns["date"]])))
-            prices.append(float(row[columns["close"]]))
-            if not 0 < prices[-1] < np.inf:
-                raise ValueError
-        except (ValueError, TypeError):
-            where, got = f"--prices {path}, line {rows.line_num}", ",".join(map(str, row.values()))
-            raise SystemExit(
-                f"{where}: expected a day as 2004-08-19 and a close above 0, got {got}"
-            ) from None
-    order = np.argsort(days)
-    return np.array(days, "datetime64[D]")[order], np.array(prices)[order]
 
 
 def find_quarters(days: np.ndarray) -> list[tuple[int, int]]:
@@ -102,7 +73,7 @@ def forecast_quarter(args, prices: np.ndarray, start: int) -> list[tuple[common.
 
 def report(forecasts: dict, seconds: dict[str, float], truth: np.ndarray, before: np.ndarray) -> None:
     """Print the errors and the right directions, and whether they are more than chance."""
-    table = Table("", "mean absolute error, $", "right direction", "says up", "training, s")
+    table = common.Table("", "mean absolute error, $", "right direction", "says up", "training, s")
     rises = truth > before
     for name, forecast in forecasts.items():
         ups = forecast > before
@@ -135,7 +106,7 @@ def plot(days: np.ndarray, prices: dict[str, np.ndarray], args) -> None:
         axes[2].bar(np.arange(len(years)) + shift, errors, 0.4, color=looks[name][0], label=name)
     axes[2].set_xticks(range(len(years)), years.astype(str))
     axes[2].set(title="error by year", ylabel="mean absolute error, $")
-    axes[2].legend(frameon=False, loc="upper left")
+    common.legend_below(axes[2])
     common.save(figure, args.out)
 
 

@@ -12,13 +12,12 @@ analogy.
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import common
 import torch
+from support.words import draw_map, read_words
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
@@ -65,18 +64,6 @@ class NextWord(nn.Module):
         return cross_entropy(self(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
 
 
-def read_words(path: Path | None, most: int | None) -> tuple[Tensor, list[str]]:
-    """The words of a text as numbers, and the names of these. 0 stands for all that training has seldom."""
-    tokens = re.findall(r"[^\W\d]+", common.read_text_or_topics(path).lower())[:most]
-    often = Counter(tokens[: 8 * (len(tokens) // 10)])
-    names = ["(rare)", *(word for word, count in often.most_common() if count >= 5)]
-    if len(tokens) < 10000 or len(names) < 250:
-        got = f"{len(tokens):,} and {len(names) - 1}"
-        raise SystemExit(f"--text {path}: expected 10,000 words, 250 of them 5 times or more, got {got}")
-    number = {name: i for i, name in enumerate(names)}
-    return torch.tensor([number.get(token, 0) for token in tokens]), names
-
-
 def draw(kind: str, words: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """The words given `[N, n]`, and the words that stand there, each before its noise `[N, m, 1 + NOISE]`."""
     keep = (1e-3 * counts.sum() / counts).sqrt()  # frequent words say little: most of them are left out
@@ -121,24 +108,11 @@ def nearest(vectors: Tensor, names: list[str], words: list[str], count: int) -> 
 
 def plot(args, runs: list[common.Run], names: list[str], vectors: Tensor) -> None:
     """The perplexity of the RNNs, and a map: words of like vectors are neighbours."""
-    from sklearn.manifold import TSNE
-
     figure, (left, right) = common.new_figure("Word vectors", 1, 2, (15, 7.5), width_ratios=[1, 2])
     common.plot_scores(left, runs, "validation perplexity", COLOURS)
     left.set_title("an RNN that begins with these vectors")
-    chosen = [i for i in range(40, 240) if len(names[i]) > 2]  # those before, like "the", go with all words
-    places = TSNE(perplexity=12, metric="cosine", init="pca", random_state=0).fit_transform(vectors[chosen])
-    right.scatter(*places.T, s=6, color="0.75")
-    right.set(xticks=[], yticks=[], title="map (t-SNE) of skip-gram's vectors of frequent words")
-    figure.canvas.draw()
-    taken = []
-    for place, i in zip(places, chosen, strict=True):
-        text = right.annotate(names[i], place, fontsize=9, ha="center", va="center")
-        box = text.get_window_extent()
-        if any(box.overlaps(other) for other in taken):
-            text.remove()
-        else:
-            taken.append(box)
+    draw_map(right, names, vectors)
+    right.set_title("map (t-SNE) of skip-gram's vectors of frequent words")
     common.save(figure, args.out)
 
 
