@@ -61,7 +61,9 @@ def loss_of(model: nn.Module, piece: tuple[bool, Tensor]) -> Tensor:
     """Of predicting each character of a piece from those before it. fresh: the text begins anew."""
     fresh, chars = piece
     rnn = unwrap(model).rnn
-    rnn.reset() if fresh else rnn.detach()
+    if fresh:
+        rnn.reset()
+    rnn.detach()
     return cross_entropy(model(chars[:-1]).flatten(0, 1), chars[1:].flatten())
 
 
