@@ -653,14 +653,16 @@ def _run_layer_by_steps(x, batch_sizes, states, weights, options):
         states = [x.new_zeros(D, len(rows[0]), width) for width in widths]
     flags = options.cell, False, False, options.checkpoint_gates
     every, last = [], []
+    takes_shares = not info.has("input_matrix")
     for d in range(D):
         now = [s[d] for s in states]
+        inputs = [row.chunk(D, -1)[d] for row in rows] if takes_shares else rows
         of_steps: list[Any] = [None] * len(rows)
         for t in range(len(rows) - 1, -1, -1) if d else range(len(rows)):
             n = len(rows[t])
             of_direction = weights[d * each : (d + 1) * each]
             before = [s[:n] for s in now]
-            of_steps[t] = _layer(rows[t], None, before, of_direction, *flags)
+            of_steps[t] = _layer(inputs[t], None, before, of_direction, *flags)
             now = [torch.cat([new, s[n:]]) for new, s in zip(of_steps[t], now, strict=True)]
         join = torch.cat if packed else torch.stack
         every.append([join(s) for s in zip(*of_steps, strict=True)])

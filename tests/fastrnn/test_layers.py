@@ -7,31 +7,12 @@ import pickle
 import pytest
 import torch
 from cases import give, take
+from layer_kinds import DOUBLE, LAYERS, B, H, I, T, draw, draw_states, make, run
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastrnn
 from fastrnn.reference import CELLS
 
-DOUBLE = torch.float64
-I, H, T, B = 5, 8, 6, 4
-
-# By name: how to make it, and its cell.
-LAYERS = {
-    "PeepholeLSTM": (fastrnn.PeepholeLSTM, {}, "peephole_lstm"),
-    "PeepholeLSTM-proj": (fastrnn.PeepholeLSTM, {"proj_size": 3}, "peephole_lstm"),
-    "IndRNN-relu": (fastrnn.IndRNN, {}, "indrnn_relu"),
-    "IndRNN-tanh": (fastrnn.IndRNN, {"nonlinearity": "tanh"}, "indrnn_tanh"),
-    "LayerNormLSTM": (fastrnn.LayerNormLSTM, {}, "layer_norm_lstm"),
-    "LayerNormGRU": (fastrnn.LayerNormGRU, {}, "layer_norm_gru"),
-    "LiGRU": (fastrnn.LiGRU, {"normalization": None}, "ligru"),
-    "LiGRU-layernorm": (fastrnn.LiGRU, {"normalization": "layernorm"}, "ligru"),
-    "LiGRU-batchnorm": (fastrnn.LiGRU, {}, "ligru"),
-    "sLSTM": (fastrnn.sLSTM, {}, "slstm"),
-    "sLSTM-heads": (fastrnn.sLSTM, {"num_heads": 4}, "slstm"),
-    "GRU-before": (fastrnn.GRU, {"reset_after": False}, "gru_reset_before"),
-    "RNN-sigmoid": (fastrnn.RNN, {"nonlinearity": "sigmoid"}, "rnn_sigmoid"),
-    "RNN-identity": (fastrnn.RNN, {"nonlinearity": "identity"}, "rnn_identity"),
-}
 each_layer = pytest.mark.parametrize("name", LAYERS)
 
 
@@ -46,36 +27,6 @@ def each_layer_but_quick(*names):
 BASED = tuple(
     name for name, (kind, _, _) in LAYERS.items() if issubclass(kind, fastrnn.layers.RecurrentLayer)
 )
-
-
-def make(name, **options):
-    kind, own, _ = LAYERS[name]
-    torch.manual_seed(3)
-    layer = kind(I, H, **({"dtype": DOUBLE} | own | options))
-    with torch.no_grad():  # so that no parameter has a value that hides a mistake
-        for parameter in layer.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return layer
-
-
-def draw(*shape, seed=5, dtype=DOUBLE):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE).to(dtype)
-
-
-def draw_states(name, layer, B=B, dtype=DOUBLE):
-    info = CELLS[LAYERS[name][2]].info
-    LD = layer.num_layers * (1 + layer.bidirectional)
-    widths = layer.proj_size or H, *[H] * (len(info.states) - 1)
-    states = [0.5 * draw(LD, B, width, seed=30 + k, dtype=dtype) for k, width in enumerate(widths)]
-    if len(states) == 4:
-        states[2] = states[2].abs() + 0.5  # n of an sLSTM
-    return states
-
-
-def run(layer, x, hx=None, **kwargs):
-    """[output, states…]"""
-    output, states, *_ = layer(x, *([] if hx is None else [give(hx)]), **kwargs)
-    return [output, *take(states)]
 
 
 def assert_close(got, want, tolerance=1e-11):
@@ -381,12 +332,14 @@ def test_resets(name):
 
 
 @each_layer
+@pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("form", ["padded", "lengths", "packed"])
-def test_states_of_every_step(name, form):
-    """`h[:, t]` and the other states are an hx: the rest of the sequence follows from them."""
-    layer, x = make(name, num_layers=2).eval(), draw(T, B, I)
+def test_states_of_every_step(name, form, bidirectional):
+    """`h[:, t]` and the other states are an hx: the rest of the sequence follows from them. In both
+    directions they are what a sequence that ends or begins with step t leaves."""
+    layer, x = make(name, num_layers=2 - bidirectional, bidirectional=bidirectional).eval(), draw(T, B, I)
     hx = draw_states(name, layer)
-    lengths = [6, 6, 6, 4]
+    lengths = [6, 6, 6, 6] if form == "padded" else [6, 6, 6, 4]
     if form == "packed":
         output, states, every = layer(pack_padded_sequence(x, lengths), give(hx), return_all_states=True)
         output = pad_packed_sequence(output)[0]
@@ -398,6 +351,14 @@ def test_states_of_every_step(name, form):
         kwargs = {} if form == "padded" else {"lengths": lengths}
         output, states, every = layer(x, give(hx), return_all_states=True, **kwargs)
         every = take(every)
+    if bidirectional:
+        assert_close([output], [every[0].movedim(0, -2).flatten(-2)])
+        for t in range(4):  # steps that all sequences have
+            _, *first = run(layer, x[: t + 1], hx)
+            _, *rest = run(layer, x[t:], hx, lengths=[n - t for n in lengths])
+            for of_steps, forward, backward in zip(every, first, rest, strict=True):
+                assert_close([of_steps[0, t], of_steps[1, t]], [forward[0], backward[1]])
+        return
     assert_close([output], [every[0][-1]])
     for t in range(1, 4):
         rest = run(layer, x[t : 3 + t], [s[:, t - 1] for s in every])

@@ -170,7 +170,8 @@ def test_weights_are_cast_once(cell):
             saved.append(tensor.data_ptr())
         return tensor
 
-    with region(), torch.autograd.graph.saved_tensors_hooks(save, lambda t: t):
+    # torch.export, of other tests, may leave the cache off.
+    with region(cache_enabled=True), torch.autograd.graph.saved_tensors_hooks(save, lambda t: t):
         state = give(hx)
         for _ in range(3):
             _, state = layer(x, state)

@@ -138,7 +138,8 @@ def test_meta_tensors_have_the_shapes_of_real_ones(cell, form):
 def test_every_cell_is_registered():
     from fastrnn import _C
 
-    assert [row["name"] for row in _C.cells()] == list(CELLS)
+    # Tests of build_cell may have added some to this process.
+    assert [row["name"] for row in _C.cells()][: len(CELLS)] == list(CELLS)
 
 
 RNN_SCHEMA = (
