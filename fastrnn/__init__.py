@@ -7,6 +7,7 @@
     fastrnn.install(), fastrnn.uninstall()                put the modules under torch.nn's names, and back
     fastrnn.functional                                    the same as functions of tensors
     fastrnn.Stateful(layer)                               keeps the state from call to call
+    fastrnn.freeze(model, dtype)                          a copy for inference with packed weights
     fastrnn.build_cell(path)                              a layer of a cell of your own, from its header
     fastrnn.from_keras(layer), to_keras_weights(layer)    the layers of Keras as fastrnn's, and back
     fastrnn.onnx                                          export to ONNX
@@ -65,6 +66,7 @@ from . import functional, onnx  # noqa: E402
 from .conversion import convert, revert, summary  # noqa: E402
 from .export import fake  # noqa: E402, F401
 from .export.from_onnx import from_onnx  # noqa: E402
+from .frozen import freeze  # noqa: E402
 from .functional import KindError  # noqa: E402
 from .installation import install, uninstall  # noqa: E402
 from .keras_weights import from_keras, to_keras_weights  # noqa: E402
@@ -96,6 +98,7 @@ __all__ = [
     "Stateful",
     "build_cell",
     "convert",
+    "freeze",
     "from_keras",
     "from_onnx",
     "functional",

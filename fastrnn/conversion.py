@@ -235,6 +235,8 @@ def _examine(m: Module) -> tuple[str, str] | None:
         return "left", "quantized, which fastrnn does not compute"
     if isinstance(m, RecurrentLayer):
         return "fastrnn", "a layer that torch.nn does not have"
+    if any(c.__module__ == "fastrnn.frozen" for c in cls.__mro__):
+        return "fastrnn", "frozen"
     if not isinstance(m, (torch.nn.RNNBase, torch.nn.RNNCellBase)):
         return None
     plain, fast = _base_in(_TO_FAST, cls), _base_in(_TO_TORCH, cls)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.fx import Proxy
 from torch.nn import Parameter
-from torch.nn.functional import layer_norm, linear
+from torch.nn.functional import layer_norm
+from torch.nn.functional import linear as linear_of
 
 from .cells import CELLS, CellInfo
 from .cells import Parameter as CellParameter
@@ -19,6 +20,14 @@ from .signatures import Lengths, Resets, TensorOrPacked, Zoneout, typed_as
 from .transforms.fx import Leaf, forward_error
 
 __all__ = ["IndRNN", "LayerNormGRU", "LayerNormLSTM", "LiGRU", "PeepholeLSTM", "RecurrentLayer", "sLSTM"]
+
+
+def linear(x: Tensor, W: Any, bias: Tensor | None = None) -> Tensor:
+    """torch.nn.functional.linear; W may be a frozen matrix."""
+    if isinstance(W, Tensor):
+        return linear_of(x, W, bias)
+    return W(x) if bias is None else W(x) + bias
+
 
 _W_IH = CellParameter("W_ih", "weight_ih", "input_matrix", "always")
 _BIAS = CellParameter("b", "bias", "input_bias", "bias")
@@ -422,29 +431,30 @@ class sLSTM(RecurrentLayer):
 
     def _run_one(self, run: Callable[..., Any], *arguments: Any) -> Any:
         """Heads do not see each other: each is a layer of its own."""
-        if self.num_heads == 1:
-            return run(*arguments)
-        x, batch_sizes, states, weights, options = arguments
-        N, D = self.num_heads, 1 + self.bidirectional
-        gates = x.unflatten(-1, (D, 4, N, -1))
-        matrices = [w.unflatten(0, (4, N, -1)) for w in weights]
-        results = []
-        for k, of_head in enumerate(
-            zip(*(s.chunk(N, -1) for s in states), strict=True) if states else [()] * N
-        ):
-            results.append(
-                run(
-                    gates.select(-2, k).flatten(-3),
-                    batch_sizes,
-                    list(of_head),
-                    [w[:, k].flatten(0, 1) for w in matrices],
-                    options,
-                )
-            )
-        return _join_heads(results, D)
+        N = self.num_heads
+        return run(*arguments) if N == 1 else run_heads(run, arguments, N, 1 + self.bidirectional, of_head)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + f", num_heads={self.num_heads}" * (self.num_heads > 1)
+
+
+def of_head(weights: Sequence[Tensor], k: int, N: int) -> list[Tensor]:
+    """The weights of head k of N."""
+    return [w.unflatten(0, (4, N, -1))[:, k].flatten(0, 1) for w in weights]
+
+
+def run_heads(
+    run: Callable[..., Any], arguments: Any, N: int, D: int, of_head: Callable[[Any, int, int], Any]
+) -> Any:
+    """Run each of N heads as a layer of D directions with `of_head(weights, k, N)`; see _run_one."""
+    x, batch_sizes, states, weights, options = arguments
+    gates = x.unflatten(-1, (D, 4, N, -1))
+    chunks = zip(*(s.chunk(N, -1) for s in states), strict=True) if states else [()] * N
+    results = [
+        run(gates.select(-2, k).flatten(-3), batch_sizes, list(chunk), of_head(weights, k, N), options)
+        for k, chunk in enumerate(chunks)
+    ]
+    return _join_heads(results, D)
 
 
 def _join_heads(results: Sequence[Any], D: int) -> Any:

@@ -118,7 +118,9 @@ def _find_library(text: str, struct: str, path: str) -> Path:
     if stamp != _C.stamp:
         raise BuildError(f"{headers.FOLDER}: expected what fastrnn._C was built with: install fastrnn again")
     flags = dict(row.split(" ", 1) for row in _C.isa_flags.split(","))
-    units = {isa: [f"-DFASTRNN_ISA={isa}", *flags[isa].split()] for isa in _C.isas_available()}
+    units = {
+        isa: [f"-DFASTRNN_ISA={isa}", *flags[isa].split()] for isa in _C.isas_available() if isa in flags
+    }
     units["row"] = ["-O1"]
     content = sha256("\n".join((text, struct, stamp, str(units))).encode()).hexdigest()[:32]
     common = [*_FLAGS, f"-I{headers.FOLDER}", f"-DFASTRNN_STRUCT={struct}"]

@@ -14,6 +14,7 @@ import torch.utils.checkpoint
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from .frozen import FrozenCell, FrozenLayer
 from .layers import RecurrentLayer
 from .signatures import Lengths, Resets, TensorOrPackedT, typed_as
 from .transforms.fx import Leaf
@@ -22,7 +23,11 @@ __all__ = ["Stateful"]
 
 
 LayerT = TypeVar("LayerT", bound=torch.nn.Module)
-RecurrentT = TypeVar("RecurrentT", bound=torch.nn.RNNBase | torch.nn.RNNCellBase | RecurrentLayer)
+RecurrentT = TypeVar(
+    "RecurrentT",
+    bound=torch.nn.RNNBase | torch.nn.RNNCellBase | RecurrentLayer | FrozenLayer | FrozenCell,
+)
+_CELLS = torch.nn.RNNCellBase, FrozenCell
 
 # Plain attributes of Stateful: torch.nn.Module registers none of them, even if the value is a Parameter.
 _STATE = ("state", "_state", "_examples", "_region")
@@ -106,8 +111,8 @@ class Stateful(_Kept, Leaf, Generic[LayerT]):
     - torch.jit.trace and torch.export: every call of the graph begins from the state at the time of tracing.
 
     Args:
-        layer: an LSTM, GRU, RNN or cell of fastrnn or torch.nn, or any module that is called as
-            `layer(input, state)` and returns `output, state`. A state is a tensor of any dtype, None, or a
+        layer: an LSTM, GRU, RNN or cell of fastrnn or torch.nn, frozen or not, or any module that is called
+            as `layer(input, state)` and returns `output, state`. A state is a tensor of any dtype, None, or a
             tuple, list or dict of states.
 
     Attributes:
@@ -173,7 +178,7 @@ class Stateful(_Kept, Leaf, Generic[LayerT]):
         if kept._region & _AUTOCAST:
             state = _change(state, self._widen)
         result = self.layer(input, state, **options)
-        if isinstance(self.layer, torch.nn.RNNCellBase):
+        if isinstance(self.layer, _CELLS):
             output, new, more = result if isinstance(result, Tensor) else result[0], result, []
         else:
             output, new, *more = result
@@ -227,9 +232,9 @@ class Stateful(_Kept, Leaf, Generic[LayerT]):
         rows = rows if isinstance(rows, Tensor) else torch.tensor(rows, device="cpu")
         if rows.numel() == 0:
             rows = rows.long()  # torch makes float32 of an empty list
-        if isinstance(self.layer, torch.nn.RNNBase):
+        if isinstance(self.layer, torch.nn.RNNBase | FrozenLayer):
             batch_dims = {3: 1}
-        elif isinstance(self.layer, torch.nn.RNNCellBase):
+        elif isinstance(self.layer, _CELLS):
             batch_dims = {2: 0}
         else:
             batch_dims = {1: 0, 2: 0, 3: 1}

@@ -35,9 +35,9 @@ MODULES = """
     headers late signatures transforms.fx
     cells reference export.nodes sequences plain functional
     export.fake export.onnx onnx transforms.flops transforms.per_sample transforms.vmap
-    modules layers own_cell stateful
+    modules layers own_cell
     export.from_onnx
-    conversion installation keras_weights transforms.quantization
+    conversion frozen stateful installation keras_weights transforms.quantization
     plan
 """.split()
 # What programs outside the package may import. `reference` has the judges of the cells.

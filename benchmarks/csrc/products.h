@@ -123,7 +123,7 @@ class Products {
                             .B = B,
                             .panel = panel,
                             .to = {gx + column, width, L, bias + column},
-                            .kc = kc_of(H_)});
+                            .kc = kc_of<T>(H_)});
       }
     });
     runner_.print(name, seconds, flops(kRows), peak_.value());
@@ -153,7 +153,7 @@ class Products {
                .panel = panel,
                .order = descending ? Order::descending : Order::ascending,
                .to = {gh, panels.width(panel), L, gx + row * width + panels.offset(panel), width},
-               .kc = kc_of(H_)});
+               .kc = kc_of<T>(H_)});
         }
       }
       descending = !descending;

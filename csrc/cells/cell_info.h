@@ -50,14 +50,14 @@ struct List {
 // What is added to the variance of what is normalised, as in torch.nn.LayerNorm.
 constexpr double kNormEps = 1e-5;
 
-// States of a cell beside h, and vectors of a unit, at most.
-constexpr int kMostCellStates = 3, kMostUnitVectors = 6;
+// States of a cell beside h, vectors of a unit and gates, at most.
+constexpr int kMostCellStates = 3, kMostUnitVectors = 6, kMostGates = 8;
 
 // All there is to know of a cell beside its equations.
 struct CellInfo {
-  const char* name;            // in operators
-  const char* layer;           // the class of its layer
-  List<const char*, 8> gates;  // in the order of their rows in W_ih, W_hh and the biases
+  const char* name;                     // in operators
+  const char* layer;                    // the class of its layer
+  List<const char*, kMostGates> gates;  // in the order of their rows in W_ih, W_hh and the biases
   // Numbers that a unit keeps of a step for the backward, beside the states.
   int saved;
   // Of the first so many gates a cell uses only the sum of both shares, from the input and from the hidden state.

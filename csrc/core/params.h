@@ -33,6 +33,30 @@ struct RealOf<fp16> {
 template <class T>
 using Real = typename RealOf<T>::type;
 
+// What the weights of a frozen layer are stored as where that is not what it computes with, which is float.
+struct bf16_weight {
+  uint16_t bits;
+};
+// int8 that multiply int8, of which each product makes its left factor, or float.
+struct int8_weight {
+  int8_t value;
+};
+struct int8_wide_weight {
+  int8_t value;
+};
+template <>
+struct RealOf<bf16_weight> {
+  using type = float;
+};
+template <>
+struct RealOf<int8_weight> {
+  using type = float;
+};
+template <>
+struct RealOf<int8_wide_weight> {
+  using type = float;
+};
+
 using cells::kMostCellStates, cells::kMostUnitVectors;
 
 // The parameters of one direction of one layer, or their gradients. GH = gates * H; P = H unless there is a
@@ -117,6 +141,8 @@ struct ForwardParams : LayerParams<T> {
   Real<T>* c;              // [D, R, C*H], null unless a backward will follow
   // With zoneout the states as the cell computed them: h if the cell saves nothing, and c. [D, R, N*H], null as s.
   Real<T>* computed;
+  // What freezing made of the weights, of which then no other is read (cpu/frozen.h).
+  const char* frozen[2];
 };
 
 // Of the layer's parameters the biases are not used. x is null where no dW_ih is wanted, W_ih where no dx is, h0

@@ -232,7 +232,7 @@ class Backward : DirectionBase<T, BackwardParams<T>> {
                     .panel = panel,
                     .order = order_of(t),
                     .to = {block, width, L},
-                    .kc = kc_of(EH_),
+                    .kc = kc_of<T>(EH_),
                     .prefetch_list = &prefetch_list});
         }
         if (p_.resets && multiplied > 0) cut(time_after(t), panel, {b0, b0 + multiplied}, block);
@@ -385,7 +385,7 @@ class Backward : DirectionBase<T, BackwardParams<T>> {
                             .panel = panel,
                             .order = order_of(t),
                             .to = {block, width, L},
-                            .kc = kc_of(late_ * p_.H)});
+                            .kc = kc_of<T>(late_ * p_.H)});
         for (int64_t b = b0; p_.noise.mask && b < b1; ++b) {
           for (int64_t j = 0; j < units; j += L) {
             Real<T>* dv = block + (b - b0) * width + j;
@@ -461,7 +461,7 @@ class Backward : DirectionBase<T, BackwardParams<T>> {
                            .panel = panel,
                            .order = order_of(t),
                            .to = {block, width, L},
-                           .kc = kc_of(p_.P)});
+                           .kc = kc_of<T>(p_.P)});
         for_each_cell_block(chunk, t, panels.first(panel), panels.size(panel), {b0, b1},
                             [&](BackwardBlock<T>& of_cells, int64_t b) {
                               of_cells.product = {block + (b - b0) * width, width};
@@ -609,7 +609,7 @@ class Backward : DirectionBase<T, BackwardParams<T>> {
                          .B = W_ih_,
                          .panel = panel,
                          .to = {block, width, L},
-                         .kc = kc_of(GH_)});
+                         .kc = kc_of<T>(GH_)});
       for (int64_t row = rows.begin; row < rows.end; ++row) {
         T* dx = p_.dx + (buffers_.x[row] - p_.x) + panels.first(panel);
         for (int64_t column = 0; column < n; column += L) {

@@ -66,8 +66,9 @@ class DirectionBase {
   }
 
   // Panels of `units` for the products of a step, sums of K terms.
-  Panels<T> step_panels(int64_t units, int64_t K) const {
-    return make_panels<T>(units, 1, plan_.step_rows(p_.rows.B), K, plan_.step_threads());
+  template <class W = T>
+  Panels<W> step_panels(int64_t units, int64_t K) const {
+    return make_panels<W>(units, 1, plan_.step_rows(p_.rows.B), K, plan_.step_threads());
   }
   // The sequences of a batch group.
   Range batch_group(int64_t group) const {

@@ -36,7 +36,11 @@ const std::vector<IsaRow>& all() {
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     list.push_back({Isa::avx2, "avx2", avx2, true, &avx2::engines});
+    list.push_back(
+        {Isa::avx2_vnni, "avx2_vnni", avx2 && __builtin_cpu_supports("avxvnni"), true, &avx2_vnni::engines});
     list.push_back({Isa::avx512, "avx512", avx512, true, &avx512::engines});
+    list.push_back({Isa::avx512_vnni, "avx512_vnni", avx512 && __builtin_cpu_supports("avx512vnni"), true,
+                    &avx512_vnni::engines});
     // Intel's (measured: a Xeon of model 207) do half as many multiply-adds a second with bfloat16 as with floats.
     list.push_back({Isa::avx512_bf16, "avx512_bf16", avx512 && __builtin_cpu_supports("avx512bf16"),
                     !__builtin_cpu_is("intel"), &avx512_bf16::engines});

@@ -39,13 +39,32 @@ void set_isa(const std::string& name);
 Isa isa_in_use();
 const Engines& engines(Isa isa);
 const FunctionsOfCell& functions_of_cell(int cell, Isa isa);
-// Of the instruction set in use. cell: its index in the table of cells
+// The instruction set in use, or the last one before it that has an engine of this type.
+template <class E>
+Isa isa_with() {
+  Isa isa = isa_in_use();
+  while (!std::get<E>(engines(isa)).forward) isa = static_cast<Isa>(static_cast<int>(isa) - 1);
+  return isa;
+}
+template <class T>
+EngineCell<T> cell_of(int cell, Isa isa) {
+  return {info_of(cell), std::get<CellFunctions<T>>(functions_of_cell(cell, isa))};
+}
+// cell: its index in the table of cells
 template <class T>
 Kernels<T> kernels_of(int cell) {
-  Isa isa = isa_in_use();
-  if (!std::get<Engine<T>>(engines(isa)).forward) isa = static_cast<Isa>(static_cast<int>(isa) - 1);
-  return {std::get<Engine<T>>(engines(isa)),
-          {info_of(cell), std::get<CellFunctions<T>>(functions_of_cell(cell, isa))}};
+  const Isa isa = isa_with<Engine<T>>();
+  return {std::get<Engine<T>>(engines(isa)), cell_of<T>(cell, isa)};
+}
+// The engine of a frozen layer: T what it computes with, W what its weights are. Its forward takes a cell of T's
+// engine, which may be of another instruction set, but has vectors of the same length.
+template <class T, class W>
+const auto& frozen_engine() {
+  if constexpr (std::is_same_v<T, W>) {
+    return std::get<Engine<T>>(engines(isa_with<Engine<T>>()));
+  } else {
+    return std::get<FrozenEngine<W>>(engines(isa_with<FrozenEngine<W>>()));
+  }
 }
 
 }  // namespace fastrnn::cpu

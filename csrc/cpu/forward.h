@@ -7,6 +7,7 @@
 
 #include "cpu/chunks.h"
 #include "cpu/direction_base.h"
+#include "cpu/frozen_panels.h"
 #include "cpu/gemm/gemm.h"
 #include "cpu/gemm/gemv.h"
 #include "cpu/layer_plan.h"
@@ -22,7 +23,9 @@ namespace fastrnn::cpu::FASTRNN_ISA {
 //
 // A cell with late gates comes in two parts, and between them the product of the second, which all units of the
 // first have to be done for. A cell whose product is normalised follows when all panels are done, row by row.
-template <class T>
+//
+// W: what the weights are. A frozen layer has them packed, perhaps as smaller numbers than T.
+template <class T, class W = T>
 class Forward : DirectionBase<T, ForwardParams<T>> {
   using Base = DirectionBase<T, ForwardParams<T>>;
   using Base::begins_anew, Base::time_after;
@@ -30,27 +33,35 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
   using Base::direction_, Base::plan_, Base::steal_, Base::d_, Base::p_, Base::w_;
   using Base::has_W_hh_, Base::has_W_ih_, Base::noisy_, Base::projected_, Base::split_, Base::zoned_;
   using Base::R_, Base::GH_, Base::H_padded_, Base::P_padded_;
-  using Base::take, Base::batch_group, Base::step_panels, Base::order_of, Base::for_each_batch;
+  using Base::take, Base::batch_group, Base::order_of, Base::for_each_batch;
   using typename Base::V;
   // Between steps the states are Real. What the products read is T: the same numbers, or rounded ones.
   static constexpr bool kRounded = !std::is_same_v<T, Real<T>>;
+  // Before each product its left factor is quantized, row by row.
+  static constexpr bool kQuantized = std::is_same_v<W, int8_weight>;
 
  public:
+  // steps: of a chunk, at most; 0: as the plan wants it
   Forward(const EngineCell<T>& cell, const ForwardParams<T>& params, int d, const Plan& plan,
-          const Resources& resources)
+          const Resources& resources, int64_t steps = 0)
       : Base(cell, params, d, plan, resources),
-        packed_(R_ > tuning::kUnpackedRows),
+        frozen_(p_.frozen[d]),
+        packed_(frozen_ || R_ > tuning::kUnpackedRows),
         saves_(p_.s != nullptr || p_.y_copy != nullptr),
-        panels_(W_hh_panels<T>(G, plan_, Pass::forward, p_.rows.B, p_.H, p_.P)),
+        panels_(frozen_ ? frozen_panels<T, W>(p_.H, G)
+                        : W_hh_panels<W>(G, plan_, Pass::forward, p_.rows.B, p_.H, p_.P)),
         W_ih_{panels_, p_.I},
-        W_hh_{{panels_.units, G - late_, panels_.U, panels_.widest}, p_.P},
-        W_late_{{panels_.units, late_, panels_.U, panels_.widest}, p_.H},
-        W_hr_{step_panels(p_.P, p_.H), p_.H} {
+        W_hh_{gates_of_panels(G - late_), p_.P},
+        W_late_{gates_of_panels(late_), p_.H},
+        W_hr_{frozen_ ? frozen_panels<T, W>(p_.P, 1) : this->template step_panels<W>(p_.P, p_.H), p_.H} {
     const int64_t B = p_.rows.B, width = panels_.padded_width();
     chunk_steps_ = steps_in_chunk(
         p_.rows, std::max<int64_t>(tuning::kForwardChunkBytes / (width * sizeof(Real<T>)), kRowBlock));
-    if (plan_.by_batch()) chunk_steps_ = std::min(chunk_steps_, ceil_div(p_.rows.T, tuning::kLeastChunks));
-    if (packed_) {
+    if (plan_.by_batch() && steps == 0) steps = ceil_div(p_.rows.T, tuning::kLeastChunks);
+    if (steps > 0) chunk_steps_ = std::min(chunk_steps_, steps);
+    if (frozen_) {
+      read_frozen();
+    } else if (packed_) {
       used_once_ = !plan_.by_batch() && chunk_steps_ >= p_.rows.T;
       if (has_W_ih_)
         take(W_ih_.data, used_once_ ? plan_.threads * panels_.width(0) * W_ih_.rows() : W_ih_.size());
@@ -59,8 +70,8 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
       if (projected_) take(W_hr_.data, W_hr_.size());
     }
     // Vectors of units may be read from up to one vector past these.
-    take(b_x_, width + L);
-    if (split_) take(b_h_, width + L);
+    if (!frozen_) take(b_x_, width + L);
+    if (!frozen_ && split_) take(b_h_, width + L);
     take(gx_, chunk_steps_ * sequences_in_chunk(p_.rows) * width + L);
     if (info_.normalised) take(gh_, B * width + L);
     take(h_[0], B * P_padded_);
@@ -72,70 +83,90 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
     if (late_ > 0) take(v_, B * H_padded_);
     if (late_ > 0 || info_.normalised) take(kept_, std::max(info_.saved, 1) * B * H_padded_);
     if (projected_) take(m_, B * H_padded_);
+    if constexpr (kQuantized) {
+      x_ = take_quantized(chunk_steps_ * sequences_in_chunk(p_.rows), p_.I);
+      // Each thread quantizes all rows that it multiplies: to wait for another that does it would take longer.
+      state_ = take_quantized((plan_.by_batch() ? 1 : plan_.threads) * B, std::max(p_.H, p_.P));
+    }
   }
 
   void run(Team& team) {
     prepare(team);
     if (plan_.by_batch()) {
-      run_by_batch(team);
+      pack(team);
+      team.for_each_chain(plan_.batch_groups, chunks(),
+                          [&](int64_t group, int64_t number) { run_chunk(group, number); });
     } else {
       for_each_batch([&](Range batch) { run_by_units(team, batch); });
     }
     write_final(team);
   }
 
+  // The parts of `run` by batch. What a batch group does in a chunk depends on the chunks before it alone.
+  void begin(Team& team) {
+    prepare(team);
+    pack(team);
+  }
+  int64_t chunks() const { return ceil_div(p_.rows.T, chunk_steps_); }
+  void run_chunk(int64_t group, int64_t number) {
+    const Range all{0, panels_.count()}, all_out{0, W_hr_.panels.count()}, batch = batch_group(group);
+    const int64_t i0 = number * chunk_steps_, i1 = std::min(i0 + chunk_steps_, p_.rows.T);
+    const Chunk chunk = chunk_of(p_.rows, direction_, i0, i1, {0, p_.rows.B});
+    if constexpr (kQuantized) quantize_input(chunk, batch, 0, 1);
+    input_gates(chunk, all, batch, W_ih_);
+    for (int64_t i = i0; i < i1; ++i) {
+      step(chunk, i, all, batch, left_of_step(i, batch, 0));
+      if (late_ > 0) late_step(chunk, i, all, batch, left_of_late_step(i, batch, 0));
+      if (info_.normalised) normalised_step(chunk, i, present(i, batch));
+      if (projected_) project(i, all_out, batch, left_of_projection(i, batch, 0));
+    }
+  }
+  void end(Team& team) { write_final(team); }
+
  private:
-  void run_by_batch(Team& team) {
+  void pack(Team& team) {
     team.for_each(panels_.count(), steal_, Order::ascending, [&](int64_t panel) {
       pack_for_input(panel, W_ih_);
       pack_for_steps(panel);
     });
-    const Range all{0, panels_.count()}, all_out{0, W_hr_.panels.count()};
-    const int64_t chunks = ceil_div(p_.rows.T, chunk_steps_);
-    team.for_each_chain(plan_.batch_groups, chunks, [&](int64_t group, int64_t number) {
-      const Range batch = batch_group(group);
-      const int64_t i0 = number * chunk_steps_, i1 = std::min(i0 + chunk_steps_, p_.rows.T);
-      const Chunk chunk = chunk_of(p_.rows, direction_, i0, i1, {0, p_.rows.B});
-      input_gates(chunk, all, batch, W_ih_);
-      for (int64_t i = i0; i < i1; ++i) {
-        step(chunk, i, all, batch);
-        if (late_ > 0) late_step(chunk, i, all, batch);
-        if (info_.normalised) normalised_step(chunk, i, present(i, batch));
-        if (projected_) project(i, all_out, batch);
-      }
-    });
   }
 
   void run_by_units(Team& team, Range batch) {
-    PackedMatrix<T> W = W_ih_;
+    PackedMatrix<W> W_ih = W_ih_;
     if (used_once_ && has_W_ih_) {
       // Each panel is used by the thread that packs it, and each thread has room for one.
-      W.single_panel = true;
-      W.data += team.rank * panels_.width(0) * W.rows();
+      W_ih.single_panel = true;
+      W_ih.data += team.rank * panels_.width(0) * W_ih.rows();
     }
     for (int64_t i0 = 0; i0 < p_.rows.T; i0 += chunk_steps_) {
       const int64_t i1 = std::min(i0 + chunk_steps_, p_.rows.T);
       const Chunk chunk = chunk_of(p_.rows, direction_, i0, i1, batch);
       const bool first = i0 == 0 && batch.begin == 0;
+      if constexpr (kQuantized) {
+        team.for_each(team.size, Steal::if_late, Order::ascending,
+                      [&](int64_t part) { quantize_input(chunk, batch, part, team.size); });
+      }
       team.for_each(panels_.count(), steal_, Order::ascending, [&](int64_t panel) {
         // W_hh comes last, so the cache has it when the steps begin.
-        if (first || used_once_) pack_for_input(panel, W);
-        input_gates(chunk, {panel, panel + 1}, batch, W);
+        if (first || used_once_) pack_for_input(panel, W_ih);
+        input_gates(chunk, {panel, panel + 1}, batch, W_ih);
         if (first) pack_for_steps(panel);
       });
       if (!has_W_hh_) {  // units that do not depend on each other
         team.for_each(panels_.count(), steal_, Order::ascending, [&](int64_t panel) {
-          for (int64_t i = i0; i < i1; ++i) step(chunk, i, {panel, panel + 1}, batch);
+          for (int64_t i = i0; i < i1; ++i) step(chunk, i, {panel, panel + 1}, batch, {});
         });
         continue;
       }
       for (int64_t i = i0; i < i1; ++i) {
         fetch_written(h_before(i), p_.rows.B * P_padded_);
+        const LeftRows h = left_of_step(i, batch, team.rank);
         team.for_each(panels_.count(), steal_, order_of(i),
-                      [&](int64_t panel) { step(chunk, i, {panel, panel + 1}, batch); });
+                      [&](int64_t panel) { step(chunk, i, {panel, panel + 1}, batch, h); });
         if (late_ > 0) {
+          const LeftRows v = left_of_late_step(i, batch, team.rank);
           team.for_each(panels_.count(), steal_, order_of(i),
-                        [&](int64_t panel) { late_step(chunk, i, {panel, panel + 1}, batch); });
+                        [&](int64_t panel) { late_step(chunk, i, {panel, panel + 1}, batch, v); });
         }
         if (info_.normalised) {
           const Range rows = present(i, batch);
@@ -144,29 +175,61 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
           });
         }
         if (projected_) {
+          const LeftRows m = left_of_projection(i, batch, team.rank);
           team.for_each(W_hr_.panels.count(), steal_, order_of(i),
-                        [&](int64_t panel) { project(i, {panel, panel + 1}, batch); });
+                        [&](int64_t panel) { project(i, {panel, panel + 1}, batch, m); });
         }
       }
     }
   }
 
-  void pack_for_input(int64_t panel, const PackedMatrix<T>& W) {
-    if (packed_ && has_W_ih_) pack_transposed(W, panel, w_.W_ih);
-    pack_biases(panels_, panel, w_.b_ih, w_.b_hh, info_.whole_gates, b_x_, b_h_);
+  // The panels of gates that a product of a step has.
+  Panels<W> gates_of_panels(int gates) const {
+    Panels<W> panels = panels_;
+    panels.G = gates;
+    return panels;
+  }
+  // Memory that is only read; PackedMatrix is what packs as well.
+  template <class S>
+  S* frozen_at(int64_t at) const {
+    return reinterpret_cast<S*>(const_cast<char*>(frozen_) + at);
+  }
+  void read_frozen() {
+    const FrozenLayout<T, W> layout(info_, p_.I, p_.H, p_.P, projected_);
+    W_ih_.data = frozen_at<Real<W>>(layout.at_W_ih);
+    W_hh_.data = frozen_at<Real<W>>(layout.at_W_hh);
+    W_late_.data = frozen_at<Real<W>>(layout.at_W_late);
+    W_hr_.data = frozen_at<Real<W>>(layout.at_W_hr);
+    b_x_ = frozen_at<Real<T>>(layout.at_b_x);
+    b_h_ = frozen_at<Real<T>>(layout.at_b_h);
+  }
+
+  void pack_for_input(int64_t panel, const PackedMatrix<W>& W_ih) {
+    if constexpr (std::is_same_v<T, W>) {
+      if (frozen_) return;
+      if (packed_ && has_W_ih_) pack_transposed(W_ih, panel, w_.W_ih);
+      pack_biases(panels_, panel, w_.b_ih, w_.b_hh, info_.whole_gates, b_x_, b_h_);
+    }
   }
   void pack_for_steps(int64_t panel) {
-    if (!packed_) return;
-    if (has_W_hh_) pack_transposed(W_hh_, panel, w_.W_hh);
-    if (late_ > 0) pack_transposed(W_late_, panel, W_late());
+    if constexpr (std::is_same_v<T, W>) {
+      if (frozen_ || !packed_) return;
+      if (has_W_hh_) pack_transposed(W_hh_, panel, w_.W_hh);
+      if (late_ > 0) pack_transposed(W_late_, panel, W_late());
+    }
   }
   const T* W_late() const { return w_.W_hh + (G - late_) * p_.H * p_.P; }
 
-  void prepare(Team& team) {
-    if (packed_ && projected_) {
+  void pack_projection(Team& team) {
+    if constexpr (std::is_same_v<T, W>) {
+      if (frozen_ || !packed_ || !projected_) return;
       team.for_each(W_hr_.panels.count(), steal_, Order::ascending,
                     [&](int64_t panel) { pack_transposed(W_hr_, panel, w_.W_hr); });
     }
+  }
+
+  void prepare(Team& team) {
+    pack_projection(team);
     // Both buffers: a packed sequence that starts later finds its initial state in whichever is read then.
     team.for_each_share(p_.rows.B, [&](Range rows) {
       for (int64_t b = rows.begin; b < rows.end; ++b) {
@@ -225,33 +288,105 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
     }
   }
 
-  // A product with the weights W, packed unless only few rows are multiplied.
-  FASTRNN_INLINE void multiply(const T* W, const PanelProduct<T>& product) const {
-    if (packed_) {
-      multiply_packed(product);
+  // A product with weights, packed unless only few rows are multiplied.
+  FASTRNN_INLINE void multiply(const T* weights, const PanelProduct<W>& product) const {
+    if constexpr (std::is_same_v<T, W>) {
+      if (!packed_) {
+        return multiply_unpacked(product.A, weights, product.B.panels, product.panel, product.to);
+      }
+    }
+    multiply_packed(product);
+  }
+
+  // Rows of a left factor, one for each sequence.
+  struct LeftRows {
+    const Left<W>* data = nullptr;
+    int64_t stride = 0, K = 0;
+    const float* scales = nullptr;
+
+    LeftFactor<W> rows(Range rows) const {
+      LeftFactor<W> factor{
+          .data = data + rows.begin * stride, .M = rows.end - rows.begin, .K = K, .row_stride = stride};
+      if (kQuantized) factor.scales = scales + rows.begin;
+      return factor;
+    }
+  };
+  struct Quantized {
+    Left<W>* numbers = nullptr;
+    float* scales = nullptr;
+  };
+  Quantized take_quantized(int64_t rows, int64_t K) {
+    Quantized quantized;
+    take(quantized.numbers, rows * quantized_stride(K));
+    take(quantized.scales, rows);
+    return quantized;
+  }
+  LeftRows left_of_step(int64_t i, Range batch, int rank) const {
+    return left_of(h_before(i), P_padded_, p_.P, present(i, batch), rank);
+  }
+  LeftRows left_of_late_step(int64_t i, Range batch, int rank) const {
+    return left_of(v_, H_padded_, p_.H, present(i, batch), rank);
+  }
+  LeftRows left_of_projection(int64_t i, Range batch, int rank) const {
+    return left_of(m_, H_padded_, p_.H, present(i, batch), rank);
+  }
+  // The first K numbers of some rows, quantized by this thread.
+  LeftRows left_of(const T* from, int64_t stride, int64_t K, Range rows, int rank) const {
+    if constexpr (kQuantized) {
+      const int64_t first = plan_.by_batch() ? 0 : rank * p_.rows.B, to_stride = quantized_stride(K);
+      Left<W>* const to = state_.numbers + first * quantized_stride(std::max(p_.H, p_.P));
+      float* const scales = state_.scales + first;
+      for (int64_t b = rows.begin; b < rows.end; ++b) {
+        scales[b] = quantize(from + b * stride, K, to + b * to_stride);
+      }
+      return {to, to_stride, whole_packs<W>(K), scales};
     } else {
-      multiply_unpacked(product.A, W, product.B.panels, product.panel, product.to);
+      return {from, stride, K};
+    }
+  }
+  // Part `part` of `parts` of a chunk's rows.
+  void quantize_input(const Chunk& chunk, Range batch, int64_t part, int64_t parts) const {
+    const int64_t to_stride = quantized_stride(p_.I);
+    chunk.for_each_run(
+        batch, [&](int64_t row, int64_t stride, int64_t chunk_row, int64_t chunk_stride, int64_t count) {
+          for (int64_t k = count * part / parts; k < count * (part + 1) / parts; ++k) {
+            const int64_t to = chunk_row + k * chunk_stride;
+            x_.scales[to] = quantize(p_.x + (row + k * stride) * p_.I, p_.I, x_.numbers + to * to_stride);
+          }
+        });
+  }
+  LeftFactor<W> input_rows(int64_t row, int64_t stride, int64_t chunk_row, int64_t chunk_stride,
+                           int64_t count) const {
+    if constexpr (kQuantized) {
+      const int64_t width = quantized_stride(p_.I);
+      return {.data = x_.numbers + chunk_row * width,
+              .M = count,
+              .K = whole_packs<W>(p_.I),
+              .row_stride = chunk_stride * width,
+              .scales = x_.scales + chunk_row,
+              .scale_stride = chunk_stride};
+    } else {
+      return {.data = p_.x + row * p_.I, .M = count, .K = p_.I, .row_stride = stride * p_.I};
     }
   }
 
-  void input_gates(const Chunk& chunk, Range own, Range batch, const PackedMatrix<T>& W) {
+  void input_gates(const Chunk& chunk, Range own, Range batch, const PackedMatrix<W>& W_ih) {
     const int64_t width = panels_.padded_width();
-    chunk.for_each_run(
-        batch, [&](int64_t row, int64_t stride, int64_t chunk_row, int64_t chunk_stride, int64_t count) {
-          for (int64_t panel = own.begin; panel < own.end; ++panel) {
-            const int64_t column = panels_.offset(panel);
-            if (!has_W_ih_) {
-              copy_gates(panel, row, stride, gx_ + chunk_row * width + column, chunk_stride * width, count);
-              continue;
-            }
-            multiply(w_.W_ih,
-                     {.A = {.data = p_.x + row * p_.I, .M = count, .K = p_.I, .row_stride = stride * p_.I},
-                      .B = W,
-                      .panel = panel,
-                      .to = {gx_ + chunk_row * width + column, chunk_stride * width, L, b_x_ + column},
-                      .kc = kc_of(p_.I)});
-          }
-        });
+    chunk.for_each_run(batch, [&](int64_t row, int64_t stride, int64_t chunk_row, int64_t chunk_stride,
+                                  int64_t count) {
+      for (int64_t panel = own.begin; panel < own.end; ++panel) {
+        const int64_t column = panels_.offset(panel);
+        if (!has_W_ih_) {
+          copy_gates(panel, row, stride, gx_ + chunk_row * width + column, chunk_stride * width, count);
+          continue;
+        }
+        multiply(w_.W_ih, {.A = input_rows(row, stride, chunk_row, chunk_stride, count),
+                           .B = W_ih,
+                           .panel = panel,
+                           .to = {gx_ + chunk_row * width + column, chunk_stride * width, L, b_x_ + column},
+                           .kc = kc_of<W>(p_.I)});
+      }
+    });
   }
 
   // Where x holds the gates' shares: a panel of some rows of them.
@@ -282,14 +417,13 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
 
   // Step i of the recurrence: the hidden state after it, or what the projection, or the product of the late gates,
   // takes.
-  void step(const Chunk& chunk, int64_t i, Range own, Range batch) {
+  void step(const Chunk& chunk, int64_t i, Range own, Range batch, const LeftRows& left) {
     const int64_t t = direction_.time(i);
-    alignas(64) Real<T> gh[(kRowBlock * kPanelVectors + 1) * L];
+    alignas(64) Real<T> gh[kRowBlock * kPanelColumns + L];
     for (int64_t panel = own.begin; panel < own.end; ++panel) {
       for_each_block(present(i, batch), [&](Range block) {
         const int64_t b = block.begin, count = block.end - b, width = W_hh_.panels.width(panel);
         const Real<T>* gx = gx_at(chunk, t, b, panel);
-        const T* h = h_before(i) + b * P_padded_;
         Destination<Real<T>> to{gh, width, L};
         if (!split_) to.plus = gx, to.plus_stride = panels_.padded_width();
         if (info_.normalised) {
@@ -297,16 +431,17 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
         }
         if (!has_W_hh_) {
           const int64_t unit = panels_.first(panel), size = panels_.size(panel);
-          for (int64_t r = 0; r < count; ++r) copy(gh + r * width, h + r * P_padded_ + unit, size);
+          const T* h = h_before(i) + b * P_padded_ + unit;
+          for (int64_t r = 0; r < count; ++r) copy(gh + r * width, h + r * P_padded_, size);
         } else {
           PrefetchList prefetch_list(count);
           if (saves_ && !projected_ && prefetch_pays(p_.P, count)) add_results(t, b, panel, prefetch_list);
-          multiply(w_.W_hh, {.A = {.data = h, .M = count, .K = p_.P, .row_stride = P_padded_},
+          multiply(w_.W_hh, {.A = left.rows(block),
                              .B = W_hh_,
                              .panel = panel,
                              .order = order_of(i),
                              .to = to,
-                             .kc = kc_of(p_.P),
+                             .kc = kc_of<W>(p_.P),
                              .prefetch_list = &prefetch_list});
         }
         if (info_.normalised) return;
@@ -330,20 +465,19 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
   }
 
   // The late gates of step i, and the hidden state after it.
-  void late_step(const Chunk& chunk, int64_t i, Range own, Range batch) {
+  void late_step(const Chunk& chunk, int64_t i, Range own, Range batch, const LeftRows& left) {
     const int64_t t = direction_.time(i);
-    alignas(64) Real<T> gh[(kRowBlock * kPanelVectors + 1) * L];
+    alignas(64) Real<T> gh[kRowBlock * kPanelColumns + L];
     for (int64_t panel = own.begin; panel < own.end; ++panel) {
       for_each_block(present(i, batch), [&](Range block) {
         const int64_t b = block.begin, width = W_late_.panels.width(panel);
         const Real<T>* gx = gx_at(chunk, t, b, panel) + (G - late_) * panels_.size(panel);
-        multiply(W_late(),
-                 {.A = {.data = v_ + b * H_padded_, .M = block.end - b, .K = p_.H, .row_stride = H_padded_},
-                  .B = W_late_,
-                  .panel = panel,
-                  .order = order_of(i),
-                  .to = {gh, width, L, gx, panels_.padded_width()},
-                  .kc = kc_of(p_.H)});
+        multiply(W_late(), {.A = left.rows(block),
+                            .B = W_late_,
+                            .panel = panel,
+                            .order = order_of(i),
+                            .to = {gh, width, L, gx, panels_.padded_width()},
+                            .kc = kc_of<W>(p_.H)});
         ForwardBlock<T> cells = cell_block(t, i, panel, block);
         cells.gh = {gh, width};
         cell_.forward(cells);
@@ -477,22 +611,19 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
     }
   }
 
-  void project(int64_t i, Range own, Range batch) {
+  void project(int64_t i, Range own, Range batch, const LeftRows& left) {
     const int64_t t = direction_.time(i);
-    const Panels<T>& panels = W_hr_.panels;
-    alignas(64) Real<T> block[kRowBlock * kPanelVectors * L];
+    const Panels<W>& panels = W_hr_.panels;
+    alignas(64) Real<T> block[kRowBlock * kPanelColumns];
     for (int64_t panel = own.begin; panel < own.end; ++panel) {
       const int64_t width = panels.width(panel), unit = panels.first(panel);
       for_each_block(present(i, batch), [&](Range rows) {
-        multiply(w_.W_hr, {.A = {.data = m_ + rows.begin * H_padded_,
-                                 .M = rows.end - rows.begin,
-                                 .K = p_.H,
-                                 .row_stride = H_padded_},
+        multiply(w_.W_hr, {.A = left.rows(rows),
                            .B = W_hr_,
                            .panel = panel,
                            .order = order_of(i),
                            .to = {block, width, L},
-                           .kc = kc_of(p_.H)});
+                           .kc = kc_of<W>(p_.H)});
         for (int64_t b = rows.begin; b < rows.end; ++b) {
           const int64_t n = std::min(width, p_.P - unit);
           const Real<T>* h = block + (b - rows.begin) * width;
@@ -533,12 +664,13 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
     }
   }
 
+  const char* const frozen_;  // the weights, packed before the call, or null
   const bool packed_;
   const bool saves_;        // for the backward
-  const Panels<T> panels_;  // gates of the hidden units
+  const Panels<W> panels_;  // gates of the hidden units
   int64_t chunk_steps_;
   bool used_once_ = false;  // the packed W_ih: each panel by the thread that packs it
-  PackedMatrix<T> W_ih_, W_hh_, W_late_, W_hr_;
+  PackedMatrix<W> W_ih_, W_hh_, W_late_, W_hr_;
   Real<T>*b_x_, *b_h_ = nullptr;  // one row of panels each; what is added to either product
   Real<T>* gx_;                   // [rows of a chunk, padded_width]
   Real<T>* gh_ = nullptr;         // [B, padded_width], a step's product if it is normalised
@@ -550,15 +682,17 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
   T* m_ = nullptr;                // [B, H_padded], o tanh(c) before the projection
   // With zoneout or dropout of h: the h that the cell computed, and c before the step. As h_real_ and c_.
   Real<T>*h_computed_ = nullptr, *c_before_ = nullptr;
+  Quantized x_, state_;  // the rows of a chunk; what the products of a step read, for each thread
 };
 
-template <class T>
+template <class T, class W = T>
 void forward(const EngineCell<T>& cell, const ForwardParams<T>& p, const Resources& resources) {
-  const Plan plan = make_plan(problem_of(cell.info, p), Pass::forward, usable_threads(resources.threads));
+  const Plan plan =
+      make_plan(problem_of<T, W>(cell.info, p), Pass::forward, usable_threads(resources.threads));
   const int threads = plan.team_threads();
-  Forward<T> first(cell, p, 0, plan, resources);
-  const auto second = p.D == 2 ? std::make_unique<Forward<T>>(cell, p, 1, plan, resources) : nullptr;
-  Forward<T>* const directions[] = {&first, second.get()};
+  Forward<T, W> first(cell, p, 0, plan, resources);
+  const auto second = p.D == 2 ? std::make_unique<Forward<T, W>>(cell, p, 1, plan, resources) : nullptr;
+  Forward<T, W>* const directions[] = {&first, second.get()};
   TaskQueue queues[2]{{threads, plan.batch_groups}, {threads, plan.batch_groups}};
   parallel(threads, [&](int rank, int size) {
     int64_t waited = 0;

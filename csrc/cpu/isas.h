@@ -2,7 +2,7 @@
 
 // The instruction sets of instruction_sets.cmake, each the name of a namespace, best last.
 #if defined(__x86_64__)
-#define FASTRNN_FOR_EACH_ISA(X) X(baseline) X(avx2) X(avx512) X(avx512_bf16)
+#define FASTRNN_FOR_EACH_ISA(X) X(baseline) X(avx2) X(avx2_vnni) X(avx512) X(avx512_vnni) X(avx512_bf16)
 #else
 #define FASTRNN_FOR_EACH_ISA(X) X(baseline)
 #endif

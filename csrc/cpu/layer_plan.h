@@ -13,13 +13,18 @@
 
 namespace fastrnn::cpu::FASTRNN_ISA {
 
-template <class T>
+// W: what the weights are.
+template <class W>
 Problem problem_of(const cells::CellInfo& cell, const LayerSizes& sizes) {
-  return {.sizes = sizes, .gates = cell.gates.size(), .number_bytes = sizeof(T), .registers = kRegisters};
+  return {.sizes = sizes,
+          .gates = cell.gates.size(),
+          .number_bytes = sizeof(W),
+          .registers = kRegisters,
+          .speed = std::is_same_v<W, int8_weight> ? tuning::kInt8Speed.of(kRegisters) : 1};
 }
-template <class T>
+template <class T, class W = T>
 Problem problem_of(const cells::CellInfo& cell, const LayerParams<T>& p) {
-  return problem_of<T>(cell, {.T = p.rows.T,
+  return problem_of<W>(cell, {.T = p.rows.T,
                               .B = p.rows.B,
                               .I = p.I,
                               .H = p.H,
@@ -49,7 +54,7 @@ LayerPlan plan_layer(const cells::CellInfo& cell, const LayerSizes& sizes, Pass 
       .product = {.packed = sizes.rows > tuning::kUnpackedRows || (pass == Pass::backward && kKPack<T> > 1),
                   .panels = panels.count(),
                   .panel_units = panels.size(0),
-                  .tile_rows = static_cast<int>(ceil_div(rows, ceil_div(rows, max_mr(nv)))),
+                  .tile_rows = static_cast<int>(ceil_div(rows, ceil_div(rows, max_mr<T>(nv)))),
                   .tile_vectors = nv,
                   .lanes = kLanes<Real<T>>}};
 }

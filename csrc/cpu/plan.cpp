@@ -26,8 +26,10 @@ Sharing forced() {
   return sharing;
 }
 
-// Multiply-adds of a direction.
-int64_t work_of(const Problem& p) { return p.sizes.rows * p.gates * p.sizes.H * (p.sizes.I + p.sizes.P); }
+// Multiply-adds of a direction, as many as take the same time with floats.
+int64_t work_of(const Problem& p) {
+  return p.sizes.rows * p.gates * p.sizes.H * (p.sizes.I + p.sizes.P) / p.speed;
+}
 
 Plan plan_direction(const Problem& p, int most_threads) {
   using namespace tuning;
@@ -54,7 +56,7 @@ Plan plan_direction(const Problem& p, int most_threads) {
   if (enough_rows && own_cache) return {threads, batch_groups, "W_hh stays in each core's cache"};
   if (enough_rows && shared_cache)
     return {threads, batch_groups, "many sequences pay for fetching W_hh in every step"};
-  const int64_t step_work = B * GH * P;
+  const int64_t step_work = B * GH * P / p.speed;
   if (step_work >= kBarrierWork) return {threads, 0, "a step is enough work for a barrier"};
   if (step_work / kBarrierWorkOfNanosecond >= recent_round_trip()) {
     return {threads, 0, "a step is enough work for a barrier between cores so near"};
@@ -68,6 +70,8 @@ Plan plan_direction(const Problem& p, int most_threads) {
 const char* name_of(Sharing sharing) {
   return sharing == Sharing::units ? "units" : sharing == Sharing::batch ? "batch" : "none";
 }
+
+bool pays_for_threads(const Problem& problem) { return work_of(problem) >= 2 * tuning::kThreadWork; }
 
 Plan make_plan(const Problem& problem, Pass pass, int most_threads) {
   // Two directions of a forward run side by side, each with half of the threads.

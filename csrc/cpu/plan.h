@@ -23,6 +23,7 @@ struct Problem {
   int gates;
   int number_bytes;  // of a number in memory
   int registers;     // of the instruction set
+  int speed = 1;     // multiply-adds in the time of one of floats
 };
 
 // How a step is shared. By units: each thread keeps its panels of W_hh in its own cache, and all threads meet at a
@@ -48,6 +49,9 @@ struct Plan {
     return by_batch() ? Sharing::batch : threads > 1 ? Sharing::units : Sharing::none;
   }
 };
+
+// Is a layer enough work that another thread may be busy with the one above it?
+bool pays_for_threads(const Problem& problem);
 
 // most_threads: that the caller may use. FASTRNN_CPU_PLAN=units|batch forces how steps are shared, if threads share
 // them and they can be shared so; throws std::runtime_error for another value.

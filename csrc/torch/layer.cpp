@@ -1,17 +1,15 @@
 #include "torch/layer.h"
 
 #include <ATen/EmptyTensor.h>
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
-#include <c10/core/impl/alloc_cpu.h>
 #include <c10/util/irange.h>
 #include <torch/library.h>
 
 #include <cstring>
 
 #include "cpu/dispatch.h"
+#include "torch/arguments.h"
 #ifdef FASTRNN_CUDA
 #include "torch/cuda.h"
 #endif
@@ -161,14 +159,6 @@ void for_each_activation(const Tensor& x, const Shape& s, const F& f) {
   if (s.N > 0) f("computed", computed, real);
 }
 
-// span: from the tensor's first number to its last.
-void check_span(const Tensor& tensor, size_t span, const char* name, const char* suffix = "") {
-  const size_t needed = span == 0 ? 0 : (tensor.storage_offset() + span) * tensor.itemsize();
-  const size_t there = tensor.storage().nbytes();
-  TORCH_CHECK(needed <= there, name, suffix, ": expected a storage of at least ", needed,
-              " bytes for its size ", tensor.sizes(), ", got one of ", there, ": it was resized");
-}
-
 }  // namespace
 
 void check_storage(const Tensor& tensor, const char* name, const char* suffix) {
@@ -178,60 +168,6 @@ void check_storage(const Tensor& tensor, const char* name, const char* suffix) {
 }
 
 namespace {
-
-// Holds what the pointers in a parameter struct point to.
-class Arguments {
- public:
-  Arguments(const Tensor& x, const optional<Tensor>& batch_sizes, const Shape& s, bool batch_first)
-      : rows{s.T.expect_int(), s.B.expect_int(), 0, 1, nullptr, nullptr} {
-    if (batch_sizes) {
-      TORCH_CHECK(batch_sizes->is_cpu(), "batch_sizes: expected a tensor on the CPU, got one on ",
-                  batch_sizes->device());
-      rows.batch_sizes = read<int64_t>(*batch_sizes, "batch_sizes");
-      while (rows.T > 0 && rows.batch_sizes[rows.T - 1] == 0) --rows.T;  // steps that no sequence has
-      offsets_.resize(rows.T + 1, 0);
-      for (const auto t : c10::irange(rows.T)) {
-        const int64_t n = rows.batch_sizes[t], most = t == 0 ? rows.B : rows.batch_sizes[t - 1];
-        TORCH_CHECK(n > 0 && n <= most && (t > 0 || n == rows.B),
-                    "batch_sizes: expected to begin with the batch size ", rows.B,
-                    " of hx and never to grow, got ", n, " at step ", t);
-        offsets_[t + 1] = offsets_[t] + n;
-      }
-      TORCH_CHECK(offsets_[rows.T] == x.size(0), "batch_sizes: expected to add up to the ", x.size(0),
-                  " rows of the input, got ", offsets_[rows.T]);
-      rows.offsets = offsets_.data();
-    } else if (batch_first && !s.step && rows.B > 1) {
-      rows.stride_t = 1;
-      rows.stride_b = rows.T;
-    } else {
-      rows.stride_t = rows.B;
-    }
-  }
-
-  // Null for an undefined tensor.
-  template <class T>
-  const T* read(const Tensor& tensor, const char* name, const char* suffix = "") {
-    if (!tensor.defined()) return nullptr;
-    if (tensor.is_contiguous() && !tensor.is_neg() && !tensor._is_zerotensor()) {
-      check_span(tensor, tensor.numel(), name, suffix);
-      return static_cast<const T*>(tensor.const_data_ptr());
-    }
-    // torch's fallbacks for tensors that are only marked as zero or negative pass over lists of optional ones.
-    if (tensor._is_zerotensor()) {
-      kept_.push_back(at::zeros(tensor.sizes(), tensor.options()));
-    } else {
-      check_storage(tensor, name, suffix);
-      kept_.push_back(tensor.resolve_neg().contiguous());
-    }
-    return static_cast<const T*>(kept_.back().const_data_ptr());
-  }
-
-  Rows rows;
-
- private:
-  std::vector<int64_t> offsets_;
-  std::vector<Tensor> kept_;
-};
 
 // What both passes are given but for the weights: pointers to what is not read stay null.
 template <class T>
@@ -260,11 +196,6 @@ void read_options(LayerParams<T>& p, Arguments& arguments, const LayerArgs& args
   std::copy(noise.zoneout.begin(), noise.zoneout.end(), p.noise.zoneout);
 }
 
-template <class T>
-T* data(const Tensor& tensor) {
-  return tensor.defined() ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
-}
-
 // Where a layer is computed; for CUDA see torch/cuda.h. An object of it lives while a layer is.
 struct Cpu {
   static constexpr bool computes = true, has_half = false;
@@ -273,16 +204,11 @@ struct Cpu {
 
   template <class T>
   void forward(int cell, const ForwardParams<T>& p) const {
-    cpu::kernels_of<T>(cell).forward(p, resources());
+    cpu::kernels_of<T>(cell).forward(p, cpu_resources());
   }
   template <class T>
   void backward(int cell, const BackwardParams<T>& p) const {
-    cpu::kernels_of<T>(cell).backward(p, resources());
-  }
-
- private:
-  static cpu::Resources resources() {
-    return {at::in_parallel_region() ? 1 : at::get_num_threads(), c10::alloc_cpu, c10::free_cpu};
+    cpu::kernels_of<T>(cell).backward(p, cpu_resources());
   }
 };
 
@@ -335,7 +261,8 @@ variable_list layer_forward(const LayerArgs& args, bool save) {
     const Backend backend(x);
     with_dtype<Backend>(x, [&](auto zero) {
       using T = decltype(zero);
-      Arguments arguments(x, args.batch_sizes, s, args.batch_first);
+      Arguments arguments(x, args.batch_sizes, s.T.expect_int(), s.B.expect_int(),
+                          args.batch_first && !s.step);
       ForwardParams<T> p{};
       fill_sizes(p, arguments, s);
       for (const auto d : c10::irange(s.D)) {
@@ -446,7 +373,8 @@ variable_list layer_backward(const LayerArgs& args, const BackwardArgs& given) {
     const Backend backend(x);
     with_dtype<Backend>(x, [&](auto zero) {
       using T = decltype(zero);
-      Arguments arguments(x, args.batch_sizes, s, args.batch_first);
+      Arguments arguments(x, args.batch_sizes, s.T.expect_int(), s.B.expect_int(),
+                          args.batch_first && !s.step);
       BackwardParams<T> p{};
       fill_sizes(p, arguments, s);
       size_t i = 0;

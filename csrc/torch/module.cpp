@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
@@ -19,6 +20,7 @@
 #include "cpu/threads/core_latency.h"
 #include "cuda/persistent/tiling.h"
 #include "cuda/plan.h"
+#include "torch/frozen.h"
 #include "torch/layer.h"
 #include "torch/operators.h"
 #ifdef FASTRNN_CUDA
@@ -202,6 +204,68 @@ auto call_of(const char* name, Result (*)(Args...) /*its type*/) {
       [op](typename Held<Args>::type... args) { return op.call(args...); });
 }
 
+// Calls of fastrnn::frozen_rnn or frozen_cell with the same options. Python would convert these in every call, which is
+// half of what a small step takes.
+struct FrozenCall {
+  std::string cell;
+  at::ScalarType dtype;
+  std::string weights;
+  int64_t input_size, hidden_size, proj_size, num_layers;
+  bool bidirectional, batch_first, is_step;
+  std::vector<double> zoneout;
+
+  // input and hx: as torch.nn's layers take them; buffers: a dict of the packed weights. Returns what they return, or
+  // None for what is not plainly a call with tensors of this dtype.
+  py::object call(py::handle input, py::handle hx, const py::dict& buffers) const {
+    if (!THPVariable_CheckExact(input.ptr())) return py::none();
+    const at::Tensor& x = THPVariable_Unpack(input.ptr());
+    if (x.scalar_type() != dtype) return py::none();
+    c10::SmallVector<at::Tensor, 4> states, packed;
+    const bool several = PyTuple_CheckExact(hx.ptr());
+    if (!hx.is_none()) {
+      const size_t count = several ? PyTuple_GET_SIZE(hx.ptr()) : 1;
+      if ((count > 1) != several || count != size_t(cpu::info_of(index).states.size())) return py::none();
+      for (size_t i = 0; i < count; ++i) {
+        PyObject* const state = several ? PyTuple_GET_ITEM(hx.ptr(), i) : hx.ptr();
+        if (!THPVariable_CheckExact(state)) return py::none();
+        states.push_back(THPVariable_Unpack(state));
+      }
+    }
+    for (const auto& [name, buffer] : buffers) {
+      if (!THPVariable_CheckExact(buffer.ptr())) return py::none();
+      packed.push_back(THPVariable_Unpack(buffer.ptr()));
+    }
+    if (packed.empty()) return py::none();
+    std::vector<at::Tensor> results;
+    {
+      const py::gil_scoped_release no_gil;
+      if (is_step) {
+        static const auto op = ops::find_operator<ops::FrozenCellFunction>("fastrnn::frozen_cell");
+        results = op.call(x, states, packed[0], cell, dtype, weights, input_size, hidden_size);
+      } else {
+        static const auto op = ops::find_operator<ops::FrozenRnnFunction>("fastrnn::frozen_rnn");
+        results = op.call(x, std::nullopt, states, packed, cell, dtype, weights, input_size, hidden_size,
+                          proj_size, num_layers, bidirectional, batch_first, zoneout, std::nullopt, false);
+      }
+    }
+    const size_t first = is_step ? 0 : 1, count = results.size() - first;
+    const auto wrap = [&](size_t i) {
+      return py::reinterpret_steal<py::object>(THPVariable_Wrap(results[i]));
+    };
+    py::object last;
+    if (count == 1) {
+      last = wrap(first);
+    } else {
+      py::tuple all(count);
+      for (size_t i = 0; i < count; ++i) all[i] = wrap(first + i);
+      last = std::move(all);
+    }
+    return is_step ? last : py::make_tuple(wrap(0), last);
+  }
+
+  int index = ops::find_cell(cell);
+};
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -239,6 +303,30 @@ PYBIND11_MODULE(_C, m) {
         "torch.ops.fastrnn.rnn, all arguments given.");
   m.def("cell", call_of("fastrnn::cell", static_cast<ops::CellFunction*>(nullptr)),
         "torch.ops.fastrnn.cell.");
+  m.def("frozen_rnn", call_of("fastrnn::frozen_rnn", static_cast<ops::FrozenRnnFunction*>(nullptr)),
+        "torch.ops.fastrnn.frozen_rnn, all arguments given.");
+  m.def("frozen_cell", call_of("fastrnn::frozen_cell", static_cast<ops::FrozenCellFunction*>(nullptr)),
+        "torch.ops.fastrnn.frozen_cell.");
+  py::class_<FrozenCall>(m, "FrozenCall", "Calls of frozen_rnn or frozen_cell with the same options.")
+      .def(py::init([](const std::string& cell, at::ScalarType dtype, const std::string& weights,
+                       int64_t input_size, int64_t hidden_size, int64_t proj_size, int64_t num_layers,
+                       bool bidirectional, bool batch_first, const std::vector<double>& zoneout,
+                       bool is_step) {
+        return FrozenCall{cell,       dtype,         weights,     input_size, hidden_size, proj_size,
+                          num_layers, bidirectional, batch_first, is_step,    zoneout};
+      }))
+      .def("__call__",
+           torch::wrap_pybind_function([](const FrozenCall& self, py::object input, py::object hx,
+                                          py::dict buffers) { return self.call(input, hx, buffers); }));
+  m.def(
+      "pack_frozen",
+      [](const std::vector<at::Tensor>& weights, const std::vector<at::Tensor>& scales,
+         const std::string& cell, at::ScalarType dtype,
+         const std::string& kind) { return ops::pack_frozen(weights, scales, cell, dtype, kind); },
+      py::arg("weights"), py::arg("scales"), py::arg("cell"), py::arg("dtype"), py::arg("kind"),
+      "The parameters of one direction of a layer as one tensor of bytes: csrc/torch/frozen.h.");
+  m.def("pack_frozen_matrix", &ops::pack_frozen_matrix, py::arg("matrix"), py::arg("scales"),
+        py::arg("dtype"), py::arg("kind"), "The same of a matrix, for torch.ops.fastrnn.frozen_product.");
   m.def("check_storage", &ops::check_storage, py::arg("tensor"), py::arg("name"), py::arg("suffix") = "",
         "RuntimeError if the storage of the tensor is too small for it.");
   m.def(

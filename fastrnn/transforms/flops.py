@@ -76,6 +76,40 @@ def count_backward(
     return 2 * products
 
 
+def count_frozen(
+    x,
+    batch_sizes,
+    hx,
+    packed,
+    cell,
+    dtype,
+    weights,
+    I,
+    H,
+    proj_size,
+    num_layers,
+    bidirectional,
+    *rest,
+    **kwargs,
+) -> int:
+    """Operations of a stack of frozen layers."""
+    info, D, P = CELLS[cell], 1 + bidirectional, proj_size or H
+    GH = len(info.gates) * H
+    inputs = [I, *[D * P] * (num_layers - 1)] if info.has("input_matrix") else [0]
+    state = info.has("state_matrix") * GH * P + H * proj_size
+    return 2 * prod(x.shape[:-1]) * D * sum(GH * width + state for width in inputs)
+
+
+def count_frozen_step(x, hx, packed, cell, dtype, weights, I, H, **kwargs) -> int:
+    """Operations of a step of a frozen cell."""
+    return count_frozen(x, None, hx, packed, cell, dtype, weights, I, H, 0, 1, False)
+
+
+def count_frozen_product(x, packed, weights, output_size, **kwargs) -> int:
+    """Operations of a product with a frozen matrix."""
+    return 2 * prod(x.shape) * output_size
+
+
 def register() -> None:
     """Register the formulas. The operators fastrnn::rnn and fastrnn::cell are composed of these operators."""
     from torch.utils.flop_counter import register_flop_formula
@@ -83,6 +117,9 @@ def register() -> None:
     operators = torch.ops.fastrnn
     register_flop_formula([operators.layer, operators.layer_forward], get_raw=True)(count_forward)
     register_flop_formula(operators.layer_backward, get_raw=True)(count_backward)
+    register_flop_formula(operators.frozen_rnn, get_raw=True)(count_frozen)
+    register_flop_formula(operators.frozen_cell, get_raw=True)(count_frozen_step)
+    register_flop_formula(operators.frozen_product, get_raw=True)(count_frozen_product)
 
 
 when_imported("torch.utils.flop_counter", register)

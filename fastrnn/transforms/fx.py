@@ -25,8 +25,9 @@ class Leaf(_Module):
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if _Module.__call__ is _call:
-            return self._wrapped_call_impl(*args, **kwargs)
+        if _Module.__call__ is _call:  # and what it does, without a function between
+            run = self._compiled_call_impl or self._call_impl
+            return run(*args, **kwargs)
         # A Tracer replaces Module.__call__ while it traces. Others may, too.
         tracer = _find_tracer(self, args, kwargs)
         if tracer is None:

@@ -164,8 +164,108 @@ def _map_backward(
     return batch.unfold_all(results, [batch.x] * wanted[0] + [batch.states] * len(hx))
 
 
+def _map_frozen_rnn(
+    info,
+    in_dims,
+    x,
+    batch_sizes,
+    hx,
+    packed,
+    cell,
+    dtype,
+    weights,
+    input_size,
+    hidden_size,
+    proj_size,
+    num_layers,
+    bidirectional,
+    batch_first,
+    zoneout=(),
+    resets=None,
+    all_states=False,
+):
+    x_dim, sizes_dim, hx_dims, packed_dims = in_dims[:4]
+    resets_dim = in_dims[14] if len(in_dims) > 14 else None
+    sizes = input_size, hidden_size, proj_size, num_layers
+
+    def call(x, batch_sizes, hx, packed, resets):
+        options = cell, dtype, weights, *sizes, bidirectional, batch_first, zoneout, resets, all_states
+        return _ops.frozen_rnn(x, batch_sizes, hx, packed, *options)
+
+    if any(dim is not None for dim in packed_dims):
+        dims = x_dim, sizes_dim, hx_dims, packed_dims, resets_dim
+        return _each(info.batch_size, dims, call, x, batch_sizes, hx, packed, resets)
+    unbatched = batch_sizes is None and x.dim() - (x_dim is not None) == 2
+    if unbatched:  # a batch of one
+        x, x_dim = _insert(x, x_dim, 0 if batch_first else 1)
+        hx, hx_dims = _insert_all(hx, hx_dims, 1)
+        resets, resets_dim = _insert(resets, resets_dim, 0 if batch_first else 1)
+    batch = _Batch(info.batch_size, x, x_dim, batch_sizes, sizes_dim, cell, batch_first, False)
+    hx = batch.fold_all(hx, hx_dims, [batch.states] * len(hx))
+    resets = batch.fold(resets, resets_dim, batch.x)
+    results = call(batch.fold(x, x_dim, batch.x), batch.sizes, hx, packed, resets)
+    of_batch = list(batch.results)
+    each = [batch.x, 1] if len(CELLS[cell].states) > 1 else [batch.x]  # of each layer, with all_states
+    split, mapped = batch.unfold_all(results, of_batch + each * num_layers)
+    if unbatched:
+        for k in (*range(len(of_batch)), *range(len(of_batch), len(split), len(each))):
+            dim = mapped[k] + 1 if batch.outer else mapped[k] - 1
+            split[k], mapped[k] = split[k].squeeze(dim), min(dim, mapped[k])
+    return split, mapped
+
+
+def _insert(tensor, mapped, dim):
+    """`tensor` with one more dimension of size 1 at `dim` of an example, and its mapped dimension, which
+    comes first."""
+    if tensor is None:
+        return None, None
+    if mapped is None:
+        return tensor.unsqueeze(dim), None
+    return tensor.movedim(mapped, 0).unsqueeze(dim + 1), 0
+
+
+def _insert_all(tensors, mapped, dim):
+    """The same of several."""
+    every = [_insert(tensor, m, dim) for tensor, m in zip(tensors, mapped, strict=True)]
+    return [tensor for tensor, _ in every], [m for _, m in every]
+
+
+def _map_frozen_cell(info, in_dims, x, hx, packed, cell, *options):
+    x_dim, hx_dims, packed_dim = in_dims[:3]
+
+    def call(x, hx, packed):
+        return _ops.frozen_cell(x, hx, packed, cell, *options)
+
+    if packed_dim is not None:
+        return _each(info.batch_size, in_dims[:3], call, x, hx, packed)
+    one = x.dim() - (x_dim is not None) == 1
+    if one:
+        x, x_dim = _insert(x, x_dim, 0)
+        hx, hx_dims = _insert_all(hx, hx_dims, 0)
+    batch = _Batch(info.batch_size, x, x_dim, None, None, cell, False, False)
+    hx = batch.fold_all(hx, hx_dims, [0] * len(hx))
+    results = call(batch.fold(x, x_dim, 0), hx, packed)
+    split, mapped = batch.unfold_all(results, [0] * len(results))
+    return ([s.squeeze(0) for s in split], [0] * len(split)) if one else (split, mapped)
+
+
+def _map_frozen_product(info, in_dims, x, packed, *options):
+    x_dim, packed_dim = in_dims[:2]
+
+    def call(x, packed):
+        return [_ops.frozen_product(x, packed, *options)]
+
+    if packed_dim is not None:
+        (y,), (dim,) = _each(info.batch_size, in_dims[:2], call, x, packed)
+        return y, dim
+    return call(x.movedim(x_dim, 0), packed)[0], 0
+
+
 def register():
     """Register the rules. The operators fastrnn::rnn and fastrnn::cell are composed of these operators."""
+    torch.library.register_vmap("fastrnn::frozen_rnn", _map_frozen_rnn)
+    torch.library.register_vmap("fastrnn::frozen_cell", _map_frozen_cell)
+    torch.library.register_vmap("fastrnn::frozen_product", _map_frozen_product)
     torch.library.register_vmap("fastrnn::layer", _map_forward(_ops.layer.default))
     torch.library.register_vmap("fastrnn::layer_forward", _map_forward(_ops.layer_forward.default))
     torch.library.register_vmap("fastrnn::layer_backward", _map_backward)

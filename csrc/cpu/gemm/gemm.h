@@ -37,7 +37,7 @@ void multiply_micropanel(const MicropanelProduct<T>& product) {
   const LeftFactor<T>& A = product.A;
   const int64_t M = A.M, K = A.K, kc = product.kc, ldb = product.ldb;
   const int nv = product.nv;
-  if (M > 1 && nv > kTileVectors) {
+  if (nv > (M > 1 ? kTileVectors : kMaxVectors)) {
     MicropanelProduct<T> half = product;
     half.nv = nv / 2;
     half.to = product.to.columns(0, L);
@@ -48,7 +48,7 @@ void multiply_micropanel(const MicropanelProduct<T>& product) {
     multiply_micropanel(half);
     return;
   }
-  const int64_t tiles = ceil_div(M, max_mr(nv));
+  const int64_t tiles = ceil_div(M, max_mr<T>(nv));
   for (int64_t i0 = 0; i0 < tiles; i0 += tuning::kTilesInBlock) {
     const int64_t i1 = std::min(i0 + tuning::kTilesInBlock, tiles);
     for (int64_t k = 0; k < K; k += kc) {
@@ -60,7 +60,8 @@ void multiply_micropanel(const MicropanelProduct<T>& product) {
                    .ldb = ldb,
                    .to = block,
                    .K = std::min(kc, K - k),
-                   .prefetch_list = product.prefetch_list};
+                   .prefetch_list = product.prefetch_list,
+                   .scale_stride = A.scale_stride};
       const Real<T>* after = k + kc < K ? tile.B + kc / kKPack<T> * ldb : product.next;
       // A single tile is a stream, which the processor sees coming.
       const bool fetch = product.next != nullptr && i1 - i0 > 1;
@@ -69,6 +70,7 @@ void multiply_micropanel(const MicropanelProduct<T>& product) {
         const int64_t m = ceil_div(M * i, tiles), rows = ceil_div(M * (i + 1), tiles) - m;
         tile.A = A.data + m * A.row_stride + k / kKPack<T> * A.k_stride;
         tile.to = block.rows(m);
+        if (A.scales != nullptr) tile.scales = A.scales + m * A.scale_stride;
         if (fetch) {
           tile.prefetch =
               reinterpret_cast<const char*>(after) + (i - i0) * k_packs<T>(tile.K) * tile.prefetch_bytes;

@@ -1,14 +1,15 @@
 #pragma once
 
 // The micro-kernel: one tile of C, MR rows by nv vectors, in the processor's registers. B stands as a micropanel:
-// its rows, one for each k-pack (a number, or two bfloat16), follow each other, so the tile reads it front to
-// back. A is read in place, one broadcast for each k-pack, with any strides.
+// its rows, one for each k-pack (a number, two bfloat16 or four int8), follow each other, so the tile reads it front
+// to back. A is read in place, one broadcast for each k-pack, with any strides.
 
 #include <algorithm>
 #include <array>
 #include <utility>
 
 #include "cpu/gemm/prefetch.h"
+#include "cpu/gemm/products.h"
 #include "cpu/gemm/simd.h"
 #include "cpu/tuning.h"
 
@@ -16,11 +17,19 @@ namespace fastrnn::cpu::FASTRNN_ISA {
 
 using tuning::kMaxVectors, tuning::kTileVectors;
 // MR: rows of the tallest tile of nv vectors.
-constexpr int max_mr(int nv) { return (kRegisters == 32 ? tuning::kMrWith32 : tuning::kMrWith16)[nv - 1]; }
-constexpr int kMaxMr = max_mr(1);
+template <class T>
+constexpr int max_mr(int nv) {
+  return std::max(1, (kRegisters == 32 ? tuning::kMrWith32 : tuning::kMrWith16)[nv - 1] / kSumRegisters<T>);
+}
+template <class T>
+constexpr int kMaxMr = max_mr<T>(1);
 // KC: a sum over k is taken in blocks of this many terms, unless the caller says otherwise. A block of a
 // micropanel stays in the first-level cache, and shorter partial sums round less.
-constexpr int64_t kc_of(int64_t K) { return K <= tuning::kUncutK ? tuning::kUncutK : tuning::kKc; }
+template <class T>
+constexpr int64_t kc_of(int64_t K) {
+  if (kRowsAfter<T> > 0) return INT64_MAX / 2;  // a product ends with what stands behind the k-packs
+  return K <= tuning::kUncutK ? tuning::kUncutK : tuning::kKc;
+}
 
 // Where a product goes, and what is added to it: C = A B + plus, with rows of plus `plus_stride` apart (0: the
 // same row for all). Null: nothing. It is added last, because a sum that begins near zero rounds less.
@@ -44,16 +53,19 @@ struct Destination {
 // The left factor of a product, A [M, K], where it stands in memory.
 template <class T>
 struct LeftFactor {
-  const T* data;
+  const Left<T>* data;
   int64_t M, K;
   int64_t row_stride;            // numbers from a row to the next,
   int64_t k_stride = kKPack<T>;  // and from a k-pack of a row to the next
+  // Quantized numbers are multiples of these, [M].
+  const float* scales = nullptr;
+  int64_t scale_stride = 1;
 };
 
 // What the micro-kernel computes: a tile of C, all rows of A times some columns of B.
 template <class T>
 struct Tile {
-  const T* A;
+  const Left<T>* A;
   int64_t a_row_stride, a_k_stride;
   const Real<T>* B;  // k-packs
   int64_t ldb;
@@ -62,14 +74,16 @@ struct Tile {
   const char* prefetch = nullptr;  // is fetched into the cache,
   int64_t prefetch_bytes = 0;      // so many bytes for each k-pack
   PrefetchList* prefetch_list = nullptr;
+  const float* scales = nullptr;  // as LeftFactor's
+  int64_t scale_stride = 1;
 };
 
 template <class T, int rows, int nv>
 void multiply_tile(const Tile<T>& t) {
   using V = Vector<Real<T>>;
   constexpr int L = kLanes<Real<T>>;
-  V acc[rows][nv] = {};
-  const T* A = t.A;
+  Sum<T> sums[rows][nv];
+  const Left<T>* A = t.A;
   const Real<T>* B = t.B;
   const int64_t a_row_stride = t.a_row_stride, a_k_stride = t.a_k_stride, ldb = t.ldb;
   const auto add_products = [&](auto splat_a) __attribute__((always_inline)) {
@@ -78,15 +92,15 @@ void multiply_tile(const Tile<T>& t) {
     for (int v = 0; v < nv; ++v) b[v] = load(B + v * L);
 #pragma GCC unroll 12
     for (int m = 0; m < rows; ++m) {
-      const V a = splat_a(A + m * a_row_stride);
+      const auto a = splat_a(A + m * a_row_stride);
 #pragma GCC unroll 8
-      for (int v = 0; v < nv; ++v) acc[m][v] = multiply_add<T>(acc[m][v], a, b[v]);
+      for (int v = 0; v < nv; ++v) sums[m][v].add(a, b[v]);
     }
   };
   const auto add_next = [&](int64_t count, auto fetch) __attribute__((always_inline)) {
     for (int64_t k_pack = 0; k_pack < count; ++k_pack, A += a_k_stride, B += ldb) {
       fetch();
-      add_products([](const T* a) __attribute__((always_inline)) { return splat_k_pack(a); });
+      add_products([](const Left<T>* a) __attribute__((always_inline)) { return Sum<T>::splat(a); });
     }
   };
   int64_t left = t.K / kKPack<T>;
@@ -113,16 +127,26 @@ void multiply_tile(const Tile<T>& t) {
   } else {
     add_next(left, []() {});
   }
-  if (kKPack<T> > 1 && t.K % kKPack<T> != 0) {
-    add_products([](const T* a) __attribute__((always_inline)) { return splat_k_pack<T, 1>(a); });
+  if constexpr (kKPack<T> > 1 && !std::is_same_v<T, int8_weight>) {  // whose left factor has whole k-packs
+    if (const int64_t rest = t.K % kKPack<T>; rest != 0) {
+      add_products([&](const Left<T>* a)
+                       __attribute__((always_inline)) { return Sum<T>::splat_first(a, rest); });
+      B += ldb;
+    }
   }
 #pragma GCC unroll 12
   for (int m = 0; m < rows; ++m) {
 #pragma GCC unroll 8
     for (int v = 0; v < nv; ++v) {
       const int64_t n = v == nv - 1 ? t.to.last : L;
-      if (t.to.plus) acc[m][v] += load_upto(t.to.plus + m * t.to.plus_stride + v * L, n);
-      store_upto(t.to.C + m * t.to.ldc + v * L, acc[m][v], n);
+      V sum;
+      if constexpr (kRowsAfter<T> > 0) {
+        sum = sums[m][v].scaled(B + v * L, ldb, t.scales ? t.scales[m * t.scale_stride] : 1);
+      } else {
+        sum = sums[m][v].v;
+      }
+      if (t.to.plus) sum += load_upto(t.to.plus + m * t.to.plus_stride + v * L, n);
+      store_upto(t.to.C + m * t.to.ldc + v * L, sum, n);
     }
   }
 }
@@ -131,13 +155,14 @@ template <class T>
 using TileFunction = void (*)(const Tile<T>&);
 
 template <class T, int nv, size_t... M>
-constexpr std::array<TileFunction<T>, kMaxMr> tiles_of_width(std::index_sequence<M...>) {
-  return {(static_cast<int>(M) < max_mr(nv) ? multiply_tile<T, std::min<int>(M + 1, max_mr(nv)), nv>
-                                            : nullptr)...};
+constexpr std::array<TileFunction<T>, kMaxMr<T>> tiles_of_width(std::index_sequence<M...>) {
+  return {(static_cast<int>(M) < max_mr<T>(nv) ? multiply_tile<T, std::min<int>(M + 1, max_mr<T>(nv)), nv>
+                                               : nullptr)...};
 }
 template <class T, size_t... N>
-constexpr std::array<std::array<TileFunction<T>, kMaxMr>, kMaxVectors> all_tiles(std::index_sequence<N...>) {
-  return {tiles_of_width<T, N + 1>(std::make_index_sequence<kMaxMr>{})...};
+constexpr std::array<std::array<TileFunction<T>, kMaxMr<T>>, kMaxVectors> all_tiles(
+    std::index_sequence<N...>) {
+  return {tiles_of_width<T, N + 1>(std::make_index_sequence<kMaxMr<T>>{})...};
 }
 // [nv - 1][rows - 1]
 template <class T>

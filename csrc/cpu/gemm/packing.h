@@ -15,6 +15,8 @@ namespace fastrnn::cpu::FASTRNN_ISA {
 // Widest panel of products of several rows, and the widest micropanels that it is cut into.
 constexpr int kPanelVectors = tuning::kPanelVectors.of(kRegisters);
 constexpr int kMicropanelVectors = tuning::kMicropanelVectors.of(kRegisters);
+// Columns of the widest panel of all: of a unit's vector, at least, there are all gates.
+constexpr int64_t kPanelColumns = std::max<int64_t>(kPanelVectors * kLanes<float>, cells::kMostGates * 16);
 
 // Widest micropanel for products of so many rows and terms. 7 or 8 rows would be two tiles of 4 vectors. With 3
 // rows a tile computes too little for what it fetches, and a block of a micropanel that is larger than the
@@ -22,7 +24,7 @@ constexpr int kMicropanelVectors = tuning::kMicropanelVectors.of(kRegisters);
 template <class T>
 constexpr int widest_micropanel(int64_t rows, int64_t K) {
   if (rows == 1) return kMaxVectors;
-  const int64_t block = k_packs<T>(std::min(K, kc_of(K))) * kMicropanelVectors * kVectorBytes;
+  const int64_t block = k_packs<T>(std::min(K, kc_of<T>(K))) * kMicropanelVectors * kVectorBytes;
   const bool narrow = rows == 7 || (rows == 8 && block > tuning::kNarrowBlockBytes);
   return kMicropanelVectors == 4 && narrow ? 3 : kMicropanelVectors;
 }
@@ -43,15 +45,18 @@ struct Panels {
   static constexpr int64_t lanes = kLanes<Real<T>>;
   int64_t units;
   int G, U, widest;
+  int vectors_at_once = 1;  // a panel has a multiple of so many vectors
 
   int64_t vectors() const { return ceil_div(units, lanes); }
   int64_t count() const { return ceil_div(vectors(), U); }
   int64_t first(int64_t p) const { return p * U * lanes; }                                  // its first unit
   int64_t size(int64_t p) const { return std::min<int64_t>(U * lanes, units - first(p)); }  // in units
-  int u(int64_t p) const { return static_cast<int>(ceil_div(size(p), lanes)); }       // in vectors of units
-  int nv(int64_t p) const { return static_cast<int>(ceil_div(G * size(p), lanes)); }  // in vectors of columns
-  int64_t width(int64_t p) const { return static_cast<int64_t>(nv(p)) * lanes; }      // in columns
-  int64_t offset(int64_t p) const { return first(p) * G; }  // columns before panel p
+  int u(int64_t p) const { return static_cast<int>(ceil_div(size(p), lanes)); }  // in vectors of units
+  int nv(int64_t p) const {                                                      // in vectors of columns
+    return static_cast<int>(ceil_div(G * size(p), lanes * vectors_at_once)) * vectors_at_once;
+  }
+  int64_t width(int64_t p) const { return static_cast<int64_t>(nv(p)) * lanes; }  // in columns
+  int64_t offset(int64_t p) const { return first(p) * G; }                        // columns before panel p
   int64_t padded_width() const { return offset(count() - 1) + width(count() - 1); }
   // The panel that comes after panel p, all taken in turn.
   int64_t after(int64_t p, Order order) const {
@@ -87,7 +92,7 @@ struct PackedMatrix {
   Real<T>* data = nullptr;  // null: not packed
   bool single_panel = false;
 
-  int64_t rows() const { return k_packs<T>(K); }
+  int64_t rows() const { return k_packs<T>(K) + kRowsAfter<T>; }
   int64_t size() const { return panels.padded_width() * rows(); }  // numbers of all panels
   Real<T>* panel(int64_t p) const { return data + (single_panel ? 0 : panels.offset(p) * rows()); }
   // What a product with panel p fetches for the next one: the panel after p, all taken in turn. Null if the cache

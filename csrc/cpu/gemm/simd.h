@@ -32,6 +32,8 @@ constexpr int kRegisters = 16;
 template <class T>
 #if defined(__AVX512BF16__)
 constexpr bool kHasOwnCode = std::is_same_v<T, bf16>;
+#elif defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+constexpr bool kHasOwnCode = std::is_same_v<T, int8_weight>;
 #else
 constexpr bool kHasOwnCode = true;
 #endif
@@ -183,8 +185,8 @@ FASTRNN_INLINE void copy(To* to, const From* from, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes<Real<To>>) store_upto(to + i, load_upto(from + i, n - i), n - i);
 }
 
-// A multiply-add takes a k-pack, some neighbours along k, at once: one number, or two bfloat16, whose bits stand
-// in a float.
+// A multiply-add takes a k-pack, some neighbours along k, at once: one number, or two bfloat16 or four int8, whose
+// bits stand in a float.
 template <class T>
 constexpr int kKPack = sizeof(Real<T>) / sizeof(T);
 template <class T>

@@ -107,6 +107,11 @@ bool TaskQueue::finish(uint32_t done, uint32_t goal, Wait wait, int64_t& waited)
   return true;
 }
 
+void TaskQueue::add_done() {
+  completed_.fetch_add(1, std::memory_order_release);
+  completed_.notify_all();
+}
+
 int64_t TaskQueue::now() {
   const auto time = std::chrono::steady_clock::now().time_since_epoch();
   return std::chrono::duration_cast<std::chrono::nanoseconds>(time).count();

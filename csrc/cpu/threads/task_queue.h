@@ -13,7 +13,7 @@ namespace fastrnn::cpu {
 class TaskQueue {
  public:
   // For a single thread nothing is kept: it takes no tasks from here.
-  TaskQueue(int threads, int64_t chains);
+  TaskQueue(int threads = 1, int64_t chains = 0);
   // Not inline: its code would be compiled for each instruction set under one name.
   ~TaskQueue();
 
@@ -43,6 +43,9 @@ class TaskQueue {
   // all phases; if impatient, false after a short while. What a wait takes beyond that while is added to `waited`.
   enum class Wait { patient, impatient };
   bool finish(uint32_t done, uint32_t goal, Wait wait, int64_t& waited);
+
+  // One task more is complete, and this thread waits for none.
+  void add_done();
 
   // Nanoseconds, of a clock that never goes back.
   static int64_t now();

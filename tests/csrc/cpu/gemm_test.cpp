@@ -12,6 +12,7 @@
 #include <limits>
 #include <vector>
 
+#include "cpu/frozen_panels.h"
 #include "cpu/gemm/gemv.h"
 #include "cpu/weight_gradients.h"
 
@@ -60,7 +61,12 @@ std::vector<T> random_numbers(int64_t n) {
 
 template <class T>
 const char* name_of() {
-  return std::is_same_v<T, bf16> ? "bfloat16" : std::is_same_v<T, float> ? "float" : "double";
+  return std::is_same_v<T, bf16>               ? "bfloat16"
+         : std::is_same_v<T, float>            ? "float"
+         : std::is_same_v<T, double>           ? "double"
+         : std::is_same_v<T, bf16_weight>      ? "float times bfloat16"
+         : std::is_same_v<T, int8_wide_weight> ? "float times int8"
+                                               : "int8";
 }
 
 // ---- a product and its result ----
@@ -206,7 +212,7 @@ template <class T>
 void test_tiles() {
   constexpr int L = kLanes<Real<T>>;
   for (int nv = 1; nv <= kMaxVectors; ++nv) {
-    for (int rows = 1; rows <= max_mr(nv); ++rows) {
+    for (int rows = 1; rows <= max_mr<T>(nv); ++rows) {
       for (const int64_t K : {1, 2, 3, 8, 33}) {
         for (int last = 1; last <= L; ++last) {
           const LeftMatrix<T> A(rows, K, random_below(2));
@@ -315,7 +321,7 @@ void test_packed(int64_t units, int G, int64_t K) {
                             .panel = p,
                             .order = random_order(),
                             .to = to,
-                            .kc = kc_of(K),
+                            .kc = kc_of<T>(K),
                             .prefetch_list = random_below(2) ? &prefetch_list : nullptr});
       });
     }
@@ -375,7 +381,7 @@ void test_rows(int64_t units, int64_t K) {
                             .panel = p,
                             .order = random_order(),
                             .to = to,
-                            .kc = kc_of(K)});
+                            .kc = kc_of<T>(K)});
       });
       if constexpr (kKPack<T> == 1) {
         if (panels.last(p) < kLanes<T>) continue;
@@ -386,7 +392,7 @@ void test_rows(int64_t units, int64_t K) {
                                   .ldb = units,
                                   .nv = panels.nv(p),
                                   .to = to,
-                                  .kc = kc_of(K)});
+                                  .kc = kc_of<T>(K)});
         });
       }
     }
@@ -456,6 +462,115 @@ void test_bias_gradient(int64_t units, int64_t K) {
   if (!output.untouched_around(1, first, end)) fail(c, "changed memory outside", 0, first);
 }
 
+// ---- products with frozen weights, for every instruction set the same in memory ----
+
+// Left factors in [-1, 1), quantized for int8 weights.
+template <class T, class W>
+struct FrozenLeft {
+  int64_t K, stride;
+  std::vector<T> data;
+  std::vector<Left<int8_weight>> quantized;
+  std::vector<float> scales;
+
+  explicit FrozenLeft(int64_t K) : K(K), stride(quantized_stride(K)), data(random_numbers<T>(kMostRows * K)) {
+    if constexpr (std::is_same_v<W, int8_weight>) {
+      quantized.resize(kMostRows * stride), scales.resize(kMostRows);
+      for (int64_t m = 0; m < kMostRows; ++m) {
+        scales[m] = quantize(data.data() + m * K, K, quantized.data() + m * stride);
+        // No number is more than half of a scale away.
+        for (int64_t k = 0; k < K; ++k) {
+          const double error = std::abs((*this)(m, k) - data[m * K + k]);
+          if (!(error <= 0.5001 * scales[m]))
+            fail({"quantized rows", "int8", m, 0, K, 0}, "wrong number", m, k);
+        }
+      }
+    }
+  }
+  LeftFactor<W> first_rows(int64_t M) const {
+    if constexpr (std::is_same_v<W, int8_weight>) {
+      return {.data = quantized.data(),
+              .M = M,
+              .K = whole_packs<W>(K),
+              .row_stride = stride,
+              .scales = scales.data()};
+    } else {
+      return {.data = data.data(), .M = M, .K = K, .row_stride = K};
+    }
+  }
+  double operator()(int64_t m, int64_t k) const {
+    if constexpr (std::is_same_v<W, int8_weight>) {
+      return (quantized[m * stride + k] - (kHasVnni ? cpu::kQuantizedZero : 0)) *
+             static_cast<double>(scales[m]);
+    } else {
+      return exact(data[m * K + k]);
+    }
+  }
+};
+
+template <class W>
+W random_weight() {
+  if constexpr (sizeof(W) == 1) {
+    return {static_cast<int8_t>(random_below(255) - 127)};
+  } else if constexpr (std::is_same_v<W, bf16_weight>) {
+    return {random_number<bf16>().bits};
+  } else {
+    return random_number<W>();
+  }
+}
+double exact(bf16_weight number) { return exact(bf16{number.bits}); }
+double exact(int8_weight number) { return number.value; }
+double exact(int8_wide_weight number) { return number.value; }
+
+template <class T, class W>
+void test_frozen(int64_t units, int G, int64_t K) {
+  const int64_t N = G * units;
+  const FrozenLeft<T, W> A(K);
+  std::vector<W> weights(N * K);
+  for (W& weight : weights) weight = random_weight<W>();
+  const auto scales = random_numbers<float>(N);
+  const auto scale_of = [&](int64_t n) { return sizeof(W) == 1 ? scales[n] : 1.0; };
+  const Expected expected(kMostRows, N, K, A,
+                          [&](int64_t k, int64_t n) { return exact(weights[n * K + k]) * scale_of(n); });
+  const Panels<W> panels = frozen_panels<T, W>(units, G);
+  const cpu::FrozenMatrix<W> matrix{units, G, cpu::FrozenLayout<T, W>::blocks_of(G), K};
+  std::vector<Real<W>> packed(matrix.bytes() / sizeof(Real<W>));
+  matrix.pack(weights.data(), scales.data(), reinterpret_cast<char*>(packed.data()));
+  const PackedMatrix<W> B{panels, K, packed.data()};
+  const Case layout{"frozen weights", name_of<W>(), 0, N, K, panels.U};
+  if (B.size() != static_cast<int64_t>(packed.size())) fail(layout, "another size", 0, 0);
+  SameBits<W> bits(kMostRows, N);
+  for (const int64_t M : kHeights) {
+    const Case c{"frozen weights", name_of<W>(), M, N, K, panels.U};
+    const int64_t p = random_below(panels.count()), size = panels.size(p);
+    const auto plus = static_cast<Plus>(random_below(3));
+    Output<W> output(M, panels.width(p), plus);
+    multiply_packed<W>({.A = A.first_rows(M),
+                        .B = B,
+                        .panel = p,
+                        .order = random_order(),
+                        .to = output.destination(0, kLanes<Real<T>>),
+                        .kc = kc_of<W>(K)});
+    for (int64_t m = 0; m < M; ++m) {
+      for (int64_t column = 0; column < G * size; ++column) {
+        const int64_t n = column / size * units + panels.first(p) + column % size;
+        expect_element(c, expected, n, output, m, column);
+        if (plus == Plus::none) bits.expect(c, m, n, output.at(m, column));
+      }
+    }
+    if (!output.untouched_around(M, 0, panels.width(p))) fail(c, "changed memory outside", 0, 0);
+  }
+}
+
+template <class T, class W>
+void test_all_frozen() {
+  for (const int64_t units : {1, 7, 16, 33, 150}) {
+    for (const int64_t K : {1, 2, 3, 7, 64, 257}) {
+      for (const int G : {1, 2, 3, 4, 5, 8}) test_frozen<T, W>(units, G, K);
+    }
+  }
+  test_frozen<T, W>(150, 4, 3000);
+}
+
 template <class T>
 void test_all() {
   constexpr int64_t L = kLanes<Real<T>>;
@@ -480,8 +595,18 @@ void test_all() {
 }  // namespace
 
 int main() {
-  test_all<float>();
-  test_all<double>();
-  test_all<bf16>();
+  if constexpr (kHasOwnCode<float>) {
+    test_all<float>();
+    test_all<double>();
+    test_all_frozen<float, float>();
+    test_all_frozen<double, double>();
+    test_all_frozen<float, bf16_weight>();
+    test_all_frozen<float, int8_wide_weight>();
+  }
+  if constexpr (kHasOwnCode<bf16>) {
+    test_all<bf16>();
+    test_all_frozen<bf16, bf16>();
+  }
+  if constexpr (kHasOwnCode<int8_weight>) test_all_frozen<float, int8_weight>();
   std::printf("%ld numbers are right\n", static_cast<long>(checks));
 }
