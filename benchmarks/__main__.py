@@ -233,6 +233,10 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["--inference"]:
+        from .inference import main as time_inference
+
+        return time_inference(sys.argv[2:])
     if sys.argv[1:2] == ["--workloads"]:
         from .workloads import main as train_workloads
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_packed_sequence
@@ -27,15 +30,19 @@ OPERATORS = {
 }
 
 
-def make_call(problem: Problem, module: torch.nn.RNNBase, x, hx) -> Call:
+def make_call(
+    problem: Problem, module: torch.nn.RNNBase, x, hx, change: Callable[[Any], Any] = lambda model: model
+) -> Call:
     """A call that reads torch's tensors and writes to torch's tensors, without a copy.
+
+    change: makes of the model the one that is run, say a quantized one
 
     Its result is `[T, B, D, H]`. Packed sequences are padded in it.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = problem.threads
     options.inter_op_num_threads = 1
-    model = build_model(problem, module, stateful=hx is not None)
+    model = change(build_model(problem, module, stateful=hx is not None))
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
