@@ -261,6 +261,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    colours = {peer: f"C{k}" for k, peer in enumerate(PEERS)}
     modes = [m for m in MODES if any(row["mode"] == m for row in rows)]
     cells = list(dict.fromkeys(row["cell"] for row in rows))
     figure, axes = pyplot.subplots(
@@ -278,8 +279,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 line = [(k, r["p50"][peer], r["p99"][peer]) for k, r in enumerate(chosen) if peer in r["p50"]]
                 if line:
                     x, p50, p99 = zip(*line, strict=True)
-                    (drawn,) = ax.plot(x, p50, marker="o", markersize=3, label=peer)
-                    ax.vlines(x, p50, p99, color=drawn.get_color(), alpha=0.4)
+                    ax.plot(x, p50, marker="o", markersize=3, label=peer, color=colours[peer])
+                    ax.vlines(x, p50, p99, color=colours[peer], alpha=0.4)
             ax.plot([r["limit"] for r in chosen], "k_", markersize=14, label="limit")
             ax.set_yscale("log")
             ax.set_xticks(
@@ -295,7 +296,14 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 ax.set_ylabel("time of a call, us: p50, up to p99")
             if i == len(modes) - 1:
                 ax.set_xlabel("T,B,I,H")
-        axes[i, -1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+        # The first cell has all peers; others refuse some.
+        axes[i, -1].legend(
+            *axes[i, 0].get_legend_handles_labels(),
+            fontsize=7,
+            loc="upper left",
+            bbox_to_anchor=(1, 1),
+            frameon=False,
+        )
     figure.suptitle("Inference in short calls")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

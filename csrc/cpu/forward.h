@@ -84,8 +84,8 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
     if (late_ > 0 || info_.normalised) take(kept_, std::max(info_.saved, 1) * B * H_padded_);
     if (projected_) take(m_, B * H_padded_);
     if constexpr (kQuantized) {
-      x_ = take_quantized(chunk_steps_ * sequences_in_chunk(p_.rows), p_.I);
-      // Each thread quantizes all rows that it multiplies: to wait for another that does it would take longer.
+      x_ = take_quantized((each_quantizes_ ? plan_.threads : 1) * x_rows(), p_.I);
+      // Here too each thread quantizes all rows that it multiplies.
       state_ = take_quantized((plan_.by_batch() ? 1 : plan_.threads) * B, std::max(p_.H, p_.P));
     }
   }
@@ -112,8 +112,8 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
     const Range all{0, panels_.count()}, all_out{0, W_hr_.panels.count()}, batch = batch_group(group);
     const int64_t i0 = number * chunk_steps_, i1 = std::min(i0 + chunk_steps_, p_.rows.T);
     const Chunk chunk = chunk_of(p_.rows, direction_, i0, i1, {0, p_.rows.B});
-    if constexpr (kQuantized) quantize_input(chunk, batch, 0, 1);
-    input_gates(chunk, all, batch, W_ih_);
+    if constexpr (kQuantized) quantize_input(chunk, batch, 0, 1, 0);
+    input_gates(chunk, all, batch, W_ih_, 0);
     for (int64_t i = i0; i < i1; ++i) {
       step(chunk, i, all, batch, left_of_step(i, batch, 0));
       if (late_ > 0) late_step(chunk, i, all, batch, left_of_late_step(i, batch, 0));
@@ -142,15 +142,23 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
       const int64_t i1 = std::min(i0 + chunk_steps_, p_.rows.T);
       const Chunk chunk = chunk_of(p_.rows, direction_, i0, i1, batch);
       const bool first = i0 == 0 && batch.begin == 0;
+      // A single step reads h_0, which is there: no thread has to wait for others between the two products of a panel.
+      const bool at_once = p_.rows.T == 1 && has_W_hh_ && late_ == 0 && !info_.normalised;
+      const LeftRows h_0 = at_once ? left_of_step(i0, batch, team.rank) : LeftRows{};
       if constexpr (kQuantized) {
-        team.for_each(team.size, Steal::if_late, Order::ascending,
-                      [&](int64_t part) { quantize_input(chunk, batch, part, team.size); });
+        if (each_quantizes_) {
+          quantize_input(chunk, batch, 0, 1, team.rank);
+        } else {
+          team.for_each(team.size, Steal::if_late, Order::ascending,
+                        [&](int64_t part) { quantize_input(chunk, batch, part, team.size, 0); });
+        }
       }
       team.for_each(panels_.count(), steal_, Order::ascending, [&](int64_t panel) {
         // W_hh comes last, so the cache has it when the steps begin.
         if (first || used_once_) pack_for_input(panel, W_ih);
-        input_gates(chunk, {panel, panel + 1}, batch, W_ih);
+        input_gates(chunk, {panel, panel + 1}, batch, W_ih, each_quantizes_ ? team.rank : 0);
         if (first) pack_for_steps(panel);
+        if (at_once) step(chunk, i0, {panel, panel + 1}, batch, h_0);
       });
       if (!has_W_hh_) {  // units that do not depend on each other
         team.for_each(panels_.count(), steal_, Order::ascending, [&](int64_t panel) {
@@ -159,10 +167,12 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
         continue;
       }
       for (int64_t i = i0; i < i1; ++i) {
-        fetch_written(h_before(i), p_.rows.B * P_padded_);
-        const LeftRows h = left_of_step(i, batch, team.rank);
-        team.for_each(panels_.count(), steal_, order_of(i),
-                      [&](int64_t panel) { step(chunk, i, {panel, panel + 1}, batch, h); });
+        if (!at_once) {
+          fetch_written(h_before(i), p_.rows.B * P_padded_);
+          const LeftRows h = left_of_step(i, batch, team.rank);
+          team.for_each(panels_.count(), steal_, order_of(i),
+                        [&](int64_t panel) { step(chunk, i, {panel, panel + 1}, batch, h); });
+        }
         if (late_ > 0) {
           const LeftRows v = left_of_late_step(i, batch, team.rank);
           team.for_each(panels_.count(), steal_, order_of(i),
@@ -344,13 +354,14 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
       return {from, stride, K};
     }
   }
-  // Part `part` of `parts` of a chunk's rows.
-  void quantize_input(const Chunk& chunk, Range batch, int64_t part, int64_t parts) const {
-    const int64_t to_stride = quantized_stride(p_.I);
+  int64_t x_rows() const { return chunk_steps_ * sequences_in_chunk(p_.rows); }
+  // Part `part` of `parts` of a chunk's rows, for this thread or for all.
+  void quantize_input(const Chunk& chunk, Range batch, int64_t part, int64_t parts, int rank) const {
+    const int64_t to_stride = quantized_stride(p_.I), first = rank * x_rows();
     chunk.for_each_run(
         batch, [&](int64_t row, int64_t stride, int64_t chunk_row, int64_t chunk_stride, int64_t count) {
           for (int64_t k = count * part / parts; k < count * (part + 1) / parts; ++k) {
-            const int64_t to = chunk_row + k * chunk_stride;
+            const int64_t to = first + chunk_row + k * chunk_stride;
             x_.scales[to] = quantize(p_.x + (row + k * stride) * p_.I, p_.I, x_.numbers + to * to_stride);
           }
         });
@@ -370,7 +381,7 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
     }
   }
 
-  void input_gates(const Chunk& chunk, Range own, Range batch, const PackedMatrix<W>& W_ih) {
+  void input_gates(const Chunk& chunk, Range own, Range batch, const PackedMatrix<W>& W_ih, int rank) {
     const int64_t width = panels_.padded_width();
     chunk.for_each_run(batch, [&](int64_t row, int64_t stride, int64_t chunk_row, int64_t chunk_stride,
                                   int64_t count) {
@@ -380,7 +391,7 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
           copy_gates(panel, row, stride, gx_ + chunk_row * width + column, chunk_stride * width, count);
           continue;
         }
-        multiply(w_.W_ih, {.A = input_rows(row, stride, chunk_row, chunk_stride, count),
+        multiply(w_.W_ih, {.A = input_rows(row, stride, rank * x_rows() + chunk_row, chunk_stride, count),
                            .B = W_ih,
                            .panel = panel,
                            .to = {gx_ + chunk_row * width + column, chunk_stride * width, L, b_x_ + column},
@@ -682,6 +693,8 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
   T* m_ = nullptr;                // [B, H_padded], o tanh(c) before the projection
   // With zoneout or dropout of h: the h that the cell computed, and c before the step. As h_real_ and c_.
   Real<T>*h_computed_ = nullptr, *c_before_ = nullptr;
+  // Few rows are quantized by each thread: to wait for another that does it would take longer.
+  const bool each_quantizes_ = kQuantized && !plan_.by_batch() && R_ <= tuning::kUnpackedRows;
   Quantized x_, state_;  // the rows of a chunk; what the products of a step read, for each thread
 };
 
