@@ -466,6 +466,14 @@ TORCH_LIBRARY_IMPL(fastrnn, CPU, m) {
   m.impl("frozen_cell", frozen_cell<OnCpu>);
   m.impl("frozen_product", frozen_product<OnCpu>);
 }
+void refuse_device(const c10::OperatorHandle&, torch::jit::Stack*) {
+  TORCH_CHECK_NOT_IMPLEMENTED(false, "input: expected a tensor on the CPU, where frozen layers are computed");
+}
+TORCH_LIBRARY_IMPL(fastrnn, CUDA, m) {
+  for (const char* name : {"frozen_rnn", "frozen_cell", "frozen_product"}) {
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&refuse_device>());
+  }
+}
 TORCH_LIBRARY_IMPL(fastrnn, Meta, m) {
   m.impl("frozen_rnn", frozen_rnn<OnMeta>);
   m.impl("frozen_cell", frozen_cell<OnMeta>);
