@@ -201,7 +201,8 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
         epilog="Other options go to pytest: --benchmark-compare=JSON compares this run with an earlier one. "
         "`python -m benchmarks.keep` adds the run to the results in the repository. "
         "`python -m benchmarks --workloads` trains the programs of examples/ instead, "
-        "`--models` times published models that are installed; these have other options.",
+        "`--models` times published models that are installed, `--inference` short calls of frozen layers; "
+        "these have other options.",
     )
     add = parser.add_argument
     add("--cells", nargs="+", choices=CELLS, default=DEFAULT_CELLS, metavar="CELL", help=", ".join(CELLS))

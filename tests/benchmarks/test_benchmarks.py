@@ -10,7 +10,18 @@ from benchmark_runs import LIMITS, SMALL, TIMES, data, problem
 
 import benchmarks
 import fastrnn
-from benchmarks import models, onnx_peer, paths, peers, published, shares, timing, variants, workloads
+from benchmarks import (
+    inference,
+    models,
+    onnx_peer,
+    paths,
+    peers,
+    published,
+    shares,
+    timing,
+    variants,
+    workloads,
+)
 from benchmarks.__main__ import parse_arguments
 from benchmarks.contention import contended_times
 from benchmarks.keep import keep
@@ -454,6 +465,34 @@ def test_workloads(tmp_path, capfd):
     assert {program for program, _ in workloads.WORKLOADS.values()} <= {
         path.stem for path in workloads.EXAMPLES.glob("*.py")
     }
+
+
+def test_inference(tmp_path, monkeypatch):
+    """Single calls of every peer of the modes, whose results are compared first."""
+    path = tmp_path / "inference.json"
+    arguments = [
+        "--quick",
+        "--threads=1",
+        f"--json={path}",
+        "--modes",
+        "streaming",
+        "int8",
+        "--cells",
+        "lstm",
+    ]
+    assert inference.main(arguments) == 0
+    streaming, int8 = json.loads(path.read_text())["rows"]
+    for row in streaming, int8:
+        there = set(inference.MODES[row["mode"]].peers) - set(row["refusals"])
+        assert set(row["p50"]) == set(row["p99"]) == set(row["errors"]) == there
+        assert all(0 < row["p50"][peer] <= row["p99"][peer] for peer in there) and row["limit"] > 0
+    assert int8["limit"] < streaming["limit"]  # a quarter of the bytes
+    assert 0 < int8["errors"][inference.WIDE] < int8["errors"][inference.INT8] < inference.TOLERANCE_INT8
+    assert path.with_suffix(".png").stat().st_size > 10_000
+    wrong = inference.frozen_call
+    monkeypatch.setitem(inference.PEERS, inference.FROZEN, lambda setup: wrong(replace(setup, x=setup.x + 1)))
+    with pytest.raises(RuntimeError, match="frozen differs from torch.nn by"):
+        inference.main(arguments)
 
 
 class Small(torch.nn.Module):
