@@ -29,7 +29,7 @@ from rich.table import Table
 import fastrnn
 
 from . import onnx_peer
-from .limits import MEMORY, Limits, cache_sizes, read_bandwidth
+from .limits import Limits, measure_limits
 from .peers import Setup, module_call
 from .problems import CELLS, DEFAULT_CELLS, NotSupported, Problem, Shape, shapes
 from .timing import Call, pause
@@ -188,16 +188,6 @@ def block(call: Call) -> list[int]:
     return times
 
 
-def limits_here(threads: int) -> Limits:
-    capacity = cache_sizes(threads)
-    last = max(capacity.values(), default=2**25)
-    sizes = {level: size / (4 if size == last else 2) for level, size in capacity.items()}
-    sizes[MEMORY] = 4 * last
-    return Limits(
-        {}, capacity, {level: read_bandwidth(size / threads, threads) for level, size in sizes.items()}
-    )
-
-
 def limit_of(row: dict[str, Any], limits: Limits, nbytes: float = 4) -> float:
     """Microseconds that reading the weights takes at least: W_ih once, W_hh in each step.
 
@@ -331,7 +321,8 @@ def main(arguments: list[str]) -> int:
         for cell in args.cells
         for s in args.shapes or (QUICK if args.quick else MODES[mode].shapes)
     ]
-    limits, rows = limits_here(args.threads), []
+    (limits,) = measure_limits([Problem("forward", "lstm", QUICK[0], threads=args.threads)]).values()
+    rows = []
     with Progress(console=console, auto_refresh=False, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=len(problems))
         for mode, cell, s in problems:

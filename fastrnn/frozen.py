@@ -436,12 +436,12 @@ class FrozenLayer(_Frozen):
         """
         if isinstance(input, Proxy):
             raise forward_error(self)
-        if torch.is_autocast_enabled("cpu"):
-            input, hx = self._cast(input), self._cast(hx)
         if lengths is None and resets is None and not return_all_states and not torch.compiler.is_compiling():
             results = self._direct(input, hx, self._buffers)
             if results is not None:
                 return results
+        if torch.is_autocast_enabled("cpu"):
+            input, hx = self._cast(input), self._cast(hx)
         _refuse_onnx(self)
         if isinstance(input, Tensor) and input.dim() not in (2, 3):  # the operator says so
             one_each = [*self._buffers.values()][: len(self._suffixes())]
@@ -450,13 +450,9 @@ class FrozenLayer(_Frozen):
             self.cell,
             self.bias,
             self.num_layers,
-            0.0,
-            False,
-            self.bidirectional,
-            self.batch_first,
-            False,
-            0.0,
-            self.zoneout,
+            bidirectional=self.bidirectional,
+            batch_first=self.batch_first,
+            zoneout=self.zoneout,
         )
         return run_sequence(input, hx, self._shapes, options, lengths, return_all_states, resets, self._stack)
 
@@ -592,12 +588,12 @@ class FrozenCell(_Frozen):
         """
         if isinstance(input, Proxy):
             raise forward_error(self)
-        if torch.is_autocast_enabled("cpu"):
-            input, hx = self._cast(input), self._cast(hx)
         if resets is None and not torch.compiler.is_compiling():
             results = self._direct(input, hx, self._buffers)
             if results is not None:
                 return results
+        if torch.is_autocast_enabled("cpu"):
+            input, hx = self._cast(input), self._cast(hx)
         _refuse_onnx(self)
         if not (isinstance(input, Tensor) or is_tensor_like(input)):
             raise KindError(f"{self.cell}: input: expected Tensor, got {_kind(input)}")

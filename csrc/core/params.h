@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cells/cell_info.h"
 #include "core/rows.h"
@@ -17,45 +18,21 @@ struct fp16 {
   uint16_t bits;
 };
 
-// What numbers stored as T are computed and kept between steps as.
-template <class T>
-struct RealOf {
-  using type = T;
-};
-template <>
-struct RealOf<bf16> {
-  using type = float;
-};
-template <>
-struct RealOf<fp16> {
-  using type = float;
-};
-template <class T>
-using Real = typename RealOf<T>::type;
-
-// What the weights of a frozen layer are stored as where that is not what it computes with, which is float.
+// What the weights of a frozen layer are stored as where that is not what it computes with, which is float: bfloat16;
+// int8 that multiply int8, of which each product makes its left factor; int8 that multiply float.
 struct bf16_weight {
   uint16_t bits;
 };
-// int8 that multiply int8, of which each product makes its left factor, or float.
 struct int8_weight {
   int8_t value;
 };
 struct int8_wide_weight {
   int8_t value;
 };
-template <>
-struct RealOf<bf16_weight> {
-  using type = float;
-};
-template <>
-struct RealOf<int8_weight> {
-  using type = float;
-};
-template <>
-struct RealOf<int8_wide_weight> {
-  using type = float;
-};
+
+// What numbers stored as T are computed and kept between steps as: float at least.
+template <class T>
+using Real = std::conditional_t<(sizeof(T) < sizeof(float)), float, T>;
 
 using cells::kMostCellStates, cells::kMostUnitVectors;
 

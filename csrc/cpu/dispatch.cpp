@@ -39,10 +39,10 @@ const std::vector<IsaRow>& all() {
     list.push_back(
         {Isa::avx2_vnni, "avx2_vnni", avx2 && __builtin_cpu_supports("avxvnni"), true, &avx2_vnni::engines});
     list.push_back({Isa::avx512, "avx512", avx512, true, &avx512::engines});
-    list.push_back({Isa::avx512_vnni, "avx512_vnni", avx512 && __builtin_cpu_supports("avx512vnni"), true,
-                    &avx512_vnni::engines});
+    const bool avx512_vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    list.push_back({Isa::avx512_vnni, "avx512_vnni", avx512_vnni, true, &cpu::avx512_vnni::engines});
     // Intel's (measured: a Xeon of model 207) do half as many multiply-adds a second with bfloat16 as with floats.
-    list.push_back({Isa::avx512_bf16, "avx512_bf16", avx512 && __builtin_cpu_supports("avx512bf16"),
+    list.push_back({Isa::avx512_bf16, "avx512_bf16", avx512_vnni && __builtin_cpu_supports("avx512bf16"),
                     !__builtin_cpu_is("intel"), &avx512_bf16::engines});
 #endif
     return list;

@@ -321,12 +321,12 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
       return factor;
     }
   };
-  struct Quantized {
+  struct QuantizedRows {
     Left<W>* numbers = nullptr;
     float* scales = nullptr;
   };
-  Quantized take_quantized(int64_t rows, int64_t K) {
-    Quantized quantized;
+  QuantizedRows take_quantized(int64_t rows, int64_t K) {
+    QuantizedRows quantized;
     take(quantized.numbers, rows * quantized_stride(K));
     take(quantized.scales, rows);
     return quantized;
@@ -695,7 +695,7 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
   Real<T>*h_computed_ = nullptr, *c_before_ = nullptr;
   // Few rows are quantized by each thread: to wait for another that does it would take longer.
   const bool each_quantizes_ = kQuantized && !plan_.by_batch() && R_ <= tuning::kUnpackedRows;
-  Quantized x_, state_;  // the rows of a chunk; what the products of a step read, for each thread
+  QuantizedRows x_, state_;  // the rows of a chunk; what the products of a step read, for each thread
 };
 
 template <class T, class W = T>

@@ -229,6 +229,7 @@ struct FrozenCall {
         PyObject* const state = several ? PyTuple_GET_ITEM(hx.ptr(), i) : hx.ptr();
         if (!THPVariable_CheckExact(state)) return py::none();
         states.push_back(THPVariable_Unpack(state));
+        if (states.back().scalar_type() != dtype) return py::none();
       }
     }
     for (const auto& [name, buffer] : buffers) {

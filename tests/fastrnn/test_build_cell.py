@@ -308,6 +308,46 @@ FUNCTIONS = """
 """
 
 
+EIGHT_GATES = """
+  template <class M, class V>
+  static FASTRNN_INLINE void activate(const V* a, const V*, V* s, V*) {
+    s[0] = a[0];
+    for (int g = 1; g < gates; ++g) s[0] += a[g];
+  }
+  template <class M, class V>
+  static FASTRNN_INLINE void output(V* s, const V*, const V&, const V*, V& h) { h = M::tanh(s[0]); }
+  template <class M, class V>
+  static FASTRNN_INLINE void backward(const V*, const V*, const V&, const V& h, const V*, const V*,
+                                      const V& dh, V*, V* dgx, V*, V*, V&) {
+    for (int g = 0; g < gates; ++g) dgx[g] = dh * (1 - h * h);
+  }
+"""
+
+
+def test_most_gates(folder, tmp_path, monkeypatch):
+    """One vector of units with all its gates has more columns than other panels. A product of many rows with
+    them once went past the end of its buffer."""
+    monkeypatch.setattr(own_cell._C, "isas_available", newest)
+    path = tmp_path / "own.h"
+    path.write_text(
+        (HEADER % ("eight_gates", EIGHT_GATES))
+        .replace(
+            '{"h"}', str([f"g{k}" for k in range(8)]).replace("'", '"').replace("[", "{").replace("]", "}")
+        )
+        .replace(".whole_gates = 1", ".whole_gates = 8")
+    )
+    layer, plain = fastrnn.build_cell(path)(5, 40), torch.nn.RNN(5, 40)
+    with torch.no_grad():
+        for own, summed in zip(layer.parameters(), plain.parameters(), strict=True):
+            own.mul_(0.3)
+            summed.copy_(own.unflatten(0, (8, -1)).sum(0))
+    for B in (1, 7, 50, 100):
+        x = torch.randn(4, B, 5)
+        want = plain(x)[0]
+        torch.testing.assert_close(layer(x)[0], want, rtol=0, atol=2e-6)
+        torch.testing.assert_close(fastrnn.freeze(layer)(x)[0], want, rtol=0, atol=2e-6)
+
+
 @pytest.mark.thorough
 def test_operators(folder, tmp_path, monkeypatch):
     """A value that stands for a tensor can do what a vector can. Its derivatives are those of the

@@ -19,26 +19,14 @@ constexpr bool kHasVnni = true;
 constexpr bool kHasVnni = false;
 #endif
 
+// A number of the left factor where the right one has T. Beside int8_weight those are from -127 to 127; VNNI's
+// instruction takes them plus kQuantizedZero.
+using Quantized = std::conditional_t<kHasVnni, uint8_t, int16_t>;
 template <class T>
-struct LeftOf {
-  using type = T;
-};
-template <>
-struct LeftOf<bf16_weight> {
-  using type = float;
-};
-template <>
-struct LeftOf<int8_wide_weight> {
-  using type = float;
-};
-// Numbers from -127 to 127; VNNI's instruction takes them plus kQuantizedZero.
-template <>
-struct LeftOf<int8_weight> {
-  using type = std::conditional_t<kHasVnni, uint8_t, int16_t>;
-};
-// A number of the left factor where the right one has T.
+constexpr bool kIsWidened = std::is_same_v<T, bf16_weight> || std::is_same_v<T, int8_wide_weight>;
 template <class T>
-using Left = typename LeftOf<T>::type;
+using Left = std::conditional_t<std::is_same_v<T, int8_weight>, Quantized,
+                                std::conditional_t<kIsWidened<T>, float, T>>;
 
 // A vector of sums, one for each of some neighbouring columns. `splat` makes of a k-pack of the left factor what
 // `add` multiplies with a vector of k-packs of the right one; splat_first of its first n numbers and zeros.
@@ -75,77 +63,71 @@ struct Sum<bf16_weight> {
   }
 };
 
+typedef int32_t Ints __attribute__((vector_size(kVectorBytes)));
+
 // int8 times int8, exact in int32.
 template <>
 struct Sum<int8_weight> {
   using V = Vector<float>;
-  typedef int32_t Ints __attribute__((vector_size(kVectorBytes)));
   static constexpr int kPack = kKPack<int8_weight>;
 
-#if defined(__AVX512VNNI__)
-  using Splat = __m512i;
-  __m512i sums = _mm512_setzero_si512();
-
-  static FASTRNN_INLINE Splat splat(const uint8_t* p) {
-    int32_t bits;
-    std::memcpy(&bits, p, sizeof bits);
-    return _mm512_set1_epi32(bits);
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+  using Register = __m512i;
+#else
+  using Register = __m256i;
+#endif
+  // A k-pack in every lane.
+  typedef std::conditional_t<kHasVnni, int32_t, int64_t> Pack;
+  typedef Pack Splat __attribute__((vector_size(kVectorBytes)));
+  static FASTRNN_INLINE Splat splat(const Quantized* p) {
+    Pack pack;
+    std::memcpy(&pack, p, sizeof pack);
+    return Splat{} + pack;
   }
-  FASTRNN_INLINE void add(Splat a, V b) { sums = _mm512_dpbusd_epi32(sums, a, reinterpret_cast<__m512i>(b)); }
-  FASTRNN_INLINE Ints ints() const { return reinterpret_cast<Ints>(sums); }
-#elif defined(__AVXVNNI__)
-  using Splat = __m256i;
-  __m256i sums = _mm256_setzero_si256();
+#endif
 
-  static FASTRNN_INLINE Splat splat(const uint8_t* p) {
-    int32_t bits;
-    std::memcpy(&bits, p, sizeof bits);
-    return _mm256_set1_epi32(bits);
-  }
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+  Ints sums{};
+
   FASTRNN_INLINE void add(Splat a, V b) {
-    sums = _mm256_dpbusd_avx_epi32(sums, a, reinterpret_cast<__m256i>(b));
+    const auto sum = reinterpret_cast<Register>(sums), left = reinterpret_cast<Register>(a);
+#if defined(__AVX512VNNI__)
+    sums = reinterpret_cast<Ints>(_mm512_dpbusd_epi32(sum, left, reinterpret_cast<Register>(b)));
+#else
+    sums = reinterpret_cast<Ints>(_mm256_dpbusd_avx_epi32(sum, left, reinterpret_cast<Register>(b)));
+#endif
   }
-  FASTRNN_INLINE Ints ints() const { return reinterpret_cast<Ints>(sums); }
-#elif defined(__AVX512BW__)
+  FASTRNN_INLINE Ints ints() const { return sums; }
+#elif defined(__AVX2__)
   // Of each column two sums, over the numbers of its k-packs' first and second half; of the first half of the columns
   // and the second.
-  using Splat = __m512i;
-  __m512i low = _mm512_setzero_si512(), high = _mm512_setzero_si512();
+  Ints low{}, high{};
 
-  static FASTRNN_INLINE Splat splat(const int16_t* p) {
-    int64_t bits;
-    std::memcpy(&bits, p, sizeof bits);
-    return _mm512_set1_epi64(bits);
-  }
   FASTRNN_INLINE void add(Splat a, V b) {
-    const auto bytes = reinterpret_cast<__m512i>(b);
-    low = _mm512_add_epi32(low, _mm512_madd_epi16(a, _mm512_cvtepi8_epi16(_mm512_castsi512_si256(bytes))));
-    high = _mm512_add_epi32(high,
-                            _mm512_madd_epi16(a, _mm512_cvtepi8_epi16(_mm512_extracti64x4_epi64(bytes, 1))));
+    const auto left = reinterpret_cast<Register>(a), bytes = reinterpret_cast<Register>(b);
+#if defined(__AVX512BW__)
+    low +=
+        reinterpret_cast<Ints>(_mm512_madd_epi16(left, _mm512_cvtepi8_epi16(_mm512_castsi512_si256(bytes))));
+    high += reinterpret_cast<Ints>(
+        _mm512_madd_epi16(left, _mm512_cvtepi8_epi16(_mm512_extracti64x4_epi64(bytes, 1))));
+#else
+    low +=
+        reinterpret_cast<Ints>(_mm256_madd_epi16(left, _mm256_cvtepi8_epi16(_mm256_castsi256_si128(bytes))));
+    high += reinterpret_cast<Ints>(
+        _mm256_madd_epi16(left, _mm256_cvtepi8_epi16(_mm256_extracti128_si256(bytes, 1))));
+#endif
   }
   FASTRNN_INLINE Ints ints() const {
+    const auto first = reinterpret_cast<Register>(low), second = reinterpret_cast<Register>(high);
+#if defined(__AVX512BW__)
     const auto even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     const auto odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-    return reinterpret_cast<Ints>(_mm512_add_epi32(_mm512_permutex2var_epi32(low, even, high),
-                                                   _mm512_permutex2var_epi32(low, odd, high)));
-  }
-#elif defined(__AVX2__)
-  using Splat = __m256i;
-  __m256i low = _mm256_setzero_si256(), high = _mm256_setzero_si256();
-
-  static FASTRNN_INLINE Splat splat(const int16_t* p) {
-    int64_t bits;
-    std::memcpy(&bits, p, sizeof bits);
-    return _mm256_set1_epi64x(bits);
-  }
-  FASTRNN_INLINE void add(Splat a, V b) {
-    const auto bytes = reinterpret_cast<__m256i>(b);
-    low = _mm256_add_epi32(low, _mm256_madd_epi16(a, _mm256_cvtepi8_epi16(_mm256_castsi256_si128(bytes))));
-    high = _mm256_add_epi32(high,
-                            _mm256_madd_epi16(a, _mm256_cvtepi8_epi16(_mm256_extracti128_si256(bytes, 1))));
-  }
-  FASTRNN_INLINE Ints ints() const {
-    return reinterpret_cast<Ints>(_mm256_permute4x64_epi64(_mm256_hadd_epi32(low, high), 0b11011000));
+    return reinterpret_cast<Ints>(_mm512_permutex2var_epi32(first, even, second)) +
+           reinterpret_cast<Ints>(_mm512_permutex2var_epi32(first, odd, second));
+#else
+    return reinterpret_cast<Ints>(_mm256_permute4x64_epi64(_mm256_hadd_epi32(first, second), 0b11011000));
+#endif
   }
 #else
   struct Splat {
@@ -181,7 +163,6 @@ struct Sum<int8_weight> {
 template <>
 struct Sum<int8_wide_weight> {
   using V = Vector<float>;
-  typedef int32_t Ints __attribute__((vector_size(kVectorBytes)));
   struct Splat {
     V a[4];
   };
@@ -211,7 +192,7 @@ constexpr int kSumRegisters = std::is_same_v<T, int8_weight> && !kHasVnni ? 2 : 
 
 // Rounds `n` numbers to multiples of the result, of which the largest is 127; up to the next whole k-pack zeros follow.
 // NaN if one of them is not finite: so are its products then.
-FASTRNN_INLINE float quantize(const float* from, int64_t n, Left<int8_weight>* to) {
+FASTRNN_INLINE float quantize(const float* from, int64_t n, Quantized* to) {
   using V = Vector<float>;
   using narrow::Bits;
   constexpr int L = kLanes<float>;
@@ -229,7 +210,7 @@ FASTRNN_INLINE float quantize(const float* from, int64_t n, Left<int8_weight>* t
   }
   // The bits of 1.5 * 2^23 + k end in those of k.
   const V inverse = splat(127 / most), shift = splat(12582912.0f);
-  typedef Left<int8_weight> Lefts __attribute__((vector_size(sizeof(Left<int8_weight>) * L)));
+  typedef Quantized Lefts __attribute__((vector_size(sizeof(Quantized) * L)));
   for (int64_t i = 0; i < n; i += L) {
     const V v = load_upto(from + i, n - i) * inverse + shift;
     Lefts lefts = __builtin_convertvector(reinterpret_cast<Bits>(v), Lefts);
