@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..cells import CELLS
+from ..sequences import unwrap
 
 _ops = torch.ops.fastrnn
 
@@ -36,11 +37,9 @@ class _Batch:
         self.saved = [*[1] * (saves_gates + (num_states > 1) + saves_states), rows]
         self.sizes = batch_sizes
         if batch_sizes is not None:
-            keys = torch._C.DispatchKey
-            plain = torch._C.DispatchKeySet(keys.FuncTorchDynamicLayerFrontMode)
-            plain = plain | torch._C.DispatchKeySet(keys.FuncTorchDynamicLayerBackMode)
-            with torch._C._ExcludeDispatchKeyGuard(plain):  # or a level of torch.func wraps the sizes
-                self.sizes = batch_sizes * N
+            # A level of torch.func wraps the product. Without the levels, that is with their dispatch keys
+            # excluded, torch 2.11 fails under a TorchDispatchMode.
+            self.sizes = unwrap("batch_sizes", batch_sizes * N)
 
     def fold(self, tensor, mapped, dim):
         """`tensor` with all batches in dimension `dim`. `mapped`: its mapped dimension, or None."""
