@@ -507,7 +507,11 @@ class _WithResets(_TimeMajor):
         """Of states `[L*D, ., .]` those that `index` has for each direction, `[2, .]`."""
         D = self.directions
         selected = [states[d::D].index_select(1, index[d]) for d in range(D)]
-        return selected[0] if D == 1 else torch.stack(selected, 1).flatten(0, 1)
+        if D == 1:
+            return selected[0]
+        # As torch.stack(selected, 1).flatten(0, 1), for which torch.export would fix the number of states.
+        of_layers = zip(*[s.unbind() for s in selected], strict=True)
+        return torch.stack([s for of_layer in of_layers for s in of_layer])
 
     def give(self, y):
         """Back to where the rows came from, and zero past the lengths."""

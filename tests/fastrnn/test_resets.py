@@ -642,13 +642,13 @@ def test_stateful_cell(cell):
 
 
 class Model(torch.nn.Module):
-    def __init__(self, rnn, names):
+    def __init__(self, rnn, names, **options):
         super().__init__()
-        self.rnn, self.names = rnn, names
+        self.rnn, self.names, self.options = rnn, names, options
 
     def forward(self, x, *more):
-        y, last = self.rnn(x.tanh(), **dict(zip(self.names, more, strict=True)))
-        return y.sin(), *take(last)
+        y, *states = self.rnn(x.tanh(), **dict(zip(self.names, more, strict=True)), **self.options)
+        return y.sin(), *[s for given in states for s in take(given)]
 
 
 def problem(cell, names, B, T):
@@ -720,12 +720,9 @@ def test_compile_of_other_forms(one_graph):
             torch.testing.assert_close(a, b)
 
 
-@pytest.mark.quick(0)
-@pytest.mark.parametrize("strict", [True, False])
-@each_names
-@each_cell
-def test_export(one_precision, cell, names, strict):
-    model = Model(Case(cell, I=5, H=8, L=2, bidirectional=True, form="batch_first").build(fastrnn), names)
+def check_export(cell, names, strict, **options):
+    layer = Case(cell, I=5, H=8, L=2, bidirectional=True, form="batch_first").build(fastrnn)
+    model = Model(layer, names, **options)
     B, T = Dim("B"), Dim("T")
     sizes = {0: B, 1: T}, ({0: B, 1: T}, {0: B})[: len(names)]
     with torch._dynamo.config.patch(allow_rnn=True):
@@ -736,6 +733,21 @@ def test_export(one_precision, cell, names, strict):
         with torch.no_grad():
             for a, b in zip(program(*args), model(*args), strict=True):
                 torch.testing.assert_close(a, b)
+
+
+@pytest.mark.quick(0)
+@pytest.mark.parametrize("strict", [True, False])
+@each_names
+@each_cell
+def test_export(one_precision, cell, names, strict):
+    check_export(cell, names, strict)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@each_names
+def test_export_of_segments(one_precision, names, strict):
+    """Which resets make on a GPU, and on the CPU for the states of every step."""
+    check_export("gru", names, strict, return_all_states=True)
 
 
 @pytest.mark.quick(0)
