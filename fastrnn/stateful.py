@@ -223,7 +223,8 @@ class Stateful(_Kept, Leaf, Generic[LayerT]):
                 another module may have tensors of both shapes, and of shape `[B]`.
 
         Raises:
-            IndexError: a row does not exist.
+            IndexError: a row does not exist. If `rows` are on a GPU, only the GPU finds this out, as with any
+                index there, and the process cannot use it any more.
             RuntimeError: `rows` are given and the state has no batch.
         """
         if rows is None:
@@ -245,9 +246,12 @@ class Stateful(_Kept, Leaf, Generic[LayerT]):
                     f"rows: expected None for a state without a batch, of shape {list(state.shape)}"
                 )
             dim = batch_dims[state.dim()]
-            marked = torch.zeros(state.shape[dim], dtype=torch.bool, device=state.device)
-            marked[rows.to(state.device)] = True
-            return state.masked_fill(marked.view(-1, *[1] * (state.dim() - 1 - dim)), 0)
+            # On the CPU if `rows` are there, which raises: on a GPU a wrong row ends all work of the process.
+            where = rows if rows.is_cpu else rows.to(state.device)
+            marked = torch.zeros(state.shape[dim], dtype=torch.bool, device=where.device)
+            marked[where] = True
+            marked = marked.to(state.device).view(-1, *[1] * (state.dim() - 1 - dim))
+            return state.masked_fill(marked, 0)
 
         self.state = _change(self.state, zero)
 

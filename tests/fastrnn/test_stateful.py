@@ -77,8 +77,10 @@ def test_stateful_reset_of_rows(cell):
     assert all(map(torch.equal, take(stateful.state), take(before)))
     stateful.reset(2)
     assert all(not s[:, 2].any() and s[:, 1].any() for s in take(stateful.state))
-    with pytest.raises(IndexError):
-        stateful.reset([4])
+    for wrong in ([4], -5, torch.tensor([1, 4]), torch.tensor([True, False])):  # found out on the CPU
+        with pytest.raises(IndexError):
+            stateful.reset(wrong)
+    assert stateful(x).isfinite().all()  # a GPU still works
 
 
 @each_cell
