@@ -23,6 +23,8 @@ def solve(case, library, frozen=(), more=0, **kwargs):
     call = call_for_per_sample_grads(layer, batch_size=B + more, **kwargs)
     output, states = call(case.pack(x), hx and give(hx))
     values = [output.data if case.packed else output, *take(states)]
+    if library is torch.nn and case.batched:  # in torch 2.11 an LSTM's states have one dimension more
+        values[1:] = [v.flatten(0, -3) for v in values[1:]]
     torch.autograd.backward(values, cotangents(values))
     results = {f"value {k}": v.detach() for k, v in enumerate(values)}
     for name, t in named.items():
