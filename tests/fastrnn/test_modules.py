@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from cases import EVERY_CELL, FORMS, Case, device_of, evaluate, give, take
+from cases import EVERY_CELL, FORMS, Case, device_of, evaluate, give, judged_there, take
 from tolerance import assert_close, assert_same_bits, on_cpu
 from torch.nn import Parameter
 from torch.nn.utils import parametrizations, weight_norm
@@ -532,7 +532,8 @@ def test_weight_norm(cell, norm, names):
         assert not torch.equal(first["output"], second["output"])
         return second
 
-    assert_close(solve(fastrnn), solve(torch.nn), case)
+    with judged_there():
+        assert_close(solve(fastrnn), solve(torch.nn), case)
 
 
 @pytest.mark.usefixtures("target")

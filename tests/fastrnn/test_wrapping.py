@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from cases import EVERY_CELL, Case, cotangents, device_of, evaluate, give, name_values, take
+from cases import EVERY_CELL, Case, cotangents, device_of, evaluate, give, judged_there, name_values, take
 from tolerance import assert_close, assert_same_bits
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -59,10 +59,11 @@ def compare(case, step, wrap, training=True):
         _, _, x, hx = prepare(case, step, library)
         return evaluate(call, x, hx, dict(module.named_parameters()), case)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        got = solve(fastrnn)
-    assert_close(got, solve(torch.nn), case)
+    with judged_there():
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            got = solve(fastrnn)
+        assert_close(got, solve(torch.nn), case)
     return got
 
 

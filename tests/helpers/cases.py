@@ -44,6 +44,7 @@ GPU_MISSING = (
     "no GPU" if not torch.cuda.is_available() else None if _C.cuda_archs else "fastrnn was built without CUDA"
 )
 _device = "cpu"
+_is_judged_there = False
 
 
 def skip_unless_torch_has_autocast_lstm() -> None:
@@ -66,10 +67,25 @@ def fastrnn_on(device: str):
         _device = before
 
 
+@contextlib.contextmanager
+def judged_there():
+    """Let torch.nn judge from where fastrnn is, but without cuDNN: for weights that torch computes in another
+    way on each device. On a GPU weight_norm takes square roots in float32, also of float64, and random
+    numbers are others."""
+    global _is_judged_there
+    before = _is_judged_there, torch.backends.cudnn.enabled
+    _is_judged_there = True
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        _is_judged_there, torch.backends.cudnn.enabled = before
+
+
 def device_of(library) -> str:
     """torch.nn and the reference judge from the CPU, wherever fastrnn is: cuDNN has habits of its own (what
-    it does with NaN, dropout, eval mode)."""
-    return _device if library is fastrnn else "cpu"
+    it does with NaN, dropout, eval mode). `judged_there` is the exception."""
+    return _device if library is fastrnn or _is_judged_there else "cpu"
 
 
 @contextlib.contextmanager
