@@ -30,7 +30,7 @@ RecurrentT = TypeVar(
 _CELLS = torch.nn.RNNCellBase, FrozenCell
 
 # Plain attributes of Stateful: torch.nn.Module registers none of them, even if the value is a Parameter.
-_STATE = ("state", "_state", "_examples", "_region")
+_STATE = ("_state", "_examples", "_region")
 
 
 class _Kept:
@@ -205,6 +205,9 @@ class Stateful(_Kept, Leaf, Generic[LayerT]):
 
     @state.setter
     def state(self, state: Any) -> None:
+        self._take(state)
+
+    def _take(self, state: Any) -> None:
         kept = self._find()[0]
         kept._put(state)
         kept._region = _ANY  # it may come from anywhere
@@ -298,7 +301,9 @@ class Stateful(_Kept, Leaf, Generic[LayerT]):
         return kept, is_cut
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _STATE:
+        if name == "state":  # Dynamo of torch 2.11 would keep it as an attribute, and pass over the setter
+            self._take(value)
+        elif name in _STATE:
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
