@@ -25,10 +25,10 @@ SHARED_KIB = {
 
 
 # SMs of each GPC, by compute capability and SMs in all. A GPC is a graphics processing cluster; a cluster of
-# blocks lies within one. No GPU tells these numbers, but they agree with what was seen on an H100 SXM:
-# clusters of 8 on 120 of its 132 SMs, and GPCs of 16 and 18 SMs
-# (https://github.com/accel-sim/gpu-app-collection/pull/87, https://github.com/NVIDIA/cutlass/issues/1921).
-GPCS = {((9, 0), 132): (18, 18, 18, 16, 16, 16, 16, 14)}
+# blocks lies within one. No GPU tells these numbers. These give the numbers of clusters that an H200 told,
+# which agree with what was seen on an H100: clusters of 8 on 120 of its 132 SMs
+# (https://github.com/accel-sim/gpu-app-collection/pull/87). Single GPUs may differ.
+GPCS = {((9, 0), 132): (18, 18, 16, 16, 16, 16, 16, 8, 2, 2, 2, 2)}
 # Other GPUs have full GPCs and one with the rest, as CUTLASS assumes (get_max_cta_occupancy of its tile
 # schedulers).
 MOST_SMS_OF_A_GPC = 18

@@ -49,8 +49,10 @@ NAME = re.compile(
 REGISTER = re.compile(r"[-|]*R(\d+)\b")
 ZERO = re.compile(r"[-|]*S?RZ\b")
 MOVES = ("MOV", "IMAD.MOV", "CS2R")
-# The first of the instructions that poll for the other blocks, by kind of plan.
+# By kind of plan: the first of the instructions that poll for the other blocks, and those after which the
+# other blocks need not wait any longer.
 POLLS = {"grid": "LDG.E.STRONG.GPU", "cluster": "SYNCS.PHASECHK.TRANS64.TRYWAIT"}
+SENDS = {"grid": "RED", "cluster": "STAS"}
 
 
 @dataclass
@@ -132,6 +134,19 @@ class Kernel:
                 return self.time_loop[:k]
         return []
 
+    @cached_property
+    def others_wait(self) -> list[Instruction]:
+        """The part of the time loop from the first poll to the last send: the other blocks wait for it."""
+        after = self.time_loop[len(self.before_wait) :]
+        sends = [k for k, i in enumerate(after) if i.name.startswith(SENDS[self.kind])]
+        return after[: max(sends, default=-1) + 1]
+
+    @cached_property
+    def others_compute(self) -> list[Instruction]:
+        """The rest of the time loop: from the last send on, and of the next iteration what is before the
+        poll."""
+        return self.time_loop[len(self.before_wait) + len(self.others_wait) :] + self.before_wait
+
     def products(self, code: Iterable[Instruction]) -> list[Instruction]:
         """The instructions that multiply weights: matrix instructions, or multiply-adds in full float32."""
         name = MATRIX.get(self.math, "FFMA")
@@ -146,9 +161,17 @@ def uses_local_memory(kernel: Kernel) -> str | None:
     return f"{kernel.stack} bytes of stack, {local} instructions" if kernel.stack or local else None
 
 
+def multiply_adds(kernel: Kernel) -> int:
+    """Of each of the weights with 8 sequences. Where a unit has three rows, a fourth of the weights are
+    padding."""
+    return 8 * WEIGHT_WORDS * (3 if kernel.cell == "Gru" and kernel.role == "Forward" else 4) // 4
+
+
 def wrong_products(kernel: Kernel) -> str | None:
     """The time loop has too few instructions of the math, or the kernel has instructions of another math."""
-    expected = WEIGHT_WORDS // 4 * BATCH_TILES[kernel.kind] if kernel.math in MATRIX else 8 * WEIGHT_WORDS
+    expected = (
+        WEIGHT_WORDS // 4 * BATCH_TILES[kernel.kind] if kernel.math in MATRIX else multiply_adds(kernel)
+    )
     found = len(kernel.products(kernel.time_loop))
     others = {i.name for i in kernel.code if i.name.startswith("HMMA")} - {MATRIX.get(kernel.math)}
     if found < expected:
@@ -195,7 +218,7 @@ def loads_weights_again(kernel: Kernel) -> str | None:
         for at, i in enumerate(loop)
         if id(i) in products
     )
-    expected = len(products) if kernel.math in MATRIX else 8 * WEIGHT_WORDS
+    expected = len(products) if kernel.math in MATRIX else multiply_adds(kernel)
     return f"only {kept} of {expected} products have a factor from before it" if kept < expected else None
 
 
@@ -221,25 +244,33 @@ def find_use(registers: Iterable[int], code: list[Instruction], start: int) -> I
     return None
 
 
+def find_used_load(code: list[Instruction]) -> tuple[Instruction, Instruction] | None:
+    """A load from global memory that `code` uses itself, and where. What other blocks wrote does not
+    count."""
+    for at, load in enumerate(code):
+        if load.name.startswith("LDG") and "STRONG" not in load.name:
+            if later := find_use(load.written, code, at + 1):
+                return load, later
+    return None
+
+
 def waits_for_loads(kernel: Kernel) -> str | None:
-    """An instruction before the wait for the other blocks uses a load, which must be under way then."""
-    window = kernel.before_wait
-    for at, load in enumerate(window):
-        if not load.name.startswith("LDG") or load.name == POLLS["grid"]:
-            continue
-        if later := find_use(load.written, window, at + 1):
-            return f"{load.name} at {load.at:#x} is used at {later.at:#x}, before the wait"
-    loads = any(i.name.startswith("LDG") for i in window)
-    return None if loads or not kernel.time_loop else "no loads before the wait"
+    """The inputs of the next step are not loaded while the other blocks compute, or something waits for
+    them."""
+    if used := find_used_load(kernel.others_compute):
+        load, later = used
+        return f"{load.name} at {load.at:#x} is used at {later.at:#x}, before the wait"
+    loads = any(i.name.startswith("LDG") for i in kernel.others_compute)
+    return None if loads or not kernel.time_loop else "no loads between the last send and the wait"
 
 
-def loads_after_wait(kernel: Kernel) -> str | None:
-    """There are wrong loads after the wait for the other blocks. Only two are right: of what these blocks
-    wrote, in a grid; and of a row, for two iterations ahead."""
-    after = kernel.time_loop[len(kernel.before_wait) :]
-    loads = [i for i in after if i.name.startswith("LDG") and "STRONG" not in i.name]
-    wrong = [i for i in loads if not i.name.startswith("LDG.E.64")]
-    return f"{wrong[0].name} at {wrong[0].at:#x}" if wrong else None
+def makes_others_wait(kernel: Kernel) -> str | None:
+    """Between the wait and the last send an instruction waits for a load. In a grid some must: they need the
+    place of what the other blocks wrote."""
+    if kernel.kind == "cluster" and (used := find_used_load(kernel.others_wait)):
+        load, later = used
+        return f"{load.name} at {load.at:#x} is used at {later.at:#x}, before the other blocks can go on"
+    return None
 
 
 def empties_the_cache(kernel: Kernel) -> str | None:
@@ -252,8 +283,8 @@ RULES: dict[str, Callable[[Kernel], str | None]] = {
     "no stack, no local memory": uses_local_memory,
     "products by the expected instructions": wrong_products,
     "weights are loaded before the time loop": loads_weights_again,
-    "no load is waited for before the other blocks are": waits_for_loads,
-    "biases and inputs are loaded before the wait": loads_after_wait,
+    "inputs are loaded while the other blocks compute": waits_for_loads,
+    "the other blocks wait for no load": makes_others_wait,
     "clusters leave the first-level cache alone": empties_the_cache,
 }
 

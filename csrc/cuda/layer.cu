@@ -54,8 +54,8 @@ class Plans {
  private:
   using Key = std::tuple<int, std::optional<Kind>, Math, bool, bool, bool, int64_t, int64_t, int64_t, int>;
   static Key key_of(const Problem& p, std::optional<Kind> forced) {
-    return {current_device_index(), forced, p.math, p.backward, p.projected, p.noisy,
-            steps_of_plan(p.T),     p.B,    p.H,    p.D};
+    return {current_device_index(),  forced, p.math, p.backward, p.projected, p.noisy,
+            steps_of_plan(p.T, p.B), p.B,    p.H,    p.D};
   }
   static std::map<Key, Plan>& plans() {
     static std::map<Key, Plan> all;

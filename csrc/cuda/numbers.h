@@ -55,9 +55,15 @@ FASTRNN_INLINE T from_real(Real<T> value) {
 }
 template <>
 FASTRNN_INLINE bf16 from_real<bf16>(float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  bf16 rounded;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded.bits) : "f"(value));
+  return rounded;
+#else
   const uint32_t bits = bit_cast<uint32_t>(value);
   if (value != value) return {0x7fff};
   return {static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+#endif
 }
 template <>
 FASTRNN_INLINE fp16 from_real<fp16>(float value) {

@@ -84,8 +84,8 @@ Plan make_plan(const Problem& problem, const Device& device, std::optional<Kind>
 Plan find_plan(const Problem& problem, const Device& device, std::optional<Kind> forced, int refused,
                const std::function<bool(const Plan&)>& fits);
 
-// The least number of steps that has the same plans as T steps.
-int64_t steps_of_plan(int64_t T);
+// A number of steps that has the same plans as T steps of B sequences: one of few.
+int64_t steps_of_plan(int64_t T, int64_t B);
 
 // The kind that FASTRNN_CUDA_PLAN names, if it is set. Throws std::runtime_error if that is no kind.
 std::optional<Kind> forced_kind();

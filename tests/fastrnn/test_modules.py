@@ -533,7 +533,9 @@ def test_weight_norm(cell, norm, names):
         return second
 
     with judged_there():
-        assert_close(solve(fastrnn), solve(torch.nn), case)
+        # The gradient with respect to a direction is a difference, which has the rounding errors of both
+        # numbers.
+        assert_close(solve(fastrnn), solve(torch.nn), case, u=2**-51)
 
 
 @pytest.mark.usefixtures("target")

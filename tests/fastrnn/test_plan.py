@@ -132,9 +132,8 @@ def test_the_next_kind_where_one_does_not_fit():
 
 
 def test_clusters_of_a_device():
-    """Fewer than there are SMs for: a cluster lies within a GPC. On an H100 this was seen."""
-    h100 = Gpu(132, (9, 0)).clusters
-    assert (h100[0], h100[7], h100[15]) == (132, 15, 7)
+    """Fewer than there are SMs for: a cluster lies within a GPC. An H200 has told these numbers."""
+    assert Gpu(132, (9, 0)).clusters == [132, 66, 39, 30, 22, 17, 15, 15, 9, 7, 7, 7, 7, 7, 7, 7]
     assert Gpu(132, (8, 0)).clusters == [0] * CLUSTER
     assert all(n * count <= 148 for n, count in enumerate(Gpu(148, (10, 0)).clusters, 1))
 
@@ -146,6 +145,7 @@ def test_no_clusters():
 def test_sizes_that_the_kernels_cannot_count():
     assert _C.plan(**LSTM | dict(T=2**30 + 1), **H200)["kind"] == "stepwise"
     assert _C.plan(**LSTM | dict(B=2**30 + 1), **H200)["kind"] == "stepwise"
+    assert _C.plan(**LSTM | dict(T=2**20, B=2**10 + 1), **H200)["kind"] == "stepwise"
 
 
 @pytest.mark.parametrize(

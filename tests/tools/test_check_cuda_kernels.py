@@ -17,8 +17,8 @@ pytestmark = [
     pytest.mark.skipif(find_cuobjdump() is None, reason="cuobjdump is not here"),
 ]
 
-# As persistent.cu names them: the loop multiplies 128 words of weights that each lane keeps. It loads, waits,
-# multiplies and stores.
+# As persistent.cu names them: the loop multiplies 128 words of weights that each lane keeps. It waits,
+# multiplies, sends and loads.
 SOURCE = """
 namespace fastrnn::cells { struct Lstm {}; }
 namespace fastrnn::cuda {
@@ -39,6 +39,12 @@ __device__ void wait(unsigned barrier, unsigned parity) {
                  "mbarrier.try_wait.parity" SCOPE ".shared::cta.b64 p, [%1], %2;\\n"
                  "selp.u32 %0, 1, 0, p;\\n}" : "=r"(passed) : "r"(barrier), "r"(parity) : "memory");
   }
+#endif
+}
+__device__ void send(unsigned to, unsigned word, unsigned barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];"
+               :: "r"(to), "r"(word), "r"(barrier) : "memory");
 #endif
 }
 __device__ void mma(float* sum, const unsigned* w, const unsigned* x) {
@@ -62,10 +68,10 @@ __global__ void __launch_bounds__(256, 1)
 #ifdef STACK
   float local[64] = {};
 #endif
+  unsigned input = x[0];
 #pragma unroll 1
   for (int t = 0; t < steps; ++t) {
     float sum[4] = {};
-    unsigned input = x[t];
 #ifdef RELOAD
     load(7, 2);
 #endif
@@ -85,6 +91,9 @@ __global__ void __launch_bounds__(256, 1)
     local[(where + t) % 64] += sum[0];
     sum[1] += local[where];
 #endif
+    send(where + 8, sum[0], where);
+    __syncthreads();  // the compiler leaves the load where it is
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(input) : "l"(x + t + 1));
     y[4 * t + threadIdx.x] = sum[0] + sum[1] + sum[2] + sum[3];
   }
 }

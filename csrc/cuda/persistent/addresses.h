@@ -1,5 +1,7 @@
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/persistent/elements.h"
 #include "cuda/recurrence.h"
 
@@ -28,26 +30,50 @@ FASTRNN_INLINE int64_t length_of(const DeviceRows& rows, int64_t b) {
   return rows.lengths ? rows.lengths[b] : rows.T;
 }
 // The row of sequence 0 at step t.
-FASTRNN_INLINE int64_t first_row(const DeviceRows& rows, int64_t t) {
-  return rows.offsets ? rows.offsets[t] : t * rows.stride_t;
+FASTRNN_INLINE int first_row(const DeviceRows& rows, int t) {
+  return rows.offsets ? static_cast<int>(rows.offsets[t]) : t * static_cast<int>(rows.stride_t);
 }
-FASTRNN_INLINE int64_t row_of(const DeviceRows& rows, int64_t t, int64_t b) {
-  return first_row(rows, t) + b * rows.stride_b;
+FASTRNN_INLINE int row_of(const DeviceRows& rows, int t, int b) {
+  return first_row(rows, t) + b * static_cast<int>(rows.stride_b);
 }
 // The number of all rows.
 FASTRNN_INLINE int64_t total_rows(const DeviceRows& rows) {
   return rows.offsets ? rows.offsets[rows.T] : rows.T * rows.B;
 }
 
-// Unit u of sequence b in iteration i, and the rows of the sequence in iterations i and i + 1. All numbers but rows fit
-// 32 bits: csrc/cuda/plan.cpp gives larger problems another plan. Longer numbers take more instructions and registers.
+// Unit u of sequence b in iteration i, and the rows of the sequence in iterations i and i + 1. All numbers fit 32 bits:
+// csrc/cuda/plan.cpp gives larger problems another plan. Longer numbers take more instructions and registers.
+// offset: of u from the first unit of the lane
 struct Place {
-  int i, u, b, length;
-  int64_t row, next_row;
+  int i, u, offset, b, length;
+  int row, next_row;
+};
+
+// The numbers of a lane's first unit in all rows of an array. An address is one multiply-add away.
+template <class V>
+class Column {
+ public:
+  Column() = default;
+  FASTRNN_DEVICE Column(V* first, int row_elements)
+      : first_(first), row_bytes_(row_elements * static_cast<int>(sizeof(V))) {}
+
+  FASTRNN_DEVICE V* at(int row) const {
+    using Byte = std::conditional_t<std::is_const_v<V>, const char, char>;
+    return reinterpret_cast<V*>(reinterpret_cast<Byte*>(first_) + int64_t{row} * row_bytes_);
+  }
+  FASTRNN_DEVICE V* at(const Place& place) const { return at(place.row) + place.offset; }
+  FASTRNN_DEVICE explicit operator bool() const { return first_ != nullptr; }
+  template <class Ctx>
+  FASTRNN_DEVICE void keep_in_registers(Ctx& ctx) {
+    ctx.keep(first_);
+  }
+
+ private:
+  V* first_ = nullptr;
+  int row_bytes_ = 0;
 };
 
 // The places in memory of the numbers of direction d.
-template <class T>
 class Addresses {
  public:
   template <class Params>
@@ -59,17 +85,28 @@ class Addresses {
         first_saved_(d == 0 ? 0 : total_rows(p.rows)) {}
 
   FASTRNN_DEVICE int64_t state(int b, int u) const { return int64_t{d_ * B_ + b} * H_ + u; }  // [D, B, H]
-  FASTRNN_DEVICE int64_t output(int64_t row, int u) const {                                   // [R, D*H]
-    return row * (D_ * H_) + d_ * H_ + u;
+
+  // Unit u of an array [R, D*H], [R, D*G*H] (its first gate) or [D, R, S*H] (its first number); of no array if `array`
+  // is null.
+  template <class V>
+  FASTRNN_DEVICE Column<V> output(V* array, int u) const {
+    return column(array, d_ * H_ + u, D_ * H_);
   }
-  FASTRNN_DEVICE int64_t gate(int64_t row, int G, int u) const {  // [R, D*G*H]: of the first gate
-    return row * (D_ * G * H_) + d_ * G * H_ + u;
+  template <class V>
+  FASTRNN_DEVICE Column<V> gate(V* array, int G, int u) const {
+    return column(array, d_ * G * H_ + u, D_ * G * H_);
   }
-  FASTRNN_DEVICE int64_t saved(int64_t row, int S, int u) const {  // [D, R, S*H]
-    return (first_saved_ + row) * (S * H_) + u;
+  template <class V>
+  FASTRNN_DEVICE Column<V> saved(V* array, int S, int u) const {
+    return column(array, first_saved_ * (S * H_) + u, S * H_);
   }
 
  private:
+  template <class V>
+  FASTRNN_DEVICE static Column<V> column(V* array, int64_t first, int row_elements) {
+    return {array ? array + first : nullptr, row_elements};
+  }
+
   const int H_, B_, D_, d_;
   const int64_t first_saved_;
 };

@@ -62,6 +62,30 @@ class DeviceWarp {
 #undef FASTRNN_MMA
   }
 
+  struct Matrices {
+    uint32_t at;  // the row that a lane names, in the first matrix of its kind
+  };
+  __device__ __forceinline__ Matrices matrices(const void* rows, int64_t row_bytes) const {
+    const auto row = static_cast<const unsigned char*>(rows) + lane() % 8 * row_bytes + lane() / 8 * 16;
+    Matrices matrices{static_cast<uint32_t>(__cvta_generic_to_shared(row))};
+    asm volatile("" : "+r"(matrices.at));  // or the compiler would compute it anew for each load
+    return matrices;
+  }
+  __device__ __forceinline__ void load_matrices(var<uint32_t> (&words)[4], Matrices matrices,
+                                                int offset) const {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0].value), "=r"(words[1].value), "=r"(words[2].value), "=r"(words[3].value)
+                 : "r"(matrices.at + offset)
+                 : "memory");
+  }
+
+  // The compiler would compute these anew in every iteration.
+  template <class V>
+  __device__ __forceinline__ static void keep(V*& pointer) {
+    asm volatile("" : "+l"(pointer));
+    __builtin_assume(__isGlobal(pointer));  // which the compiler has forgotten
+  }
+
   // Reads from the second-level cache, which all blocks share. The first-level cache may hold an old value.
   template <class V>
   __device__ __forceinline__ V load_fresh(const void* address) const {

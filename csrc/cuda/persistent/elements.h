@@ -6,9 +6,11 @@
 #if defined(__CUDACC__)
 #define FASTRNN_DEVICE __device__ __forceinline__
 #define FASTRNN_UNROLL _Pragma("unroll")
+#define FASTRNN_ROLLED _Pragma("unroll 1")
 #else
 #define FASTRNN_DEVICE inline
 #define FASTRNN_UNROLL
+#define FASTRNN_ROLLED
 #endif
 
 namespace fastrnn::cuda {

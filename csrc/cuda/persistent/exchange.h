@@ -39,7 +39,7 @@ class ClusterExchange {
 
   FASTRNN_DEVICE void wait(int tile, int i) {
     if (i == 0) return;
-    ctx_.barrier_wait(barrier(tile, i), static_cast<uint32_t>((i - 1) / kBuffers % 2));
+    ctx_.barrier_wait(barrier(tile, i), static_cast<uint32_t>(i - 1) / kBuffers % 2);
     if (ctx_.warp() == 0) expect(tile, i + kBuffers);
   }
 
@@ -86,9 +86,11 @@ class ClusterExchange {
   static constexpr int kBuffers = 2;
 
   FASTRNN_DEVICE int64_t offset(int tile, int i) const {
-    return t_.exchange + tile * t_.tile_stride + i % kBuffers * t_.buffer_stride;
+    return t_.exchange + tile * t_.tile_stride + static_cast<unsigned>(i) % kBuffers * t_.buffer_stride;
   }
-  FASTRNN_DEVICE int64_t barrier(int tile, int i) const { return (tile * kBuffers + i % kBuffers) * 8; }
+  FASTRNN_DEVICE int64_t barrier(int tile, int i) const {
+    return (tile * kBuffers + static_cast<unsigned>(i) % kBuffers) * 8;
+  }
   FASTRNN_DEVICE void expect(int tile, int i) {
     if (i <= last_) ctx_.barrier_expect(barrier(tile, i), bytes_);
   }

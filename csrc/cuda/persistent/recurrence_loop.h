@@ -17,6 +17,10 @@
 //   block_sync(), cluster_sync(), warp_sync()
 //   shuffle_xor(var, mask)   the value of lane ^ mask
 //   mma<math>(c, a, b)       c += a b, for one tile of the matrix unit
+//   matrices(rows, row_bytes), load_matrices(words, matrices, offset)    8 rows in shared memory, and words of them: four
+//                            matrices side by side, of 16 bytes a row, from `offset` bytes on. Lane l gets word l % 4 of
+//                            row l / 4 of each
+//   keep(value)              a value that is used in every step stays in a register
 //   load_fresh<V>(address)   what another block wrote; does not read the first-level cache
 //   signal(counter)          adds 1
 //   wait_counter(counter, value, limited)    waits until the counter reaches the value; with `limited`, no longer than
@@ -40,9 +44,18 @@ class RecurrenceLoop {
   static constexpr int kRowsPerUnit = kRows.rows_per_unit;
   static constexpr int kUnitTiles = kRows.unit_tiles();
   static constexpr int kBatch = tile_batch(kind, math), kBatchTiles = kBatch / kTileBatch;
+  // A share of a warp's rows and sequences: a unit tile and a batch tile, of which a lane has one unit and two sequences.
+  static constexpr int kShares = kUnitTiles * kBatchTiles;
   static constexpr bool kPushes = kind == Kind::cluster;
+  // Whether a warp loads the inputs of the next tile, and only then saves its results. The other kernels do not have the
+  // registers.
+  static constexpr bool kLoadsAhead = kPushes && math != Math::ieee;
   using Exchange = std::conditional_t<kPushes, ClusterExchange<Ctx, math>, GridExchange<Ctx, math>>;
   using Sums = var<float>[kBatchTiles][kRows.row_tiles][4];
+  using Inputs = var<typename Role::Inputs>[kShares][2];
+  using Results = var<typename Role::Results>[kShares][2];
+  using Biases = var<typename Role::Biases>[kUnitTiles];
+  using Columns = var<typename Role::Columns>;
 
  public:
   // counters: of the block group of this direction, one a tile. A cluster does not use them.
@@ -93,43 +106,60 @@ class RecurrenceLoop {
 
     // The last block may have warps without units. They only take part in the synchronisations of whole blocks.
     const bool idle = unit0_ >= H_;
-    const bool computes = k_warp_ == 0 && !idle;
-    var<typename Role::Biases> biases[kUnitTiles];
-    if (computes) load_biases(biases);
+    const bool computes = k_warp_ < kShares && !idle;
+    Biases biases;
+    Inputs inputs;
+    Columns columns;
+    ctx_.lanes([&](int lane) {
+      columns[lane] = role_.columns(unit0_ + lane / 4);
+      if (kLoadsAhead) columns[lane].keep_in_registers(ctx_);
+    });
+    if (computes) {
+      load_biases(biases);
+      if (kLoadsAhead) load_inputs(0, 0, columns, inputs);
+    }
     for (int i = 0; i <= role_.last; ++i) {
-      int64_t row_ahead = 0;
       for (int tile = 0; tile < t_.tiles; ++tile) {
-        var<typename Role::Inputs> inputs[kUnitTiles][kBatchTiles][2];
-        if (computes) load_inputs(i, tile, inputs);
+        if (!kLoadsAhead && computes) load_inputs(i, tile, columns, inputs);
         if (!kPushes || !idle) exchange.wait(tile, i);
         // For two iterations ahead, and after the wait: so no address has to be loaded before a wait.
-        row_ahead = load_first_row(i + 2);
+        const int row_ahead = load_first_row(i + 2);
         if (!kPushes) {
           fetch(exchange, tile, i);
           ctx_.block_sync();
         }
         Sums sums;
-        // Before the first step of a backward there are no gate gradients, and 0 * W would be NaN for infinite W.
-        product.multiply(ctx_, exchange.buffer(tile, i) + k0_, t_.row_elements,
-                         idle || (Role::backward && i == 0) ? 0 : used_, sums);
-        if (t_.k_warps > 1) add_slices((i * t_.tiles + tile) % 2, sums);
-        if (computes) compute(exchange, i, tile, biases, sums, inputs);
+        product.multiply(ctx_, exchange.buffer(tile, i) + k0_, t_.row_elements, idle ? 0 : used_, sums);
+        if (t_.k_warps > 1) add_slices(static_cast<unsigned>(i * t_.tiles + tile) % 2, sums);
+        Results results;
+        if (computes) compute(exchange, i, tile, biases, sums, inputs, columns, results);
         exchange.finish(tile, i);
+        // The other blocks wait for what is above. What is below passes while this block waits for them: the inputs of
+        // the next tile first, which take long to come.
+        keep_first_row(i + 2, row_ahead);
+        if (!kLoadsAhead || !computes) continue;
+        const bool last_tile = tile + 1 == t_.tiles;
+        if (!last_tile || i < role_.last) {
+          load_inputs(i + last_tile, last_tile ? 0 : tile + 1, columns, inputs);
+        }
+        FASTRNN_UNROLL
+        for (int share = 0; share < kShares; ++share) {
+          if (owns(share)) save(i, tile, share, columns, results);
+        }
       }
-      keep_first_row(i + 2, row_ahead);
     }
     exchange.end();
   }
 
   // The first row of iteration i, if it has a step. In a packed batch the first rows are loaded. Each warp keeps those
   // of a few iterations in shared memory, because no register is free for them.
-  FASTRNN_DEVICE int64_t load_first_row(int i) const {
+  FASTRNN_DEVICE int load_first_row(int i) const {
     return i < role_.order.T ? first_row(role_.p.rows, role_.order.time(i)) : 0;
   }
-  FASTRNN_DEVICE int64_t& first_row_of(int i) const {
-    return ctx_.template shared<int64_t>(t_.rows)[ctx_.warp() * kRowsKept + i % kRowsKept];
+  FASTRNN_DEVICE int& first_row_of(int i) const {
+    return ctx_.template shared<int>(t_.rows)[ctx_.warp() * kRowsKept + static_cast<unsigned>(i) % kRowsKept];
   }
-  FASTRNN_DEVICE void keep_first_row(int i, int64_t row) {
+  FASTRNN_DEVICE void keep_first_row(int i, int row) {
     ctx_.lanes([&](int lane) {
       if (lane == 0) first_row_of(i) = row;
     });
@@ -217,20 +247,27 @@ class RecurrenceLoop {
            (row_warp_ * kRows.units() + unit) * kBatch + n;
   }
 
-  // Calls f(lane, unit tile, batch tile, which, unit, n in the tile, sequence) for everything that a lane computes.
+  // The k warps that have the same rows divide their shares among them, as far as there are enough.
+  FASTRNN_DEVICE bool owns(int share) const { return share % t_.k_warps == k_warp_; }
+  FASTRNN_DEVICE static int unit_of(int share, int lane) { return 8 * (share / kBatchTiles) + lane / 4; }
+  FASTRNN_DEVICE static int n_of(int share, int lane, int which) {
+    return 8 * (share % kBatchTiles) + 2 * (lane % 4) + which;
+  }
+  // The sum of a row of a unit.
+  FASTRNN_DEVICE static var<float>& sum_of(Sums& sums, int share, int row, int which) {
+    const int slot = share / kBatchTiles * kRowsPerUnit + row;
+    return sums[share % kBatchTiles][slot / 2][slot % 2 * 2 + which];
+  }
+
+  // Calls f(lane, share, which) for everything that a lane computes.
   template <class F>
-  FASTRNN_DEVICE void for_each_own(int tile, const F& f) {
+  FASTRNN_DEVICE void for_each_own(const F& f) {
     FASTRNN_UNROLL
-    for (int unit_tile = 0; unit_tile < kUnitTiles; ++unit_tile) {
+    for (int share = 0; share < kShares; ++share) {
+      if (!owns(share)) continue;
       FASTRNN_UNROLL
-      for (int batch_tile = 0; batch_tile < kBatchTiles; ++batch_tile) {
-        FASTRNN_UNROLL
-        for (int which = 0; which < 2; ++which) {
-          ctx_.lanes([&](int lane) {
-            const int unit = 8 * unit_tile + lane / 4, n = 8 * batch_tile + 2 * (lane % 4) + which;
-            f(lane, unit_tile, batch_tile, which, unit, n, sequence(tile, n));
-          });
-        }
+      for (int which = 0; which < 2; ++which) {
+        ctx_.lanes([&](int lane) { f(lane, share, which); });
       }
     }
   }
@@ -238,21 +275,35 @@ class RecurrenceLoop {
   FASTRNN_DEVICE void start_states() {
     if (k_warp_ != 0) return;
     for (int tile = 0; tile < t_.tiles; ++tile) {
-      for_each_own(tile, [&](int, int, int, int, int unit, int n, int b) {
-        if (unit0_ + unit < H_ && b < B_) role_.start(unit0_ + unit, b, state(tile, unit, n), state_stride());
-      });
+      for (int share = 0; share < kShares; ++share) {
+        for (int which = 0; which < 2; ++which) {
+          ctx_.lanes([&](int lane) {
+            const int unit = unit_of(share, lane), n = n_of(share, lane, which), b = sequence(tile, n);
+            if (unit0_ + unit < H_ && b < B_) {
+              role_.start(unit0_ + unit, b, state(tile, unit, n), state_stride());
+            }
+          });
+        }
+      }
     }
   }
 
   FASTRNN_DEVICE bool takes_part(const Place& place) const {
     return place.u < H_ && role_.active(place.i, place.length);
   }
-  FASTRNN_DEVICE Place place_of(int i, int tile, int unit, int n, int b) const {
-    const int64_t in_step = int64_t{b} * static_cast<int>(role_.p.rows.stride_b);
-    return {i, unit0_ + unit, b, length(tile, n), first_row_of(i) + in_step, first_row_of(i + 1) + in_step};
+  FASTRNN_DEVICE Place place_of(int i, int tile, int share, int which, int lane) const {
+    const int n = n_of(share, lane, which), b = sequence(tile, n);
+    const int in_step = b * static_cast<int>(role_.p.rows.stride_b);
+    return {i,
+            unit0_ + unit_of(share, lane),
+            8 * (share / kBatchTiles),
+            b,
+            length(tile, n),
+            first_row_of(i) + in_step,
+            first_row_of(i + 1) + in_step};
   }
 
-  FASTRNN_DEVICE void load_biases(var<typename Role::Biases> (&biases)[kUnitTiles]) {
+  FASTRNN_DEVICE void load_biases(Biases& biases) {
     FASTRNN_UNROLL
     for (int ut = 0; ut < kUnitTiles; ++ut) {
       ctx_.lanes([&](int lane) {
@@ -262,94 +313,104 @@ class RecurrenceLoop {
     }
   }
 
-  // Called before the wait, which hides the latency of these loads.
-  FASTRNN_DEVICE void load_inputs(int i, int tile,
-                                  var<typename Role::Inputs> (&inputs)[kUnitTiles][kBatchTiles][2]) {
-    for_each_own(tile, [&](int lane, int ut, int bt, int which, int unit, int n, int b) {
-      const Place place = place_of(i, tile, unit, n, b);
-      if (takes_part(place)) inputs[ut][bt][which][lane] = role_.load(place);
+  FASTRNN_DEVICE void load_inputs(int i, int tile, const Columns& columns, Inputs& inputs) {
+    for_each_own([&](int lane, int share, int which) {
+      const Place place = place_of(i, tile, share, which, lane);
+      inputs[share][which][lane] =
+          takes_part(place) ? role_.load(columns[lane], place) : typename Role::Inputs{};
     });
   }
 
-  // The first of the k warps adds up the sums that the k warps have of the same rows, in order. There are two buffers:
-  // a warp can start its next tile before the sums of this tile have been read, but it cannot be two tiles ahead.
+  // Each of the k warps adds up the sums of its own shares, in the order of the k warps. There are two buffers: a warp can
+  // start its next tile before the sums of this tile have been read, but it cannot be two tiles ahead.
   FASTRNN_DEVICE void add_slices(int parity, Sums& sums) {
     float* const base = ctx_.template shared<float>(t_.partials + parity * t_.partial_bytes);
-    const auto place = [&](int slice, int bt, int m, int j, int lane) {
+    const auto place = [&](int slice, int share, int row, int which, int lane) {
       return base +
-             (((((row_warp_ * (t_.k_warps - 1) + slice - 1) * kBatchTiles + bt) * kRows.row_tiles + m) * 4 +
-               j) *
-                  32 +
+             (((((row_warp_ * t_.k_warps + slice) * kShares + share) * kRowsPerUnit + row) * 2 + which) * 32 +
               lane);
     };
-    const auto for_each_sum = [&](const auto& f) {
+    const auto for_each_sum = [&](const auto& skips, const auto& f) {
       FASTRNN_UNROLL
-      for (int bt = 0; bt < kBatchTiles; ++bt) {
+      for (int share = 0; share < kShares; ++share) {
+        if (skips(share)) continue;
         FASTRNN_UNROLL
-        for (int m = 0; m < kRows.row_tiles; ++m) {
+        for (int row = 0; row < kRowsPerUnit; ++row) {
           FASTRNN_UNROLL
-          for (int j = 0; j < 4; ++j) {
-            ctx_.lanes([&](int lane) { f(bt, m, j, lane); });
+          for (int which = 0; which < 2; ++which) {
+            ctx_.lanes([&](int lane) { f(sum_of(sums, share, row, which)[lane], share, row, which, lane); });
           }
         }
       }
     };
-    if (k_warp_ > 0) {
-      for_each_sum(
-          [&](int bt, int m, int j, int lane) { *place(k_warp_, bt, m, j, lane) = sums[bt][m][j][lane]; });
-    }
+    const auto nothing = [](int) { return false; };
+    const auto others = [&](int share) { return !owns(share); };
+    for_each_sum(nothing, [&](float& sum, int share, int row, int which, int lane) {
+      *place(k_warp_, share, row, which, lane) = sum;
+    });
     ctx_.block_sync();
-    if (k_warp_ == 0) {
-      for (int slice = 1; slice < t_.k_warps; ++slice) {
-        for_each_sum(
-            [&](int bt, int m, int j, int lane) { sums[bt][m][j][lane] += *place(slice, bt, m, j, lane); });
-      }
+    FASTRNN_ROLLED
+    for (int slice = 0; slice < t_.k_warps; ++slice) {
+      for_each_sum(others, [&](float& sum, int share, int row, int which, int lane) {
+        const float added = *place(slice, share, row, which, lane);
+        sum = slice == 0 ? added : sum + added;
+      });
     }
   }
 
-  FASTRNN_DEVICE void compute(Exchange& exchange, int i, int tile,
-                              const var<typename Role::Biases> (&biases)[kUnitTiles], Sums& sums,
-                              const var<typename Role::Inputs> (&inputs)[kUnitTiles][kBatchTiles][2]) {
-    var<E> elements[kUnitTiles][kBatchTiles][Role::parts][2];
-    for_each_own(tile, [&](int lane, int ut, int bt, int which, int unit, int n, int b) {
-      float own[kRowsPerUnit];
+  // Everything that other blocks wait for. It has no branches but uniform ones, so that a lane computes its two sequences
+  // side by side.
+  FASTRNN_DEVICE void compute(Exchange& exchange, int i, int tile, const Biases& biases, Sums& sums,
+                              const Inputs& inputs, const Columns& columns, Results& results) {
+    FASTRNN_UNROLL
+    for (int share = 0; share < kShares; ++share) {
+      if (!owns(share)) continue;
+      var<E> elements[Role::parts][2];
       FASTRNN_UNROLL
-      for (int row = 0; row < kRowsPerUnit; ++row) {
-        const int slot = ut * kRowsPerUnit + row;
-        own[row] = sums[bt][slot / 2][slot % 2 * 2 + which][lane];
-      }
-      T out[Role::parts] = {};
-      const Place place = place_of(i, tile, unit, n, b);
-      const bool takes = takes_part(place);
-      if (takes) {
-        role_.step(place, biases[ut][lane], inputs[ut][bt][which][lane], own, state(tile, unit, n),
-                   state_stride(), out);
+      for (int which = 0; which < 2; ++which) {
+        ctx_.lanes([&](int lane) {
+          float own[kRowsPerUnit];
+          FASTRNN_UNROLL
+          for (int row = 0; row < kRowsPerUnit; ++row) own[row] = sum_of(sums, share, row, which)[lane];
+          const Place place = place_of(i, tile, share, which, lane);
+          const int unit = unit_of(share, lane), n = n_of(share, lane, which);
+          const bool takes = takes_part(place);
+          auto& result = results[share][which][lane];
+          result = role_.step(takes, place, biases[share / kBatchTiles][lane], inputs[share][which][lane],
+                              own, state(tile, unit, n), state_stride());
+          if constexpr (kPushes) {
+            FASTRNN_UNROLL
+            for (int part = 0; part < Role::parts; ++part) {
+              // A unit that takes no part in this step pushes its old element again.
+              elements[part][which][lane] =
+                  takes ? to_element<math>(Role::exchanged(result, part))
+                  : place.u < H_
+                      ? exchange.buffer(tile, i)[n * t_.row_elements + part * shape_.part + place.u]
+                      : E(0);
+            }
+          }
+        });
       }
       if constexpr (kPushes) {
+        // All lanes must have read the buffer before any lane pushes. Lanes without a unit read too, but push nothing.
+        ctx_.warp_sync();
         FASTRNN_UNROLL
         for (int part = 0; part < Role::parts; ++part) {
-          // A unit that takes no part in this step pushes its old element again.
-          elements[ut][bt][part][which][lane] =
-              takes ? to_element<math>(out[part])
-              : unit0_ + unit < H_
-                  ? exchange.buffer(tile, i)[n * t_.row_elements + part * shape_.part + unit0_ + unit]
-                  : E(0);
+          exchange.publish(tile, i, share % kBatchTiles, part, unit0_ + 8 * (share / kBatchTiles),
+                           elements[part]);
         }
       }
-    });
-    if constexpr (kPushes) {
-      // All lanes must have read the buffer before any lane pushes. Lanes without a unit read too, but push nothing.
-      ctx_.warp_sync();
-      FASTRNN_UNROLL
-      for (int ut = 0; ut < kUnitTiles; ++ut) {
-        FASTRNN_UNROLL
-        for (int bt = 0; bt < kBatchTiles; ++bt) {
-          FASTRNN_UNROLL
-          for (int part = 0; part < Role::parts; ++part) {
-            exchange.publish(tile, i, bt, part, unit0_ + 8 * ut, elements[ut][bt][part]);
-          }
-        }
-      }
+      if (!kLoadsAhead) save(i, tile, share, columns, results);
+    }
+  }
+
+  FASTRNN_DEVICE void save(int i, int tile, int share, const Columns& columns, const Results& results) {
+    FASTRNN_UNROLL
+    for (int which = 0; which < 2; ++which) {
+      ctx_.lanes([&](int lane) {
+        const Place place = place_of(i, tile, share, which, lane);
+        if (takes_part(place)) role_.save(columns[lane], place, results[share][which][lane]);
+      });
     }
   }
 

@@ -25,7 +25,7 @@ struct ForwardRole {
   const Params& p;
   const int d, H, last;
   const StepOrder order;
-  const Addresses<T> at;
+  const Addresses at;
 
   FASTRNN_DEVICE ForwardRole(const Params& p, int d)
       : p(p),
@@ -43,13 +43,31 @@ struct ForwardRole {
   }
 
   // The address of h after the step of this row [H].
-  FASTRNN_DEVICE const T* written(int64_t row) const { return p.y + at.output(row, 0); }
+  FASTRNN_DEVICE const T* written(int row) const { return at.output(p.y, 0).at(row); }
   // The address of h before the first step of sequence b; null for zeros.
   FASTRNN_DEVICE const T* given(int b) const { return p.h0 ? p.h0 + at.state(b, 0) : nullptr; }
 
   FASTRNN_DEVICE void start(int u, int b, float* state, int stride) const {
     for (int k = 0; k < C; ++k) state[k * stride] = p.c0[k] ? to_real(p.c0[k][at.state(b, u)]) : 0;
     if (Cell::reads_h) state[C * stride] = p.h0 ? to_real(p.h0[at.state(b, u)]) : 0;
+  }
+
+  // What a lane reads and writes in every step. u: its first unit
+  struct Columns {
+    Column<const float> gx;
+    Column<T> y;
+    Column<float> s, c;
+
+    template <class Ctx>
+    FASTRNN_DEVICE void keep_in_registers(Ctx& ctx) {
+      gx.keep_in_registers(ctx);
+      y.keep_in_registers(ctx);
+      if (Cell::saved > 0) s.keep_in_registers(ctx);
+      if (C > 0) c.keep_in_registers(ctx);
+    }
+  };
+  FASTRNN_DEVICE Columns columns(int u) const {
+    return {at.gate(p.gx, G, u), at.output(p.y, u), at.saved(p.s, Cell::saved, u), at.saved(p.c, C, u)};
   }
 
   // The biases of a unit.
@@ -71,42 +89,58 @@ struct ForwardRole {
   struct Inputs {
     float gx[G];
   };
-  FASTRNN_DEVICE Inputs load(const Place& place) const {
+  FASTRNN_DEVICE Inputs load(const Columns& columns, const Place& place) const {
     Inputs in;
-    const float* gx = p.gx + at.gate(place.row, G, place.u);
+    const float* gx = columns.gx.at(place);
     FASTRNN_UNROLL
     for (int gate = 0; gate < G; ++gate) in.gx[gate] = gx[gate * H];
     return in;
   }
 
-  // sums: W_hh h for the gates of the unit.
-  FASTRNN_DEVICE void step(const Place& place, const Biases& biases, const Inputs& in, const float (&sums)[G],
-                           float* state, int stride, T (&out)[parts]) const {
-    float gx[G], gh[G], s[Cell::saved > 0 ? Cell::saved : 1], c[C + 1], h_prev = 0, h;
+  struct Results {
+    T h;
+    float s[Cell::saved > 0 ? Cell::saved : 1], c[C + 1];
+  };
+  // sums: W_hh h for the gates of the unit. Where a unit takes no part in the step, its state stays.
+  FASTRNN_DEVICE Results step(bool takes_part, const Place&, const Biases& biases, const Inputs& in,
+                              const float (&sums)[G], float* state, int stride) const {
+    float gx[G], gh[G], h_prev = 0, h;
     FASTRNN_UNROLL
     for (int gate = 0; gate < G; ++gate) {
       gx[gate] = in.gx[gate] + biases.ih[gate];
       gh[gate] = sums[gate] + biases.hh[gate];
     }
-    for (int k = 0; k < C; ++k) c[k] = state[k * stride];
+    Results results;
+    for (int k = 0; k < C; ++k) results.c[k] = state[k * stride];
     if (Cell::reads_h) h_prev = state[C * stride];
-    cells::forward<Cell, Activations>(gx, gh, static_cast<const float*>(nullptr), h_prev, s, c, h);
-    for (int k = 0; k < C; ++k) state[k * stride] = c[k];
-    if (Cell::reads_h) state[C * stride] = h;
-
-    out[0] = from_real<T>(h);
-    p.y[at.output(place.row, place.u)] = out[0];
-    if (Cell::saved > 0 && p.s) {
-      float* saved = p.s + at.saved(place.row, Cell::saved, place.u);
-      FASTRNN_UNROLL
-      for (int k = 0; k < Cell::saved; ++k) saved[k * H] = s[k];
+    cells::forward<Cell, Activations>(gx, gh, static_cast<const float*>(nullptr), h_prev, results.s,
+                                      results.c, h);
+    if (takes_part) {
+      for (int k = 0; k < C; ++k) state[k * stride] = results.c[k];
+      if (Cell::reads_h) state[C * stride] = h;
     }
-    for (int k = 0; p.c && k < C; ++k) p.c[at.saved(place.row, C, place.u) + k * H] = c[k];
+    results.h = from_real<T>(h);
+    return results;
+  }
+
+  FASTRNN_DEVICE static T exchanged(const Results& results, int /*part*/) { return results.h; }
+
+  FASTRNN_DEVICE void save(const Columns& columns, const Place& place, const Results& results) const {
+    *columns.y.at(place) = results.h;
+    if (Cell::saved > 0 && columns.s) {
+      float* saved = columns.s.at(place);
+      FASTRNN_UNROLL
+      for (int k = 0; k < Cell::saved; ++k) saved[k * H] = results.s[k];
+    }
+    if (C > 0 && columns.c) {
+      float* c = columns.c.at(place);
+      for (int k = 0; k < C; ++k) c[k * H] = results.c[k];
+    }
     if (order.ends(place.i, place.length)) {
       const int64_t end = at.state(place.b, place.u);
-      if (p.hn) p.hn[end] = out[0];
+      if (p.hn) p.hn[end] = results.h;
       for (int k = 0; k < C; ++k) {
-        if (p.cn[k]) p.cn[k][end] = from_real<T>(c[k]);
+        if (p.cn[k]) p.cn[k][end] = from_real<T>(results.c[k]);
       }
     }
   }
@@ -129,7 +163,7 @@ struct BackwardRole {
   const Params& p;
   const int d, H, last;
   const StepOrder order;
-  const Addresses<T> at;
+  const Addresses at;
 
   FASTRNN_DEVICE BackwardRole(const Params& p, int d)
       : p(p),
@@ -147,7 +181,7 @@ struct BackwardRole {
     return p.weights[d].W_hh[int64_t{gate * H + k} * H + u];
   }
 
-  FASTRNN_DEVICE const T* written(int64_t row) const { return p.dgh + at.gate(row, G, 0); }  // [G*H]
+  FASTRNN_DEVICE const T* written(int row) const { return at.gate(p.dgh, G, 0).at(row); }  // [G*H]
   FASTRNN_DEVICE const T* given(int /*b*/) const { return nullptr; }
 
   FASTRNN_DEVICE void start(int u, int b, float* state, int stride) const {
@@ -155,6 +189,25 @@ struct BackwardRole {
     for (int k = 0; k < C; ++k) {
       state[(1 + k) * stride] = p.dcn[k] ? to_real(p.dcn[k][at.state(b, u)]) : 0;
     }
+  }
+
+  struct Columns {
+    Column<const T> dy, y;
+    Column<const float> s, c;
+    Column<T> dgh;
+
+    template <class Ctx>
+    FASTRNN_DEVICE void keep_in_registers(Ctx& ctx) {
+      dy.keep_in_registers(ctx);
+      if (Cell::saved == 0 || Cell::reads_h) y.keep_in_registers(ctx);
+      if (Cell::saved > 0) s.keep_in_registers(ctx);
+      if (C > 0) c.keep_in_registers(ctx);
+      dgh.keep_in_registers(ctx);
+    }
+  };
+  FASTRNN_DEVICE Columns columns(int u) const {
+    return {at.output(p.dy, u), at.output(p.y, u), at.saved(p.s, Cell::saved, u), at.saved(p.c, C, u),
+            at.gate(p.dgh, G, u)};
   }
 
   struct Biases {};
@@ -168,29 +221,28 @@ struct BackwardRole {
     uint32_t c_prev[C + 1];  // of a float, or, before the first step, of a T
     float c[C + 1], s[Cell::saved > 0 ? Cell::saved : 1];
   };
-  FASTRNN_DEVICE Inputs load(const Place& place) const {
+  FASTRNN_DEVICE Inputs load(const Columns& columns, const Place& place) const {
     Inputs in{};
     if (place.i == last) return in;
-    const int u = place.u;
     const bool first = is_first(place);
-    if (p.dy) in.dy = bits_of(p.dy[at.output(place.row, u)]);
-    if (Cell::saved == 0) in.h = bits_of(p.y[at.output(place.row, u)]);
+    if (columns.dy) in.dy = bits_of(*columns.dy.at(place));
+    if (Cell::saved == 0) in.h = bits_of(*columns.y.at(place));
     if (Cell::reads_h) {
-      const T* h_prev = !first ? p.y + at.output(place.next_row, u)
-                        : p.h0 ? p.h0 + at.state(place.b, u)
+      const T* h_prev = !first ? columns.y.at(place.next_row) + place.offset
+                        : p.h0 ? p.h0 + at.state(place.b, place.u)
                                : nullptr;
       if (h_prev) in.h_prev = bits_of(*h_prev);
     }
     for (int k = 0; k < C; ++k) {
-      in.c[k] = p.c[at.saved(place.row, C, u) + k * H];
+      in.c[k] = columns.c.at(place)[k * H];
       if (!first) {
-        in.c_prev[k] = bits_of(p.c[at.saved(place.next_row, C, u) + k * H]);
+        in.c_prev[k] = bits_of(columns.c.at(place.next_row)[place.offset + k * H]);
       } else if (p.c0[k]) {
-        in.c_prev[k] = bits_of(p.c0[k][at.state(place.b, u)]);
+        in.c_prev[k] = bits_of(p.c0[k][at.state(place.b, place.u)]);
       }
     }
     if (Cell::saved > 0) {
-      const float* saved = p.s + at.saved(place.row, Cell::saved, u);
+      const float* saved = columns.s.at(place);
       FASTRNN_UNROLL
       for (int k = 0; k < Cell::saved; ++k) in.s[k] = saved[k * H];
     }
@@ -199,21 +251,26 @@ struct BackwardRole {
 
   FASTRNN_DEVICE static float real_of(uint32_t bits) { return to_real(from_bits<T>(bits)); }
 
+  struct Results {
+    T dgx[G], dgh[cells::has_split_gate<Cell> ? G : 1];
+  };
   // sums: W_hh^T times the gradients of the hidden state's shares, of one step later.
-  FASTRNN_DEVICE void step(const Place& place, const Biases&, const Inputs& in, const float (&sums)[1],
-                           float* state, int stride, T (&out)[parts]) const {
-    const float dh = sums[0] + state[0] + real_of(in.dy);
+  FASTRNN_DEVICE Results step(bool takes_part, const Place& place, const Biases&, const Inputs& in,
+                              const float (&sums)[1], float* state, int stride) const {
+    // Before its last step a sequence has no gate gradients, and 0 * W would be NaN for infinite W.
+    const float dh_sum = order.before(place.i, place.length) < 0 ? 0 : sums[0];
+    const float dh = dh_sum + state[0] + real_of(in.dy);
     float dc[C + 1];
     for (int k = 0; k < C; ++k) dc[k] = state[(1 + k) * stride];
+    Results results{};
     if (place.i == last) {
       const int64_t start = at.state(place.b, place.u);
-      if (p.dh0) p.dh0[start] = from_real<T>(dh);
+      if (takes_part && p.dh0) p.dh0[start] = from_real<T>(dh);
       for (int k = 0; k < C; ++k) {
-        if (p.dc0[k]) p.dc0[k][start] = from_real<T>(dc[k]);
+        if (takes_part && p.dc0[k]) p.dc0[k][start] = from_real<T>(dc[k]);
       }
-      return;
+      return results;
     }
-    const int64_t gates = at.gate(place.row, G, place.u);
     float c_prev[C + 1], dgx[G], dgh[G], dh_prev = 0;
     for (int k = 0; k < C; ++k) {
       c_prev[k] = is_first(place) ? real_of(in.c_prev[k]) : bit_cast<float>(in.c_prev[k]);
@@ -221,13 +278,35 @@ struct BackwardRole {
     Cell::template backward<Activations>(in.s, static_cast<const float*>(nullptr), real_of(in.h_prev),
                                          real_of(in.h), c_prev, in.c, dh, dc, dgx, dgh,
                                          static_cast<float*>(nullptr), dh_prev);
-    state[0] = dh_prev;
-    for (int k = 0; k < C; ++k) state[(1 + k) * stride] = dc[k];
+    if (takes_part) {
+      state[0] = dh_prev;
+      for (int k = 0; k < C; ++k) state[(1 + k) * stride] = dc[k];
+    }
     FASTRNN_UNROLL
     for (int gate = 0; gate < G; ++gate) {
-      p.dgx[gates + gate * H] = from_real<T>(dgx[gate]);
-      out[gate] = from_real<T>(cells::has_split_gate<Cell> ? dgh[gate] : dgx[gate]);
-      if (cells::has_split_gate<Cell>) p.dgh[gates + gate * H] = out[gate];
+      results.dgx[gate] = from_real<T>(dgx[gate]);
+      if constexpr (cells::has_split_gate<Cell>) results.dgh[gate] = from_real<T>(dgh[gate]);
+    }
+    return results;
+  }
+
+  FASTRNN_DEVICE static T exchanged(const Results& results, int part) {
+    if constexpr (cells::has_split_gate<Cell>) {
+      return results.dgh[part];
+    } else {
+      return results.dgx[part];
+    }
+  }
+
+  FASTRNN_DEVICE void save(const Columns& columns, const Place& place, const Results& results) const {
+    if (place.i == last) return;
+    T* dgh = columns.dgh.at(place);
+    FASTRNN_UNROLL
+    for (int gate = 0; gate < G; ++gate) dgh[gate * H] = exchanged(results, gate);
+    if constexpr (cells::has_split_gate<Cell>) {
+      T* dgx = at.gate(p.dgx, G, place.u).at(place.row);
+      FASTRNN_UNROLL
+      for (int gate = 0; gate < G; ++gate) dgx[gate * H] = results.dgx[gate];
     }
   }
 };

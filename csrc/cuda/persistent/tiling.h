@@ -109,12 +109,13 @@ constexpr Tiling make_tiling(const Plan& plan, Math math, const WarpRows& rows, 
   t.row_elements = (row_bytes + 16) / tile.element_bytes;
   t.buffer_stride = plan.tile_batch * (row_bytes + 16);
   t.tile_stride = (cluster ? 2 : 1) * t.buffer_stride;
-  t.partial_bytes = int64_t{plan.row_warps} * (plan.k_warps - 1) * rows.row_tiles * 4 *
-                    (plan.tile_batch / kTileBatch) * 32 * 4;
+  t.partial_bytes = plan.k_warps == 1 ? 0
+                                      : int64_t{plan.row_warps} * plan.k_warps * rows.unit_tiles() *
+                                            rows.rows_per_unit * 2 * (plan.tile_batch / kTileBatch) * 32 * 4;
   t.exchange = cluster ? ceil_div(plan.tiles * 2 * 8, 128) * 128 : 0;
   t.partials = t.exchange + (cluster ? plan.tiles : 1) * t.tile_stride;
   t.rows = t.partials + 2 * t.partial_bytes;
-  t.lengths = t.rows + int64_t{kMostWarps} * kRowsKept * 8;
+  t.lengths = t.rows + int64_t{kMostWarps} * kRowsKept * 4;
   t.states = t.lengths + int64_t{plan.tiles} * plan.tile_batch * 4;
   t.bytes = t.states + int64_t{plan.tiles} * states * plan.row_warps * rows.units() * plan.tile_batch * 4;
   return t;

@@ -73,25 +73,28 @@ class WarpProduct {
                                      var<float> (&sums)[batch_tiles][row_tiles][4]) const {
     var<float> chains[kChains][batch_tiles][row_tiles][4];
     clear(ctx, chains);
+    const int64_t row_bytes = row_elements * sizeof(Element<math>);
+    typename Ctx::Matrices matrices[batch_tiles];
+    FASTRNN_UNROLL
+    for (int n = 0; n < batch_tiles; ++n)
+      matrices[n] = ctx.matrices(vectors + 8 * n * row_elements, row_bytes);
     FASTRNN_UNROLL
     for (int first = 0; first < kTiles; first += kTilesPerCheck) {
       if (first < used) {
         FASTRNN_UNROLL
-        for (int kt = first; kt < first + kTilesPerCheck; ++kt) {
+        for (int kt = first; kt < first + kTilesPerCheck; kt += 2) {
           FASTRNN_UNROLL
           for (int n = 0; n < batch_tiles; ++n) {
-            var<uint32_t> words[2];
-            ctx.lanes([&](int lane) {
-              const int tile_row = lane / 4, row_lane = lane % 4;
-              constexpr int kPerWord = 4 / sizeof(Element<math>);
-              const Element<math>* row =
-                  vectors + (8 * n + tile_row) * row_elements + kt * kTile.k + kPerWord * row_lane;
-              words[0][lane] = read_as<uint32_t>(row);
-              words[1][lane] = read_as<uint32_t>(row + kTile.k / 2);
-            });
+            // Two tiles along k, which are two matrices of 16 bytes a row each.
+            var<uint32_t> words[4];
+            ctx.load_matrices(words, matrices[n], kt * kTile.k * sizeof(Element<math>));
             FASTRNN_UNROLL
-            for (int m = 0; m < row_tiles; ++m) {
-              ctx.template mma<math>(chains[kt % kChains][n][m], weights_[m][kt], words);
+            for (int of_two = 0; of_two < 2; ++of_two) {
+              const var<uint32_t> tile[2] = {words[2 * of_two], words[2 * of_two + 1]};
+              FASTRNN_UNROLL
+              for (int m = 0; m < row_tiles; ++m) {
+                ctx.template mma<math>(chains[(kt + of_two) % kChains][n][m], weights_[m][kt + of_two], tile);
+              }
             }
           }
         }

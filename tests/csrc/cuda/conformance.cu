@@ -146,6 +146,36 @@ bool shuffle_xor() {
   return true;
 }
 
+constexpr int kMatrixRowBytes = 144, kMatrixOffset = 32;  // as the padding of the exchange gives them
+__global__ void load_matrices_kernel(uint32_t* out) {
+  DeviceWarp warp(0);
+  uint32_t* const rows = warp.shared<uint32_t>(0);
+  warp.lanes([&](int lane) {
+    for (int i = lane; i < 8 * kMatrixRowBytes / 4; i += 32) rows[i] = i;
+  });
+  warp.block_sync();
+  DeviceWarp::var<uint32_t> words[4];
+  warp.load_matrices(words, warp.matrices(rows, kMatrixRowBytes), kMatrixOffset);
+  warp.lanes([&](int lane) {
+    for (int i = 0; i < 4; ++i) out[i * 32 + lane] = words[i][lane];
+  });
+}
+bool load_matrices() {
+  std::vector<uint32_t> rows(8 * kMatrixRowBytes / 4);
+  for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<uint32_t>(i);
+  HostWarp::var<uint32_t> words[4];
+  HostWarp::load_matrices(words, HostWarp::matrices(rows.data(), kMatrixRowBytes), kMatrixOffset);
+  Buffer<uint32_t> out(4 * 32, 0);
+  launch(load_matrices_kernel, {.blocks = 1, .threads = 32, .shared = 8 * kMatrixRowBytes}, out.device);
+  out.fetch();
+  for (int i = 0; i < 4; ++i) {
+    for (int lane = 0; lane < 32; ++lane) {
+      if (out.host[i * 32 + lane] != words[i][lane]) return false;
+    }
+  }
+  return true;
+}
+
 // Products in which every position of the fragments has its own number, and whose sums are exact. A has the odd numbers
 // +-1 .. +-255. In product p < places, B has numbers only in place p along k: 2^column. So a result is its accumulator
 // plus an odd number times a power of two. The odd number shows the position in A, the power shows the column of B, and
@@ -231,6 +261,7 @@ bool mma() {
 // In each round, every block writes, signals, waits for all blocks and reads what all have written. The same cache
 // lines held the numbers of an earlier round. Unless `checked`, it does not read: this is what is timed, with the
 // writes, for which the signal waits, and with the two block_sync() of the grid's exchange.
+bool quick = false;
 int rounds = 2000;
 uint64_t wait_limit = 20'000'000'000;  // nanoseconds
 template <bool checked>
@@ -336,6 +367,7 @@ Run run_push(int blocks, int clusters) {
 bool push_and_barrier_wait(int blocks, bool all_clusters) {
   const int clusters = clusters_at_once<true>(blocks);
   if (clusters == 0) throw Skipped{"the device holds no such cluster"};
+  if (quick && blocks == 1) throw Skipped{"memcheck takes every push within a single block for an error"};
   if (all_clusters && clusters == 1) throw Skipped{"the device holds one such cluster"};
   return run_push<true>(blocks, all_clusters ? clusters : 1).right;
 }
@@ -386,15 +418,18 @@ bool activations() {
   Buffer<float> copy(in.host);
   activations_kernel<<<count / 256, 256>>>(copy.device, sigmoid.device, tanh.device);
   sigmoid.fetch(), tanh.fetch();
-  // CUDA documents 2 ulp for expf and tanhf; the sigmoid adds an addition and a division.
+  // CUDA documents 2 ulp for ex2.approx and 1 for rcp.approx. The argument of ex2 is rounded, so its relative error
+  // grows with it; where that is much, the sigmoid is small.
   const auto close = [](float got, double expected, double ulps) {
     if (std::isnan(expected)) return std::isnan(got);
     return std::abs(got - expected) <= ulps * std::ldexp(std::abs(expected), -23) + std::ldexp(1, -126);
   };
   for (int i = 0; i < count; ++i) {
     const double a = in.host[i];
-    if (!close(sigmoid.host[i], 1 / (1 + std::exp(-a)), 5) || !close(tanh.host[i], std::tanh(a), 3))
+    if (!close(sigmoid.host[i], 1 / (1 + std::exp(-a)), 5 + std::min(std::abs(a), 128.0)) ||
+        !close(tanh.host[i], std::tanh(a), 5)) {
       return false;
+    }
   }
   return true;
 }
@@ -417,8 +452,13 @@ constexpr int kClusterSizes[] = {1, 3, 4, 5, 8, 12, 16};
 
 std::vector<Test> tests() {
   std::vector<Test> all = {
-      {"shuffle_xor", 75, shuffle_xor},  {"mma bf16", 80, mma<Math::bf16>}, {"mma fp16", 80, mma<Math::fp16>},
-      {"mma tf32", 80, mma<Math::tf32>}, {"numbers", 75, numbers},          {"activations", 75, activations},
+      {"shuffle_xor", 75, shuffle_xor},
+      {"mma bf16", 80, mma<Math::bf16>},
+      {"mma fp16", 80, mma<Math::fp16>},
+      {"mma tf32", 80, mma<Math::tf32>},
+      {"numbers", 75, numbers},
+      {"activations", 75, activations},
+      {"load_matrices", 75, load_matrices},
   };
   const std::string counter = "signal, wait_counter, load_fresh, block_sync: ";
   all.push_back({counter + "32 blocks", 80, [] { return run_counter<true>(32, 16 << 10).right; }});
@@ -483,7 +523,7 @@ int main(int argc, char** argv) {
   const std::string argument = argc > 1 ? argv[1] : "";
   try {
     if (argument == "lost_signal") return lost_signal_is_an_error() ? 0 : 1;
-    const bool quick = argument == "quick";
+    quick = argument == "quick";
     if (quick) rounds = 20, wait_limit = 0;  // sanitizers are slow
     const int capability =
         10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);

@@ -152,6 +152,24 @@ class HostWarp {
     return result;
   }
 
+  struct Matrices {
+    const char* rows;
+    int64_t row_bytes;
+  };
+  static Matrices matrices(const void* rows, int64_t row_bytes) {
+    return {static_cast<const char*>(rows), row_bytes};
+  }
+  static void load_matrices(var<uint32_t> (&words)[4], Matrices matrices, int offset) {
+    for (int matrix = 0; matrix < 4; ++matrix) {
+      for (int lane = 0; lane < 32; ++lane) {
+        const char* row = matrices.rows + lane / 4 * matrices.row_bytes + offset + 16 * matrix;
+        std::memcpy(&words[matrix][lane], row + 4 * (lane % 4), 4);
+      }
+    }
+  }
+  template <class V>
+  static void keep(V&) {}
+
   // As the tables of the PTX manual say: m16n8k16 for 16-bit numbers, m16n8k8 for tf32.
   template <cuda::Math math>
   static void mma(var<float> (&c)[4], const var<uint32_t> (&a)[4], const var<uint32_t> (&b)[2]) {

@@ -75,8 +75,10 @@ def train(model, call, x):
 
 
 def agree(got, want):
+    # On a GPU products of float32 may be tf32 here, but cuBLAS computes some shapes in full.
+    rounding = {"rtol": 5e-3, "atol": 5e-3} if device_of(fastrnn) == "cuda" else {}
     for g, w in zip(got, want, strict=True):
-        torch.testing.assert_close(g, w)
+        torch.testing.assert_close(g, w, **rounding)
 
 
 @pytest.mark.quick(1)
