@@ -100,11 +100,19 @@ def quantized_by_onnxruntime(setup: Setup) -> Call:
     if problem.cell != "lstm":
         raise NotSupported("quantizes LSTM alone")
 
+    # Without VNNI its sums of two products may overflow 16 bits, unless weights have 7; its documents say so.
+    has_vnni = any("vnni" in isa for isa in fastrnn._C.isas_available())
+
     def quantize(model: Any) -> Any:
         with TemporaryDirectory() as folder:
             path = Path(folder, "int8.onnx")
             quantize_dynamic(
-                model, path, op_types_to_quantize=["LSTM"], per_channel=True, weight_type=QuantType.QInt8
+                model,
+                path,
+                op_types_to_quantize=["LSTM"],
+                per_channel=True,
+                reduce_range=not has_vnni,
+                weight_type=QuantType.QInt8,
             )
             return onnx_peer.onnx.load(path)
 

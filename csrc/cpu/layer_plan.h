@@ -48,7 +48,7 @@ LayerPlan plan_layer(const cells::CellInfo& cell, const LayerSizes& sizes, Pass 
   const Panels<T> panels = W_hh_panels<T>(cell.gates.size(), plan, pass, sizes.B, sizes.H, sizes.P);
   const int64_t rows = std::min(plan.step_rows(sizes.B), tuning::kRowBlock);
   int nv = panels.micropanel(0, 0).nv;
-  if (rows > 1 && nv > kTileVectors) nv -= nv / 2;  // as multiply_micropanel cuts it
+  if (rows > 1) nv = first_part(nv);
   return {
       .plan = plan,
       .product = {.packed = sizes.rows > tuning::kUnpackedRows || (pass == Pass::backward && kKPack<T> > 1),

@@ -43,7 +43,7 @@ constexpr int kMaxVectors = 8, kTileVectors = 4;
 // Vectors of the widest panel for products of several rows, and of the micropanels that it is cut into. With 16
 // registers tiles of 4 rows and 3 vectors read least for each multiply-add. EPYC: 106 to 114 GFLOP/s of 117,
 // where tiles of 3 rows and 4 vectors had 98 to 110.
-constexpr ByRegisters kPanelVectors{4, 8}, kMicropanelVectors{4, 3};
+constexpr ByRegisters kPanelVectors{4, 12}, kMicropanelVectors{4, 3};
 // KC, terms of a sum that are taken at a time: kKc, but up to kUncutK terms at once. EPYC and Xeon: products with
 // weights of 16 MiB had 151 GFLOP/s and not 141 with 128 instead of 256; one sequence with H = 256 was 3 to 6%
 // slower with sums of 256 terms cut.
@@ -56,12 +56,14 @@ constexpr int64_t kFarRowsAhead = 16;
 // Micropanels of 3 vectors for products of 7 rows; of 8 rows too, if a block of a wider one is larger than this
 // many bytes. Xeon: 14 sequences on two threads 1.14 to 1.32 times as fast.
 constexpr int64_t kNarrowBlockBytes = kTunedCaches.first_level;
-// Bytes of packed weights that stay in a core's second-level cache; of larger ones a tile fetches a share of the
-// next block. EPYC: LSTM (100,16,1024,1024) forward 1.07 with AVX-512, 1.15 to 1.22 with AVX2.
-constexpr int64_t kNearWeightBytes = kTunedCaches.second_level * 3 / 4;
-// Part of a product's time that each micropanel of it costs, relative to a vector: narrow panels reuse a
-// broadcast of A less often. Not measured.
-constexpr double kMicropanelCost = 0.1;
+// Bytes of packed weights that stay in a second-level cache of so many bytes; of larger ones a tile fetches a share of the
+// next block. EPYC: LSTM (100,16,1024,1024) forward 1.07 with AVX-512, 1.15 to 1.22 with AVX2. For larger caches than the
+// EPYC's it is not measured.
+constexpr int64_t near_weight_bytes(int64_t second_level) {
+  return (second_level < kTunedCaches.second_level ? second_level : kTunedCaches.second_level) * 3 / 4;
+}
+// What a micropanel costs, in tenths of what a vector of it costs: its tiles begin and end. Not measured by itself.
+constexpr ByRegisters kMicropanelTenths{1, 4};
 // Rows of the weights that dot products read at a time: each is a stream of its own for the caches, and 16 would
 // be too many. Not measured.
 constexpr int kStreams = 8;

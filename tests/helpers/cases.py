@@ -73,13 +73,16 @@ def judged_there():
     way on each device. On a GPU weight_norm takes square roots in float32, also of float64, and random
     numbers are others."""
     global _is_judged_there
-    before = _is_judged_there, torch.backends.cudnn.enabled
+    # torch._C: torch.testing forbids to set torch.backends.cudnn.enabled, and its context manager sets the
+    # precision, too.
+    before, had_cudnn = _is_judged_there, torch._C._get_cudnn_enabled()
     _is_judged_there = True
-    torch.backends.cudnn.enabled = False
+    torch._C._set_cudnn_enabled(False)
     try:
         yield
     finally:
-        _is_judged_there, torch.backends.cudnn.enabled = before
+        _is_judged_there = before
+        torch._C._set_cudnn_enabled(had_cudnn)
 
 
 def device_of(library) -> str:

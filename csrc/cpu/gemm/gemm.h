@@ -38,17 +38,18 @@ void multiply_micropanel(const MicropanelProduct<T>& product) {
   const int64_t M = A.M, K = A.K, kc = product.kc, ldb = product.ldb;
   const int nv = product.nv;
   if (nv > (M > 1 ? kTileVectors : kMaxVectors)) {
-    MicropanelProduct<T> half = product;
-    half.nv = nv / 2;
-    half.to = product.to.columns(0, L);
-    multiply_micropanel(half);
-    half.B += half.nv * L;
-    half.to = product.to.columns(half.nv * L, product.to.last);
-    half.nv = nv - half.nv;
-    multiply_micropanel(half);
+    MicropanelProduct<T> part = product;
+    part.nv = first_part(nv);
+    part.to = product.to.columns(0, L);
+    multiply_micropanel(part);
+    part.B += part.nv * L;
+    part.to = product.to.columns(part.nv * L, product.to.last);
+    part.nv = nv - part.nv;
+    multiply_micropanel(part);
     return;
   }
-  const int64_t tiles = ceil_div(M, max_mr<T>(nv));
+  // The first `taller` tiles have a row more than the others.
+  const int64_t tiles = ceil_div(M, max_mr<T>(nv)), height = M / tiles, taller = M % tiles;
   for (int64_t i0 = 0; i0 < tiles; i0 += tuning::kTilesInBlock) {
     const int64_t i1 = std::min(i0 + tuning::kTilesInBlock, tiles);
     for (int64_t k = 0; k < K; k += kc) {
@@ -67,7 +68,7 @@ void multiply_micropanel(const MicropanelProduct<T>& product) {
       const bool fetch = product.next != nullptr && i1 - i0 > 1;
       if (fetch) tile.prefetch_bytes = nv * kVectorBytes / (i1 - i0);
       for (int64_t i = i0; i < i1; ++i) {
-        const int64_t m = ceil_div(M * i, tiles), rows = ceil_div(M * (i + 1), tiles) - m;
+        const int64_t m = height * i + std::min(i, taller), rows = height + (i < taller);
         tile.A = A.data + m * A.row_stride + k / kKPack<T> * A.k_stride;
         tile.to = block.rows(m);
         if (A.scales != nullptr) tile.scales = A.scales + m * A.scale_stride;

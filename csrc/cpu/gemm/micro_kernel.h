@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <type_traits>
 #include <utility>
 
 #include "cpu/gemm/prefetch.h"
@@ -134,20 +135,33 @@ void multiply_tile(const Tile<T>& t) {
       B += ldb;
     }
   }
+  // Copies: a store might change what stands in memory, as far as the compiler knows.
+  const Destination<Real<T>> to = t.to;
+  const float* const scales = t.scales;
+  const int64_t scale_stride = t.scale_stride;
+  const auto write = [&](auto plus) __attribute__((always_inline)) {
 #pragma GCC unroll 12
-  for (int m = 0; m < rows; ++m) {
+    for (int m = 0; m < rows; ++m) {
 #pragma GCC unroll 8
-    for (int v = 0; v < nv; ++v) {
-      const int64_t n = v == nv - 1 ? t.to.last : L;
-      V sum;
-      if constexpr (kRowsAfter<T> > 0) {
-        sum = sums[m][v].scaled(B + v * L, ldb, t.scales ? t.scales[m * t.scale_stride] : 1);
-      } else {
-        sum = sums[m][v].v;
+      for (int v = 0; v < nv; ++v) {
+        const int64_t n = v == nv - 1 ? to.last : L;
+        // Read first: then a product and this sum are one multiply-add everywhere, or nowhere.
+        V sum, added{};
+        if constexpr (decltype(plus)::value) added = load_upto(to.plus + m * to.plus_stride + v * L, n);
+        if constexpr (kRowsAfter<T> > 0) {
+          sum = sums[m][v].scaled(B + v * L, ldb, scales ? scales[m * scale_stride] : 1);
+        } else {
+          sum = sums[m][v].v;
+        }
+        if constexpr (decltype(plus)::value) sum += added;
+        store_upto(to.C + m * to.ldc + v * L, sum, n);
       }
-      if (t.to.plus) sum += load_upto(t.to.plus + m * t.to.plus_stride + v * L, n);
-      store_upto(t.to.C + m * t.to.ldc + v * L, sum, n);
     }
+  };
+  if (to.plus) {
+    write(std::true_type{});
+  } else {
+    write(std::false_type{});
   }
 }
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cpu/cache_sizes.h"
 #include "cpu/gemm/micro_kernel.h"
 #include "cpu/gemm/simd.h"
 #include "cpu/range.h"
@@ -18,15 +19,26 @@ constexpr int kMicropanelVectors = tuning::kMicropanelVectors.of(kRegisters);
 // Columns of the widest panel of all: of a unit's vector, at least, there are all gates.
 constexpr int64_t kPanelColumns = std::max<int64_t>(kPanelVectors * kLanes<float>, cells::kMostGates * 16);
 
+// Rows of the tallest tile of the widest tiles. With so few rows a narrower tile has too few sums to cover the latency of the
+// multiply-adds.
+constexpr int kMrOfWidestTile = kRegisters == 16 ? tuning::kMrWith16[kTileVectors - 1] : 0;
+
 // Widest micropanel for products of so many rows and terms. 7 or 8 rows would be two tiles of 4 vectors. With 3
 // rows a tile computes too little for what it fetches, and a block of a micropanel that is larger than the
 // first-level cache would be fetched twice; one tile of fewer vectors does neither.
 template <class T>
 constexpr int widest_micropanel(int64_t rows, int64_t K) {
   if (rows == 1) return kMaxVectors;
+  if (rows <= kMrOfWidestTile) return kTileVectors;
   const int64_t block = k_packs<T>(std::min(K, kc_of<T>(K))) * kMicropanelVectors * kVectorBytes;
   const bool narrow = rows == 7 || (rows == 8 && block > tuning::kNarrowBlockBytes);
   return kMicropanelVectors == 4 && narrow ? 3 : kMicropanelVectors;
+}
+
+// A micropanel that is wider than the widest tile of several rows is cut into parts of nearly equal width, none wider than
+// the best one. Returns the width of the first part.
+constexpr int first_part(int nv) {
+  return nv <= kTileVectors ? nv : static_cast<int>(ceil_div(nv, ceil_div(nv, kMicropanelVectors)));
 }
 
 // Some vectors of a panel's columns.
@@ -98,24 +110,27 @@ struct PackedMatrix {
   // What a product with panel p fetches for the next one: the panel after p, all taken in turn. Null if the cache
   // has it anyway.
   const Real<T>* next_panel(int64_t p, Order order) const {
-    constexpr int64_t kNear = tuning::kNearWeightBytes / sizeof(Real<T>);
-    if (single_panel || panels.G * panels.units * rows() <= kNear) return nullptr;
+    static const int64_t near = tuning::near_weight_bytes(cache_sizes().second_level) / sizeof(Real<T>);
+    if (single_panel || panels.G * panels.units * rows() <= near) return nullptr;
     return panel(panels.after(p, order));
   }
 };
 
-// The widest panels that still share out evenly: a thread's time goes with the vectors it holds, and narrow
-// panels reuse a broadcast of A less often. rows, K: of most of their products.
+// The panels with which the busiest thread has least to do: vectors, and micropanels, each of which has a cost of its own.
+// rows, K: of most of their products.
 template <class T>
 Panels<T> make_panels(int64_t units, int G, int64_t rows, int64_t K, int threads) {
   const int most = rows == 1 ? kMaxVectors : kPanelVectors, widest = widest_micropanel<T>(rows, K);
   Panels<T> best{units, G, 1, widest};
-  double best_cost = 0;
+  int64_t best_cost = 0;
   for (int U = 1; U * G <= most; ++U) {
     const Panels<T> panels{units, G, U, widest};
-    const double slowdown =
-        1 + tuning::kMicropanelCost * static_cast<double>(ceil_div(U * G, widest)) / (U * G);
-    const double cost = slowdown * static_cast<double>(ceil_div(panels.count(), threads) * U);
+    const int64_t last = panels.count() - 1, most_of_thread = ceil_div(panels.count(), threads);
+    const auto cost_of = [&](int64_t p) {
+      return 10 * panels.nv(p) + panels.micropanels(p) * tuning::kMicropanelTenths.of(kRegisters);
+    };
+    // Of several threads the busiest has full panels alone.
+    const int64_t cost = (most_of_thread - 1) * cost_of(0) + (threads == 1 ? cost_of(last) : cost_of(0));
     if (U == 1 || cost <= best_cost) {
       best = panels;
       best_cost = cost;
