@@ -47,9 +47,9 @@ class RecurrenceLoop {
   // A share of a warp's rows and sequences: a unit tile and a batch tile, of which a lane has one unit and two sequences.
   static constexpr int kShares = kUnitTiles * kBatchTiles;
   static constexpr bool kPushes = kind == Kind::cluster;
-  // Whether a warp loads the inputs of the next tile, and only then saves its results. The other kernels do not have the
-  // registers.
-  static constexpr bool kLoadsAhead = kPushes && math != Math::ieee;
+  // Whether a warp loads the inputs of the next tile as soon as the other blocks have got what they wait for, and whether it
+  // saves its results only then. The other kernels do not have the registers.
+  static constexpr bool kLoadsAhead = !kPushes || math != Math::ieee, kSavesLater = kPushes && kLoadsAhead;
   using Exchange = std::conditional_t<kPushes, ClusterExchange<Ctx, math>, GridExchange<Ctx, math>>;
   using Sums = var<float>[kBatchTiles][kRows.row_tiles][4];
   using Inputs = var<typename Role::Inputs>[kShares][2];
@@ -112,7 +112,7 @@ class RecurrenceLoop {
     Columns columns;
     ctx_.lanes([&](int lane) {
       columns[lane] = role_.columns(unit0_ + lane / 4);
-      if (kLoadsAhead) columns[lane].keep_in_registers(ctx_);
+      if (kSavesLater) columns[lane].keep_in_registers(ctx_);
     });
     if (computes) {
       load_biases(biases);
@@ -142,6 +142,7 @@ class RecurrenceLoop {
         if (!last_tile || i < role_.last) {
           load_inputs(i + last_tile, last_tile ? 0 : tile + 1, columns, inputs);
         }
+        if (!kSavesLater) continue;
         FASTRNN_UNROLL
         for (int share = 0; share < kShares; ++share) {
           if (owns(share)) save(i, tile, share, columns, results);
@@ -389,6 +390,7 @@ class RecurrenceLoop {
                       : E(0);
             }
           }
+          if (!kPushes && takes) role_.save(columns[lane], place, result);
         });
       }
       if constexpr (kPushes) {
@@ -400,7 +402,7 @@ class RecurrenceLoop {
                            elements[part]);
         }
       }
-      if (!kLoadsAhead) save(i, tile, share, columns, results);
+      if (kPushes && !kSavesLater) save(i, tile, share, columns, results);
     }
   }
 
