@@ -76,8 +76,9 @@ class WarpProduct {
     const int64_t row_bytes = row_elements * sizeof(Element<math>);
     typename Ctx::Matrices matrices[batch_tiles];
     FASTRNN_UNROLL
-    for (int n = 0; n < batch_tiles; ++n)
+    for (int n = 0; n < batch_tiles; ++n) {
       matrices[n] = ctx.matrices(vectors + 8 * n * row_elements, row_bytes);
+    }
     FASTRNN_UNROLL
     for (int first = 0; first < kTiles; first += kTilesPerCheck) {
       if (first < used) {
