@@ -142,10 +142,9 @@ class RecurrenceLoop {
         if (!last_tile || i < role_.last) {
           load_inputs(i + last_tile, last_tile ? 0 : tile + 1, columns, inputs);
         }
-        if (!kSavesLater) continue;
         FASTRNN_UNROLL
         for (int share = 0; share < kShares; ++share) {
-          if (owns(share)) save(i, tile, share, columns, results);
+          if (kSavesLater && owns(share)) save(i, tile, share, columns, results);
         }
       }
     }
