@@ -145,15 +145,17 @@ void multiply_tile(const Tile<T>& t) {
 #pragma GCC unroll 8
       for (int v = 0; v < nv; ++v) {
         const int64_t n = v == nv - 1 ? to.last : L;
-        // Read first: then a product and this sum are one multiply-add everywhere, or nowhere.
         V sum, added{};
         if constexpr (decltype(plus)::value) added = load_upto(to.plus + m * to.plus_stride + v * L, n);
         if constexpr (kRowsAfter<T> > 0) {
-          sum = sums[m][v].scaled(B + v * L, ldb, scales ? scales[m * scale_stride] : 1);
+          // In every tile with the same roundings.
+          const V multiples = sums[m][v].multiples(B + v * L);
+          const V scale = Sum<T>::scale(B + v * L, ldb, scales ? scales[m * scale_stride] : 1);
+          sum = decltype(plus)::value ? fused(multiples, scale, added) : multiples * scale;
         } else {
           sum = sums[m][v].v;
+          if constexpr (decltype(plus)::value) sum += added;
         }
-        if constexpr (decltype(plus)::value) sum += added;
         store_upto(to.C + m * to.ldc + v * L, sum, n);
       }
     }

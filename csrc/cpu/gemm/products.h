@@ -150,12 +150,15 @@ struct Sum<int8_weight> {
   FASTRNN_INLINE Ints ints() const { return sums; }
 #endif
 
-  // after: the rows behind the k-packs, kQuantizedZero times the sum of each column and the columns' scales.
-  FASTRNN_INLINE V scaled(const float* after, int64_t ldb, float scale) const {
+  // The sum in multiples of scale(). after: the rows behind the k-packs, kQuantizedZero times the sum of each column
+  // and the columns' scales.
+  FASTRNN_INLINE V multiples(const float* after) const {
     Ints of_zero{};
     if (kHasVnni) of_zero = reinterpret_cast<Ints>(load(after));
-    return __builtin_convertvector(ints() - of_zero, V) *
-           (load(after + ldb) * cpu::FASTRNN_ISA::splat(scale));
+    return __builtin_convertvector(ints() - of_zero, V);
+  }
+  static FASTRNN_INLINE V scale(const float* after, int64_t ldb, float of_row) {
+    return load(after + ldb) * cpu::FASTRNN_ISA::splat(of_row);
   }
 };
 
@@ -181,7 +184,8 @@ struct Sum<int8_wide_weight> {
     v += a.a[2] * __builtin_convertvector(bytes << 8 >> 24, V);
     v += a.a[3] * __builtin_convertvector(bytes >> 24, V);
   }
-  FASTRNN_INLINE V scaled(const float* after, int64_t ldb, float) const { return v * load(after + ldb); }
+  FASTRNN_INLINE V multiples(const float*) const { return v; }
+  static FASTRNN_INLINE V scale(const float* after, int64_t ldb, float) { return load(after + ldb); }
 };
 
 template <class T>
