@@ -41,11 +41,12 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
   static constexpr bool kQuantized = std::is_same_v<W, int8_weight>;
 
  public:
-  // steps: of a chunk, at most; 0: as the plan wants it
+  // steps: of a chunk, at most; 0: as the plan wants it. again: frozen weights that the call packs again.
   Forward(const EngineCell<T>& cell, const ForwardParams<T>& params, int d, const Plan& plan,
-          const Resources& resources, int64_t steps = 0)
+          const Resources& resources, int64_t steps = 0, const FrozenWeights<W>* again = nullptr)
       : Base(cell, params, d, plan, resources),
-        frozen_(p_.frozen[d]),
+        again_(again),
+        frozen_(again ? nullptr : p_.frozen[d]),
         packed_(frozen_ || R_ > tuning::kUnpackedRows),
         saves_(p_.s != nullptr || p_.y_copy != nullptr),
         panels_(frozen_ ? frozen_panels<T, W>(p_.H, G)
@@ -217,15 +218,34 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
   void pack_for_input(int64_t panel, const PackedMatrix<W>& W_ih) {
     if constexpr (std::is_same_v<T, W>) {
       if (frozen_) return;
-      if (packed_ && has_W_ih_) pack_transposed(W_ih, panel, w_.W_ih);
-      pack_biases(panels_, panel, w_.b_ih, w_.b_hh, info_.whole_gates, b_x_, b_h_);
+      if (packed_ && has_W_ih_) pack(W_ih, panel, w_.W_ih, &FrozenWeights<W>::W_ih);
+      if (again_) {
+        const auto pack_bias = [&](Real<T>* to, const char* frozen) {
+          again_->pack_bias({panels_, 1, to}, panel, again_->blocks, frozen);
+          if (panel == panels_.count() - 1) clear(to + panels_.padded_width(), L);  // as pack_biases
+        };
+        pack_bias(b_x_, again_->b_x);
+        if (split_) pack_bias(b_h_, again_->b_h);
+      } else {
+        pack_biases(panels_, panel, w_.b_ih, w_.b_hh, info_.whole_gates, b_x_, b_h_);
+      }
     }
   }
   void pack_for_steps(int64_t panel) {
     if constexpr (std::is_same_v<T, W>) {
       if (frozen_ || !packed_) return;
-      if (has_W_hh_) pack_transposed(W_hh_, panel, w_.W_hh);
-      if (late_ > 0) pack_transposed(W_late_, panel, W_late());
+      if (has_W_hh_) pack(W_hh_, panel, w_.W_hh, &FrozenWeights<W>::W_hh);
+      if (late_ > 0) pack(W_late_, panel, W_late(), &FrozenWeights<W>::W_late);
+    }
+  }
+  // A panel of `weights`, or of what a frozen layer has of them.
+  void pack(const PackedMatrix<W>& to, int64_t panel, const T* weights,
+            const char* FrozenWeights<W>::* frozen) const {
+    if (again_) {
+      again_->pack(to, panel, frozen == &FrozenWeights<W>::W_hr ? again_->blocks_hr : again_->blocks,
+                   again_->*frozen);
+    } else {
+      pack_transposed(to, panel, weights);
     }
   }
   const T* W_late() const { return w_.W_hh + (G - late_) * p_.H * p_.P; }
@@ -234,7 +254,7 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
     if constexpr (std::is_same_v<T, W>) {
       if (frozen_ || !packed_ || !projected_) return;
       team.for_each(W_hr_.panels.count(), steal_, Order::ascending,
-                    [&](int64_t panel) { pack_transposed(W_hr_, panel, w_.W_hr); });
+                    [&](int64_t panel) { pack(W_hr_, panel, w_.W_hr, &FrozenWeights<W>::W_hr); });
     }
   }
 
@@ -675,7 +695,8 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
     }
   }
 
-  const char* const frozen_;  // the weights, packed before the call, or null
+  const FrozenWeights<W>* const again_;  // weights packed before the call, to be packed again, or null
+  const char* const frozen_;             // the same as they are, or null
   const bool packed_;
   const bool saves_;        // for the backward
   const Panels<W> panels_;  // gates of the hidden units
@@ -698,13 +719,17 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
   QuantizedRows x_, state_;  // the rows of a chunk; what the products of a step read, for each thread
 };
 
-template <class T, class W = T>
-void forward(const EngineCell<T>& cell, const ForwardParams<T>& p, const Resources& resources) {
+// again: of each direction, frozen weights that the call packs again.
+template <class T, class W>
+void forward_layer(const EngineCell<T>& cell, const ForwardParams<T>& p, const Resources& resources,
+                   const FrozenWeights<W>* again = nullptr) {
   const Plan plan =
       make_plan(problem_of<T, W>(cell.info, p), Pass::forward, usable_threads(resources.threads));
   const int threads = plan.team_threads();
-  Forward<T, W> first(cell, p, 0, plan, resources);
-  const auto second = p.D == 2 ? std::make_unique<Forward<T, W>>(cell, p, 1, plan, resources) : nullptr;
+  Forward<T, W> first(cell, p, 0, plan, resources, 0, again);
+  const auto second =
+      p.D == 2 ? std::make_unique<Forward<T, W>>(cell, p, 1, plan, resources, 0, again ? again + 1 : nullptr)
+               : nullptr;
   Forward<T, W>* const directions[] = {&first, second.get()};
   TaskQueue queues[2]{{threads, plan.batch_groups}, {threads, plan.batch_groups}};
   parallel(threads, [&](int rank, int size) {
@@ -723,6 +748,21 @@ void forward(const EngineCell<T>& cell, const ForwardParams<T>& p, const Resourc
     }
     return waited;
   });
+}
+
+template <class T, class W = T>
+void forward(const EngineCell<T>& cell, const ForwardParams<T>& p, const Resources& resources) {
+  if constexpr (kPacksAgain<T, W>) {
+    constexpr int64_t rows =
+        std::is_same_v<T, W> ? tuning::kRowsToPackAgain : tuning::kBfloat16RowsToPackAgain;
+    if (p.frozen[0] && p.rows.B > 1 && p.rows.total() >= rows) {
+      const FrozenLayout<T, W> layout(cell.info, p.I, p.H, p.P, p.weights[0].W_hr != nullptr);
+      FrozenWeights<T> again[2];
+      for (int d = 0; d < p.D; ++d) again[d] = frozen_weights<T, W>(layout, p.frozen[d]);
+      return forward_layer<T, T>(cell, p, resources, again);
+    }
+  }
+  forward_layer<T, W>(cell, p, resources);
 }
 
 }  // namespace fastrnn::cpu::FASTRNN_ISA

@@ -2,6 +2,9 @@
 
 // What products with frozen weights take: their panels, and left factors that are quantized.
 
+#include <type_traits>
+
+#include "core/params.h"
 #include "cpu/frozen.h"
 #include "cpu/gemm/packing.h"
 
@@ -13,6 +16,60 @@ Panels<W> frozen_panels(int64_t units, int gates) {
   const auto U = static_cast<int>(FrozenLayout<T, W>::blocks_of(gates)) * vectors;
   return {units, gates, U, U * gates, vectors};
 }
+
+// Packs panel p of B from frozen weights, as numbers of B. Neither cuts a vector of B's units in two.
+template <class T, class W>
+void pack_again(const PackedMatrix<T>& B, int64_t p, int64_t blocks, const char* packed) {
+  constexpr int L = kLanes<T>, kPack = kKPack<W>;
+  const Panels<T>& panels = B.panels;
+  const FrozenMatrix<W> from{panels.units, panels.G, blocks, B.K};
+  const int64_t size = panels.size(p);
+  clear_rest(B, p);
+  for (int g = 0; g < panels.G; ++g) {
+    for (int64_t unit = 0; unit < size; unit += L) {
+      const int64_t n = std::min<int64_t>(L, size - unit), at = panels.first(p) + unit;
+      const int64_t first = at / from.panel_units() * from.panel_units();
+      const int64_t from_size = std::min(from.panel_units(), panels.units - first);
+      const int64_t columns = from.columns_of(from_size);
+      const Real<W>* k_packs = reinterpret_cast<const Real<W>*>(packed) + first * panels.G * from.rows() +
+                               g * from_size + at - first;
+      const auto position = panels.position(p, g * size + unit, B.rows());
+      T* out = B.panel(p) + position.at;
+      for (int64_t k = 0; k < B.K; k += kPack, k_packs += columns) {
+        const Vector<T> k_pack = load_upto(k_packs, n);
+        for (int64_t j = 0; j < std::min<int64_t>(kPack, B.K - k); ++j, out += position.stride) {
+          Vector<T> v = k_pack;
+          if constexpr (kPack == 2) {
+            const auto bits = reinterpret_cast<narrow::Bits>(k_pack);
+            v = reinterpret_cast<Vector<T>>(j == 0 ? bits << 16 : bits & 0xffff0000);
+          }
+          store_upto(out, v, n);
+        }
+      }
+    }
+  }
+}
+
+// The weights of a frozen layer, where a call packs them again.
+template <class T>
+struct FrozenWeights {
+  void (*pack)(const PackedMatrix<T>&, int64_t p, int64_t blocks, const char* packed);
+  void (*pack_bias)(const PackedMatrix<T>&, int64_t p, int64_t blocks, const char* packed);
+  int64_t blocks, blocks_hr;
+  const char *W_ih, *W_hh, *W_late, *W_hr, *b_x, *b_h;
+};
+template <class T, class W>
+FrozenWeights<T> frozen_weights(const FrozenLayout<T, W>& at, const char* packed) {
+  return {pack_again<T, W>,    pack_again<T, T>,    at.W_ih.blocks,        at.W_hr.blocks,
+          packed + at.at_W_ih, packed + at.at_W_hh, packed + at.at_W_late, packed + at.at_W_hr,
+          packed + at.at_b_x,  packed + at.at_b_h};
+}
+
+// Frozen weights stand in rows that suit wide vectors. Tiles of narrow ones read a part of each row, and the rows share
+// few sets of the first-level cache; a call of many rows gains more from packing them again than that takes.
+template <class T, class W>
+constexpr bool kPacksAgain = kRegisters == 16 && std::is_same_v<T, Real<T>> &&
+                             (std::is_same_v<T, W> || std::is_same_v<W, bf16_weight>);
 
 // A quantized row ends with zeros: it has whole k-packs, and is as long as whole vectors of what it is made of.
 template <class W>

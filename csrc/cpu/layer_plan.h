@@ -47,8 +47,7 @@ LayerPlan plan_layer(const cells::CellInfo& cell, const LayerSizes& sizes, Pass 
   const Plan plan = make_plan(problem_of<T>(cell, sizes), pass, threads);
   const Panels<T> panels = W_hh_panels<T>(cell.gates.size(), plan, pass, sizes.B, sizes.H, sizes.P);
   const int64_t rows = std::min(plan.step_rows(sizes.B), tuning::kRowBlock);
-  int nv = panels.micropanel(0, 0).nv;
-  if (rows > 1) nv = first_part(nv);
+  const int nv = first_part(panels.micropanel(0, 0).nv, rows);
   return {
       .plan = plan,
       .product = {.packed = sizes.rows > tuning::kUnpackedRows || (pass == Pass::backward && kKPack<T> > 1),

@@ -176,14 +176,14 @@ class GradientSums {
     factors_[kDgh] = {.panels = blocks_of(EH_, block), .rows = buffers.dgh, .stride = GH_};
     factors_[kDgLate] = {.panels = blocks_of(GH_ - EH_, block), .rows = buffers.dgh + EH_, .stride = GH_};
     factors_[kDh] = {.panels = blocks_of(p.P, block), .rows = buffers.dh};
-    factors_[kX] = {.panels = blocks_of(p.I, kTileVectors), .listed = buffers.x};
-    factors_[kH] = {.panels = blocks_of(p.P, kTileVectors), .listed = buffers.h};
-    factors_[kV] = {.panels = blocks_of(p.H, kTileVectors), .rows = buffers.v};
-    factors_[kM] = {.panels = blocks_of(p.H, kTileVectors), .rows = buffers.m};
+    factors_[kX] = {.panels = blocks_of(p.I, kMicropanelVectors), .listed = buffers.x};
+    factors_[kH] = {.panels = blocks_of(p.P, kMicropanelVectors), .listed = buffers.h};
+    factors_[kV] = {.panels = blocks_of(p.H, kMicropanelVectors), .rows = buffers.v};
+    factors_[kM] = {.panels = blocks_of(p.H, kMicropanelVectors), .rows = buffers.m};
     // How often products read their left factor. If that is seldom and its rows are near each other, packing it
     // does not pay.
     const auto panels_of = [](const GradientSum<T>& sum, int64_t N) {
-      return sum.result ? ceil_div(N, kTileVectors * L) : 0;
+      return sum.result ? ceil_div(N, kMicropanelVectors * L) : 0;
     };
     const int64_t ih = panels_of(dW_ih_, p.I), hh = panels_of(dW_hh_, p.P), hr = panels_of(dW_hr_, p.H),
                   late = panels_of(dW_late_, p.H);

@@ -287,7 +287,7 @@ def test_bits_do_not_depend_on_the_batch(name, kind, isa):
 @each_kind
 def test_bits_do_not_depend_on_threads(name, kind, form):
     dtype, arguments = KINDS[kind]
-    case = case_of(name, T=3, B=33, I=40, H=257, form=form, bidirectional=True, dtype=dtype)
+    case = case_of(name, T=4, B=33, I=40, H=257, form=form, bidirectional=True, dtype=dtype)
     frozen = fastrnn.freeze(build(name, case), **arguments)
     with using_threads(1):
         want = solve(frozen, case)

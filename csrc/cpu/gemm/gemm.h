@@ -37,9 +37,9 @@ void multiply_micropanel(const MicropanelProduct<T>& product) {
   const LeftFactor<T>& A = product.A;
   const int64_t M = A.M, K = A.K, kc = product.kc, ldb = product.ldb;
   const int nv = product.nv;
-  if (nv > (M > 1 ? kTileVectors : kMaxVectors)) {
+  if (const int first = first_part(nv, M); first < nv) {
     MicropanelProduct<T> part = product;
-    part.nv = first_part(nv);
+    part.nv = first;
     part.to = product.to.columns(0, L);
     multiply_micropanel(part);
     part.B += part.nv * L;

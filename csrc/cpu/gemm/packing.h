@@ -35,10 +35,12 @@ constexpr int widest_micropanel(int64_t rows, int64_t K) {
   return kMicropanelVectors == 4 && narrow ? 3 : kMicropanelVectors;
 }
 
-// A micropanel that is wider than the widest tile of several rows is cut into parts of nearly equal width, none wider than
-// the best one. Returns the width of the first part.
-constexpr int first_part(int nv) {
-  return nv <= kTileVectors ? nv : static_cast<int>(ceil_div(nv, ceil_div(nv, kMicropanelVectors)));
+// A micropanel that is wider than the widest tile is cut into parts of nearly equal width, none wider than the best one.
+// Returns the width of the first part.
+constexpr int first_part(int nv, int64_t rows) {
+  const int widest = rows > 1 ? kTileVectors : kMaxVectors,
+            best = rows > 1 ? kMicropanelVectors : kMaxVectors;
+  return nv <= widest ? nv : static_cast<int>(ceil_div(nv, ceil_div(nv, best)));
 }
 
 // Some vectors of a panel's columns.
@@ -151,6 +153,16 @@ FASTRNN_INLINE void transpose_block(const T* in, int64_t in_stride, Real<T>* out
   for (int i = 0; i < L; ++i) store(out + i * out_stride, v[i]);
 }
 
+// Zeros the columns of panel p that are none of a unit.
+template <class T>
+void clear_rest(const PackedMatrix<T>& B, int64_t p) {
+  const Panels<T>& panels = B.panels;
+  for (int64_t column = panels.G * panels.size(p); column < panels.width(p); ++column) {
+    const auto position = panels.position(p, column, B.rows());
+    for (int64_t row = 0; row < B.rows(); ++row) B.panel(p)[position.at + row * position.stride] = 0;
+  }
+}
+
 // Packs panel p of W [G * units, K] so that B[k, n] = W[n, k].
 template <class T>
 void pack_transposed(const PackedMatrix<T>& B, int64_t p, const T* W) {
@@ -158,10 +170,7 @@ void pack_transposed(const PackedMatrix<T>& B, int64_t p, const T* W) {
   const Panels<T>& panels = B.panels;
   Real<T>* const panel = B.panel(p);
   const int64_t size = panels.size(p), K = B.K;
-  for (int64_t column = panels.G * size; column < panels.width(p); ++column) {
-    const auto position = panels.position(p, column, B.rows());
-    for (int64_t row = 0; row < B.rows(); ++row) panel[position.at + row * position.stride] = 0;
-  }
+  clear_rest(B, p);
   for (int g = 0; g < panels.G; ++g) {
     for (int64_t unit = 0; unit < size; unit += L) {
       const int64_t n = std::min<int64_t>(L, size - unit);
