@@ -307,6 +307,12 @@ def parse_arguments() -> argparse.Namespace:
         help=f"some of {','.join(NAMES)}, in this order; default: all. The report is always written. "
         "'report' alone writes it again, and needs no GPU",
     )
+    add(
+        "--seconds",
+        type=float,
+        default=SECONDS,
+        help="of the whole call (%(default)s); what has not begun by then is listed as not run",
+    )
     return parser.parse_args()
 
 
@@ -333,7 +339,7 @@ def main() -> int:
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     env = {"PATH": path, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "2"}
     check = Check(Results(folder), os.environ | env)
-    run_stages(args.stages, check)
+    run_stages(args.stages, check, args.seconds)
     print(folder / gpu_report.REPORT)
     return int(check.bad)
 

@@ -47,7 +47,9 @@ LayerPlan plan_layer(const cells::CellInfo& cell, const LayerSizes& sizes, Pass 
   const Plan plan = make_plan(problem_of<T>(cell, sizes), pass, threads);
   const Panels<T> panels = W_hh_panels<T>(cell.gates.size(), plan, pass, sizes.B, sizes.H, sizes.P);
   const int64_t rows = std::min(plan.step_rows(sizes.B), tuning::kRowBlock);
-  const int nv = first_part(panels.micropanel(0, 0).nv, rows);
+  const int width = panels.micropanel(0, 0).nv;
+  const int64_t K = pass == Pass::forward ? sizes.P : cell.gates.size() * sizes.H;
+  const int nv = first_part<T>(width, rows, K, width);
   return {
       .plan = plan,
       .product = {.packed = sizes.rows > tuning::kUnpackedRows || (pass == Pass::backward && kKPack<T> > 1),

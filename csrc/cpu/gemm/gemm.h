@@ -37,7 +37,7 @@ void multiply_micropanel(const MicropanelProduct<T>& product) {
   const LeftFactor<T>& A = product.A;
   const int64_t M = A.M, K = A.K, kc = product.kc, ldb = product.ldb;
   const int nv = product.nv;
-  if (const int first = first_part(nv, M); first < nv) {
+  if (const int first = first_part<T>(nv, M, K, ldb / L); first < nv) {
     MicropanelProduct<T> part = product;
     part.nv = first;
     part.to = product.to.columns(0, L);

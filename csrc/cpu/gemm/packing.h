@@ -25,22 +25,22 @@ constexpr int kMrOfWidestTile = kRegisters == 16 ? tuning::kMrWith16[kTileVector
 
 // Widest micropanel for products of so many rows and terms. 7 or 8 rows would be two tiles of 4 vectors. With 3
 // rows a tile computes too little for what it fetches, and a block of a micropanel that is larger than the
-// first-level cache would be fetched twice; one tile of fewer vectors does neither.
+// first-level cache would be fetched twice; one tile of fewer vectors does neither. stride: vectors from a row of the
+// weights to the next.
 template <class T>
-constexpr int widest_micropanel(int64_t rows, int64_t K) {
+constexpr int widest_micropanel(int64_t rows, int64_t K, int64_t stride = kMicropanelVectors) {
   if (rows == 1) return kMaxVectors;
   if (rows <= kMrOfWidestTile) return kTileVectors;
-  const int64_t block = k_packs<T>(std::min(K, kc_of<T>(K))) * kMicropanelVectors * kVectorBytes;
+  const int64_t block = k_packs<T>(std::min(K, kc_of<T>(K))) * stride * kVectorBytes;
   const bool narrow = rows == 7 || (rows == 8 && block > tuning::kNarrowBlockBytes);
   return kMicropanelVectors == 4 && narrow ? 3 : kMicropanelVectors;
 }
 
-// A micropanel that is wider than the widest tile is cut into parts of nearly equal width, none wider than the best one.
-// Returns the width of the first part.
-constexpr int first_part(int nv, int64_t rows) {
-  const int widest = rows > 1 ? kTileVectors : kMaxVectors,
-            best = rows > 1 ? kMicropanelVectors : kMaxVectors;
-  return nv <= widest ? nv : static_cast<int>(ceil_div(nv, ceil_div(nv, best)));
+// A micropanel that is wider than the widest tile is cut into parts of nearly equal width. Returns that of the first part.
+template <class T>
+constexpr int first_part(int nv, int64_t rows, int64_t K, int64_t stride) {
+  if (nv <= (rows > 1 ? kTileVectors : kMaxVectors)) return nv;
+  return static_cast<int>(ceil_div(nv, ceil_div(nv, widest_micropanel<T>(rows, K, stride))));
 }
 
 // Some vectors of a panel's columns.
