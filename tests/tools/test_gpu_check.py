@@ -31,7 +31,10 @@ def check(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "STAGES", {})
     monkeypatch.setattr(gpu_check, "CONFORMANCE", tmp_path / "conformance")
     env = {"PATH": str(Path(sys.executable).parent) + ":/usr/bin:/bin", "PYTHONPATH": str(gpu_run.ROOT)}
-    return Check(Results(tmp_path / "results"), env, tmp_path / "scratch")
+    # As main() does: in the background of a shell pytest ignores interrupts, and so would its programs.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield Check(Results(tmp_path / "results"), env, tmp_path / "scratch")
+    signal.signal(signal.SIGINT, before)
 
 
 def command(name, *programs, **fields):
