@@ -220,8 +220,8 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
       if (frozen_) return;
       if (packed_ && has_W_ih_) pack(W_ih, panel, w_.W_ih, &FrozenWeights<W>::W_ih);
       if (again_) {
-        const auto pack_bias = [&](Real<T>* to, const char* frozen) {
-          again_->pack_bias({panels_, 1, to}, panel, again_->blocks, frozen);
+        const auto pack_bias = [&](Real<T>* to, const FrozenAt& frozen) {
+          again_->pack_bias({panels_, 1, to}, panel, frozen);
           if (panel == panels_.count() - 1) clear(to + panels_.padded_width(), L);  // as pack_biases
         };
         pack_bias(b_x_, again_->b_x);
@@ -240,10 +240,9 @@ class Forward : DirectionBase<T, ForwardParams<T>> {
   }
   // A panel of `weights`, or of what a frozen layer has of them.
   void pack(const PackedMatrix<W>& to, int64_t panel, const T* weights,
-            const char* FrozenWeights<W>::* frozen) const {
+            FrozenAt FrozenWeights<W>::* at) const {
     if (again_) {
-      again_->pack(to, panel, frozen == &FrozenWeights<W>::W_hr ? again_->blocks_hr : again_->blocks,
-                   again_->*frozen);
+      again_->pack(to, panel, again_->*at);
     } else {
       pack_transposed(to, panel, weights);
     }

@@ -17,12 +17,18 @@ Panels<W> frozen_panels(int64_t units, int gates) {
   return {units, gates, U, U * gates, vectors};
 }
 
+// Weights of a frozen layer, or its biases as a row: where they stand, and column blocks of a panel.
+struct FrozenAt {
+  const char* data;
+  int64_t blocks;
+};
+
 // Packs panel p of B from frozen weights, as numbers of B. Neither cuts a vector of B's units in two.
 template <class T, class W>
-void pack_again(const PackedMatrix<T>& B, int64_t p, int64_t blocks, const char* packed) {
+void pack_again(const PackedMatrix<T>& B, int64_t p, const FrozenAt& frozen) {
   constexpr int L = kLanes<T>, kPack = kKPack<W>;
   const Panels<T>& panels = B.panels;
-  const FrozenMatrix<W> from{panels.units, panels.G, blocks, B.K};
+  const FrozenMatrix<W> from{panels.units, panels.G, frozen.blocks, B.K};
   const int64_t size = panels.size(p);
   clear_rest(B, p);
   for (int g = 0; g < panels.G; ++g) {
@@ -30,12 +36,11 @@ void pack_again(const PackedMatrix<T>& B, int64_t p, int64_t blocks, const char*
       const int64_t n = std::min<int64_t>(L, size - unit), at = panels.first(p) + unit;
       const int64_t first = at / from.panel_units() * from.panel_units();
       const int64_t from_size = std::min(from.panel_units(), panels.units - first);
-      const int64_t columns = from.columns_of(from_size);
-      const Real<W>* k_packs = reinterpret_cast<const Real<W>*>(packed) + first * panels.G * from.rows() +
-                               g * from_size + at - first;
+      const auto* k_packs = reinterpret_cast<const Real<W>*>(frozen.data) + first * panels.G * from.rows() +
+                            g * from_size + at - first;
       const auto position = panels.position(p, g * size + unit, B.rows());
       T* out = B.panel(p) + position.at;
-      for (int64_t k = 0; k < B.K; k += kPack, k_packs += columns) {
+      for (int64_t k = 0; k < B.K; k += kPack, k_packs += from.columns_of(from_size)) {
         const Vector<T> k_pack = load_upto(k_packs, n);
         for (int64_t j = 0; j < std::min<int64_t>(kPack, B.K - k); ++j, out += position.stride) {
           Vector<T> v = k_pack;
@@ -50,19 +55,24 @@ void pack_again(const PackedMatrix<T>& B, int64_t p, int64_t blocks, const char*
   }
 }
 
-// The weights of a frozen layer, where a call packs them again.
+// A frozen layer whose weights a call packs again.
 template <class T>
 struct FrozenWeights {
-  void (*pack)(const PackedMatrix<T>&, int64_t p, int64_t blocks, const char* packed);
-  void (*pack_bias)(const PackedMatrix<T>&, int64_t p, int64_t blocks, const char* packed);
-  int64_t blocks, blocks_hr;
-  const char *W_ih, *W_hh, *W_late, *W_hr, *b_x, *b_h;
+  using Pack = void (*)(const PackedMatrix<T>&, int64_t p, const FrozenAt&);
+  Pack pack, pack_bias;
+  FrozenAt W_ih, W_hh, W_late, W_hr, b_x, b_h;
 };
 template <class T, class W>
-FrozenWeights<T> frozen_weights(const FrozenLayout<T, W>& at, const char* packed) {
-  return {pack_again<T, W>,    pack_again<T, T>,    at.W_ih.blocks,        at.W_hr.blocks,
-          packed + at.at_W_ih, packed + at.at_W_hh, packed + at.at_W_late, packed + at.at_W_hr,
-          packed + at.at_b_x,  packed + at.at_b_h};
+FrozenWeights<T> frozen_weights(const FrozenLayout<T, W>& layout, const char* packed) {
+  const int64_t gates = layout.W_ih.blocks;
+  return {.pack = pack_again<T, W>,
+          .pack_bias = pack_again<T, T>,
+          .W_ih = {packed + layout.at_W_ih, gates},
+          .W_hh = {packed + layout.at_W_hh, gates},
+          .W_late = {packed + layout.at_W_late, gates},
+          .W_hr = {packed + layout.at_W_hr, layout.W_hr.blocks},
+          .b_x = {packed + layout.at_b_x, gates},
+          .b_h = {packed + layout.at_b_h, gates}};
 }
 
 // Frozen weights stand in rows that suit wide vectors. Tiles of narrow ones read a part of each row, and the rows share
