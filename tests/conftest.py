@@ -25,12 +25,6 @@ def pytest_addoption(parser):
         help="with --thorough: leave out the cases that run without it, unless they do more with it",
     )
     parser.addoption(
-        "--together",
-        type=int,
-        metavar="N",
-        help="with --thorough: not all cases, but so many that any N values of its parameters meet",
-    )
-    parser.addoption(
         "--phase",
         choices=["parallel", "apart"],
         help="run only tests that may run beside others, in processes of one thread; or only the other ones",
@@ -72,31 +66,24 @@ def describe(item):
     return {name: repr(x) for name, x in parts.items()}
 
 
-def choose(items, together=None):
-    """So many cases of each test that any `together` values meet; None: as many as it wants when quick."""
-    tests = defaultdict(list)
-    for item in items:
-        tests[item.nodeid.split("[")[0]].append(item)
-    for cases in tests.values():
-        marker = cases[0].get_closest_marker("quick")
-        n = together or (2 if marker is None else marker.args[0])
-        yield from (cases[i] for i in cover(n, [describe(item) for item in cases]))
-
-
 def choose_quick(items):
     """Without --thorough."""
-    return choose([item for item in items if item.get_closest_marker("thorough") is None])
+    tests = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("thorough") is None:
+            tests[item.nodeid.split("[")[0]].append(item)
+    for cases in tests.values():
+        marker = cases[0].get_closest_marker("quick")
+        n = 2 if marker is None else marker.args[0]
+        yield from (cases[i] for i in cover(n, [describe(item) for item in cases]))
 
 
 @pytest.hookimpl(trylast=True)  # of the tests that -k and -m leave
 def pytest_collection_modifyitems(config, items):
-    if not config.option.thorough:
-        chosen = choose_quick(items)
-    else:
-        chosen = choose(items, config.option.together) if config.option.together else items
-        if config.option.rest:
-            quick = set(choose_quick(items))
-            chosen = [item for item in chosen if item not in quick or "thorough" in item.fixturenames]
+    chosen = items if config.option.thorough else choose_quick(items)
+    if config.option.thorough and config.option.rest:
+        quick = set(choose_quick(items))
+        chosen = [item for item in items if item not in quick or "thorough" in item.fixturenames]
     if config.option.phase:
         chosen = (item for item in chosen if runs_apart(item) == (config.option.phase == "apart"))
     chosen = list(chosen)
