@@ -44,10 +44,7 @@ void pack_again(const PackedMatrix<T>& B, int64_t p, const FrozenAt& frozen) {
         const Vector<T> k_pack = load_upto(k_packs, n);
         for (int64_t j = 0; j < std::min<int64_t>(kPack, B.K - k); ++j, out += position.stride) {
           Vector<T> v = k_pack;
-          if constexpr (kPack == 2) {
-            const auto bits = reinterpret_cast<narrow::Bits>(k_pack);
-            v = reinterpret_cast<Vector<T>>(j == 0 ? bits << 16 : bits & 0xffff0000);
-          }
+          if constexpr (kPack == 2) v = j == 0 ? narrow::first_of_two(k_pack) : narrow::second_of_two(k_pack);
           store_upto(out, v, n);
         }
       }

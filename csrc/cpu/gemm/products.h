@@ -57,9 +57,8 @@ struct Sum<bf16_weight> {
     return {cpu::FASTRNN_ISA::splat(p[0]), V{}};
   }
   FASTRNN_INLINE void add(const Splat& a, V b) {
-    const auto bits = reinterpret_cast<narrow::Bits>(b);
-    v += a.low * reinterpret_cast<V>(bits << 16);
-    v += a.high * reinterpret_cast<V>(bits & 0xffff0000);
+    v += a.low * narrow::first_of_two(b);
+    v += a.high * narrow::second_of_two(b);
   }
 };
 

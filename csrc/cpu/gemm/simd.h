@@ -143,6 +143,13 @@ typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
 FASTRNN_INLINE Vector<float> widen(Halves halves) {
   return reinterpret_cast<Vector<float>>(__builtin_convertvector(halves, Bits) << 16);
 }
+// Of k-packs of two the first number, and the second.
+FASTRNN_INLINE Vector<float> first_of_two(Vector<float> k_packs) {
+  return reinterpret_cast<Vector<float>>(reinterpret_cast<Bits>(k_packs) << 16);
+}
+FASTRNN_INLINE Vector<float> second_of_two(Vector<float> k_packs) {
+  return reinterpret_cast<Vector<float>>(reinterpret_cast<Bits>(k_packs) & 0xffff0000);
+}
 FASTRNN_INLINE Halves round(Vector<float> v) {
 #if defined(__AVX512BF16__)
   return reinterpret_cast<Halves>(_mm512_cvtneps_pbh(v));
@@ -247,11 +254,8 @@ FASTRNN_INLINE Vector<Real<T>> multiply_add(Vector<Real<T>> sum, Vector<Real<T>>
 #if defined(__AVX512BF16__)
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 #else
-    using V = Vector<float>;
-    using narrow::Bits;
-    const Bits a_bits = reinterpret_cast<Bits>(a), b_bits = reinterpret_cast<Bits>(b);
-    sum += reinterpret_cast<V>(a_bits << 16) * reinterpret_cast<V>(b_bits << 16);
-    return sum + reinterpret_cast<V>(a_bits & 0xffff0000) * reinterpret_cast<V>(b_bits & 0xffff0000);
+    sum += narrow::first_of_two(a) * narrow::first_of_two(b);
+    return sum + narrow::second_of_two(a) * narrow::second_of_two(b);
 #endif
   }
 }

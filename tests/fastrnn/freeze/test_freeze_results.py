@@ -159,7 +159,7 @@ def test_strides(name, kind, layout):
 def test_bits_do_not_depend_on_the_batch(name, kind, isa):
     """A sequence alone and among others; and the same call twice."""
     dtype, arguments = KINDS[kind]
-    case = case_of(name, T=3, B=65, I=33, H=150, dtype=dtype)
+    case = case_of(name, T=3, B=65, I=33, H=150, bidirectional=True, dtype=dtype)
     frozen = fastrnn.freeze(build(name, case), **arguments)
     x, hx = (t if isinstance(t, list) else t.detach() for t in draw_inputs(case))
     hx = [s.detach() for s in hx]
